@@ -1,0 +1,1 @@
+//! Answering prompts: greedy and beam search over many prompts at once.

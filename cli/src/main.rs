@@ -1,0 +1,3 @@
+//! The program `polypaca`: flags to calls, and nothing else.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Records, sets, languages, prompt templates, recipes, budgets and mixes.

@@ -1,0 +1,1 @@
+//! The language gate, judges, ratings and their agreement with people.

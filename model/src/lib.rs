@@ -1,0 +1,1 @@
+//! Models from files: families, weights, tokenizers and adapters, read and written.

@@ -1,0 +1,1 @@
+//! Translators, masking and checking of machine-translated instruction data.

@@ -1,0 +1,1 @@
+//! Tuning: batches, optimizer, schedule, validation, checkpoints and resume.
