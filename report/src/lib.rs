@@ -1,1 +1,3 @@
 //! Statistics, tables, figures and the page of an experiment.
+
+pub mod records;
