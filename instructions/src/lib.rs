@@ -1,1 +1,14 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
+//!
+//! This room knows nothing of tensors. Read in this order: [`language`], [`files`], [`record`], [`prompt`],
+//! [`parallel`], [`template`].
+
+pub mod files;
+pub mod language;
+pub mod parallel;
+pub mod prompt;
+pub mod record;
+pub mod template;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,452 @@
+//! Records: one instruction, an optional input, and an output, with an id and a language.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::files::{
+    Place, Problem, Reading, atomic_write, for_each_line, json_fault, read_bytes, without_byte_order_mark,
+    write_json_lines,
+};
+use crate::language::Language;
+use crate::prompt::kind;
+
+/// One instruction row, with Alpaca's keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Shared by the same row in parallel sets; the row's number where the file has none.
+    pub id: String,
+    /// The language of the set that it belongs to.
+    pub language: Language,
+    /// What is asked.
+    pub instruction: String,
+    /// What it is asked about; empty where there is nothing.
+    #[serde(default)]
+    pub input: String,
+    /// The answer to learn.
+    pub output: String,
+}
+
+/// Reads a set, whatever its form; the form is told by the content, not by the file's name:
+///
+/// - Alpaca's JSON array, or one such object a line (JSON Lines): `instruction`, `input`, `output`, and `id`,
+///   `language` where there are; Dolly's `context` and `response` are read as `input` and `output`;
+/// - chats: ShareGPT's `conversations` (`from`, `value`) or `messages` (`role`, `content`), one a row: the first user
+///   turn and the assistant's answer to it become a record; what follows, and a system message, is left out and noted;
+/// - a JSON object whose `data` is such an array.
+///
+/// A row without an id gets its number, from 0, so that sets without ids are parallel by row. `language` holds for
+/// rows that name none. A row that is no record is left out and named among the problems. An empty output is read:
+/// whether it may stay is for the check to say.
+///
+/// # Errors
+/// Where the file cannot be read, is cut short, or is in none of these forms.
+pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>> {
+    let bytes = read_bytes(path)?;
+    if bytes.starts_with(b"PAR1") {
+        #[cfg(feature = "parquet")]
+        return crate::parquet::read_parquet(path, language);
+        #[cfg(not(feature = "parquet"))]
+        bail!("{}: a Parquet file, and this build reads none (cargo feature `parquet`)", path.display());
+    }
+    let mut reader = RowReader::new(path, language);
+    let start = bytes.iter().find(|byte| !byte.is_ascii_whitespace() && !b"\xEF\xBB\xBF".contains(byte));
+    match start {
+        None => bail!("{}: is empty: expected a JSON array of records, or one record a line", path.display()),
+        Some(b'[') => reader.read_array(&bytes)?,
+        Some(b'{') => reader.read_objects(&bytes)?,
+        Some(byte) => bail!(
+            "{}: begins with `{}`: expected a JSON array of records, one record a line, or Parquet",
+            path.display(),
+            byte.escape_ascii()
+        ),
+    }
+    Ok(reader.finish())
+}
+
+/// Writes Alpaca's form: one JSON array, with `id` and `language` besides Alpaca's keys. Atomic.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_alpaca_json(path: &Path, records: &[Record]) -> Result<()> {
+    atomic_write(path, |writer| {
+        serde_json::to_writer_pretty(&mut *writer, records)?;
+        writer.write_all(b"\n")?;
+        Ok(())
+    })
+}
+
+/// Writes one record a line. Atomic.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_records(path: &Path, records: &[Record]) -> Result<()> {
+    write_json_lines(path, records)
+}
+
+/// A row as it may be found. Values are looked at one by one, so that a fault names its key.
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a record's object in braces")]
+pub(crate) struct Row {
+    pub(crate) id: Option<Value>,
+    pub(crate) language: Option<Value>,
+    pub(crate) instruction: Option<Value>,
+    pub(crate) input: Option<Value>,
+    pub(crate) context: Option<Value>,
+    pub(crate) output: Option<Value>,
+    pub(crate) response: Option<Value>,
+    pub(crate) conversations: Option<Vec<Turn>>,
+    pub(crate) messages: Option<Vec<Turn>>,
+}
+
+/// One turn of a chat, in either form.
+#[derive(Deserialize)]
+pub(crate) struct Turn {
+    #[serde(alias = "from")]
+    role: String,
+    #[serde(alias = "value")]
+    content: String,
+}
+
+/// Turns rows into records, and gathers what is wrong with them.
+pub(crate) struct RowReader<'a> {
+    path: &'a Path,
+    language: &'a Language,
+    reading: Reading<Record>,
+    seen: BTreeSet<(Language, String)>,
+    row: usize,
+    later_turns: usize,
+    system_messages: usize,
+}
+
+impl<'a> RowReader<'a> {
+    pub(crate) fn new(path: &'a Path, language: &'a Language) -> Self {
+        Self {
+            path,
+            language,
+            reading: Reading::default(),
+            seen: BTreeSet::new(),
+            row: 0,
+            later_turns: 0,
+            system_messages: 0,
+        }
+    }
+
+    /// One JSON array of rows.
+    fn read_array(&mut self, bytes: &[u8]) -> Result<()> {
+        let path = self.path;
+        let bytes = without_byte_order_mark(bytes, path, &mut self.reading.problems);
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let line = count_line_feeds(&bytes[..error.valid_up_to()]) + 1;
+            anyhow!("{}, line {line}: not UTF-8", path.display())
+        })?;
+        let mut lines = LineCounter { text, at: 0, line: 1 };
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        deserializer
+            .deserialize_seq(Rows(|row: &RawValue| {
+                let line = lines.line_of(row.get());
+                let parsed = serde_json::from_str(row.get());
+                self.add(Some(line), parsed.map_err(|error| json_fault(&error)));
+            }))
+            .and_then(|()| deserializer.end())
+            .with_context(|| {
+                format!("{}: not a whole JSON array of records: cut short or broken", path.display())
+            })
+    }
+
+    /// One object a line, or one object with the rows under `data`.
+    fn read_objects(&mut self, bytes: &[u8]) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Wrapped<'a> {
+            #[serde(borrow)]
+            data: &'a RawValue,
+        }
+        let whole = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+        if let Ok(Wrapped { data }) = serde_json::from_slice(whole) {
+            return self.read_array(data.get().as_bytes());
+        }
+        let mut problems = std::mem::take(&mut self.reading.problems);
+        for_each_line(bytes, self.path, &mut problems, |line, text, problems| {
+            self.add(Some(line), serde_json::from_str(text).map_err(|error| json_fault(&error)));
+            problems.append(&mut self.reading.problems);
+        });
+        self.reading.problems = problems;
+        if self.reading.items.is_empty() && self.row > 0 {
+            let first = self.reading.problems.iter().find(|problem| problem.dropped);
+            bail!(
+                "{}: none of its {} lines is a record; the first fault: {}",
+                self.path.display(),
+                self.row,
+                first.map_or("unknown", |problem| problem.what.as_str())
+            );
+        }
+        Ok(())
+    }
+
+    /// One row more.
+    pub(crate) fn add(&mut self, line: Option<usize>, row: Result<Row, String>) {
+        let number = self.row;
+        self.row += 1;
+        let what = match row.and_then(|row| self.record(number, row)) {
+            Ok(record) => {
+                if self.seen.insert((record.language.clone(), record.id.clone())) {
+                    return self.reading.items.push(record);
+                }
+                format!("the id {} was met before", record.id)
+            }
+            Err(what) => what,
+        };
+        let place = Place::Row { row: number, line };
+        self.reading.problems.push(Problem { file: self.path.to_path_buf(), place, what, dropped: true });
+    }
+
+    fn record(&mut self, number: usize, row: Row) -> Result<Record, String> {
+        let id = match row.id {
+            Some(Value::String(id)) => id,
+            Some(Value::Number(id)) => id.to_string(),
+            None => number.to_string(),
+            Some(other) => return Err(format!("`id` must be a text, found {}", kind(&other))),
+        };
+        let language = match row.language {
+            Some(Value::String(code)) => code.parse().map_err(|error| format!("`language`: {error}"))?,
+            None => self.language.clone(),
+            Some(other) => return Err(format!("`language` must be a code, found {}", kind(&other))),
+        };
+        if let Some(turns) = row.conversations.or(row.messages) {
+            let (instruction, output) = self.first_exchange(turns)?;
+            return Ok(Record { id, language, instruction, input: String::new(), output });
+        }
+        let instruction = text("instruction", row.instruction)?;
+        let input = match row.input.or(row.context) {
+            None => String::new(),
+            input => text("input", input)?,
+        };
+        let output = text("output", row.output.or(row.response))?;
+        Ok(Record { id, language, instruction, input, output })
+    }
+
+    /// The first user turn and the answer to it.
+    fn first_exchange(&mut self, turns: Vec<Turn>) -> Result<(String, String), String> {
+        let mut instruction = None;
+        let mut turns = turns.into_iter();
+        for turn in turns.by_ref() {
+            match (turn.role.as_str(), &instruction) {
+                ("system", _) => self.system_messages += 1,
+                ("user" | "human", None) => instruction = Some(turn.content),
+                ("assistant" | "gpt" | "chatgpt" | "model" | "bot", Some(_)) => {
+                    if turns.next().is_some() {
+                        self.later_turns += 1;
+                    }
+                    return Ok((instruction.unwrap_or_default(), turn.content));
+                }
+                (role, None) => {
+                    return Err(format!("the chat begins with a turn of `{role}`: expected a user's"));
+                }
+                (role, Some(_)) => {
+                    return Err(format!("a turn of `{role}` follows the user's: expected the assistant's"));
+                }
+            }
+        }
+        Err("the chat has no user turn with an answer to it".to_owned())
+    }
+
+    pub(crate) fn finish(mut self) -> Reading<Record> {
+        let file = self.path.to_path_buf();
+        let mut note = |count: usize, what: &str| {
+            if count > 0 {
+                let what = format!("{count} {what}");
+                self.reading.problems.push(Problem {
+                    file: file.clone(),
+                    place: Place::File,
+                    what,
+                    dropped: false,
+                });
+            }
+        };
+        note(self.later_turns, "chats go on after the first answer: their later turns were left out");
+        note(self.system_messages, "system messages of chats were left out");
+        self.reading
+    }
+}
+
+fn text(key: &str, value: Option<Value>) -> Result<String, String> {
+    match value {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("`{key}` must be a text, found {}", kind(&other))),
+        None => Err(format!("has no `{key}`")),
+    }
+}
+
+/// Hands every element of an array on as it stands, so that a fault in one does not end the others.
+struct Rows<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Rows<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array of records")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
+        while let Some(row) = rows.next_element()? {
+            self.0(row);
+        }
+        Ok(())
+    }
+}
+
+/// Counts lines as the rows go by, each line feed once.
+struct LineCounter<'a> {
+    text: &'a str,
+    at: usize,
+    line: usize,
+}
+
+impl LineCounter<'_> {
+    /// The line on which `part`, a slice of the text behind the last one asked for, starts.
+    fn line_of(&mut self, part: &str) -> usize {
+        let offset = (part.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
+        if let Some(between) = self.text.as_bytes().get(self.at..offset) {
+            self.line += count_line_feeds(between);
+            self.at = offset;
+        }
+        self.line
+    }
+}
+
+fn count_line_feeds(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::real;
+
+    fn read(bytes: &[u8]) -> Result<Reading<Record>> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("set");
+        std::fs::write(&path, bytes).expect("written");
+        read_records(&path, &Language::english())
+    }
+
+    fn said(reading: &Reading<Record>) -> Vec<String> {
+        let shown = |problem: &Problem| match problem.place {
+            Place::Row { row, line: Some(line) } => format!("{row}/{line} {}", problem.what),
+            _ => problem.what.clone(),
+        };
+        reading.problems.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn rows_of_an_array_are_read_and_faults_name_row_and_line() {
+        let reading = read(
+            b"[\n{\"instruction\": \"a\", \"input\": \"b\", \"output\": \"c\"},\n{\"instruction\": \"a\",\n\
+              \"input\": null},\n{\"id\": \"x\", \"instruction\": 3, \"output\": \"\"}, 5,\n\
+              {\"id\": \"x\", \"instruction\": \"q\", \"input\": null, \"output\": \"\", \"language\": \"fin\"}]",
+        )
+        .expect("readable");
+        assert_eq!(reading.items.len(), 2);
+        assert_eq!((reading.items[0].id.as_str(), reading.items[0].input.as_str()), ("0", "b"));
+        assert_eq!((reading.items[1].id.as_str(), reading.items[1].language.code()), ("x", "fi"));
+        assert_eq!(
+            said(&reading),
+            [
+                "1/3 has no `output`",
+                "2/5 `instruction` must be a text, found the number 3",
+                "3/5 invalid type: integer `5`, expected a record's object in braces",
+            ]
+        );
+    }
+
+    #[test]
+    fn lines_dolly_and_chats_are_read() {
+        let reading = read(
+            b"{\"instruction\": \"a\", \"context\": \"b\", \"response\": \"c\", \"category\": \"qa\"}\r\n\
+              {\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"u\"}, \
+               {\"role\": \"assistant\", \"content\": \"v\"}, {\"role\": \"user\", \"content\": \"w\"}]}\r\n\
+              {\"id\": 7, \"conversations\": [{\"from\": \"human\", \"value\": \"h\"}, {\"from\": \"gpt\", \"value\": \"g\"}]}\r\n\
+              {\"conversations\": [{\"from\": \"gpt\", \"value\": \"g\"}]}\r\n\
+              {\"instruction\": \"a\", \"output\r\n",
+        )
+        .expect("readable");
+        let rows: Vec<_> = reading
+            .items
+            .iter()
+            .map(|row| (&*row.id, &*row.instruction, &*row.input, &*row.output))
+            .collect();
+        assert_eq!(rows, [("0", "a", "b", "c"), ("1", "u", "", "v"), ("7", "h", "", "g")]);
+        let said = said(&reading);
+        assert_eq!(said.len(), 5, "{said:?}");
+        assert_eq!(said[0], "5 lines end in CRLF, read as if in LF");
+        assert_eq!(said[1], "3/4 the chat begins with a turn of `gpt`: expected a user's");
+        assert!(said[2].starts_with("4/5 not valid JSON: EOF while parsing a string"), "{}", said[2]);
+        assert!(said[3].starts_with("1 chats go on"));
+        assert!(said[4].starts_with("1 system messages"));
+    }
+
+    #[test]
+    fn what_is_no_set_is_an_error_that_names_the_file() {
+        for bytes in [
+            b"".as_slice(),
+            b"  \n",
+            b"hello",
+            b"[{\"instruction\": \"a\", \"output\": \"b\"}, {\"instru",
+            b"[1,2] 3",
+            b"{\"a\": 1}",
+            b"[\"\xFF\"]",
+            b"PAR1",
+        ] {
+            let error = read(bytes).expect_err("no set");
+            assert!(format!("{error:#}").contains("set"), "{error:#}");
+        }
+        let error = read_records(Path::new("/nowhere/set.json"), &Language::english()).expect_err("absent");
+        assert!(format!("{error:#}").contains("/nowhere/set.json: cannot read"), "{error:#}");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let reading = read("{\"data\": [{\"instruction\": \"ä\", \"output\": \"\u{2028}\\n\"}]}".as_bytes());
+        let records = reading.expect("readable").items;
+        assert_eq!(records.len(), 1);
+        for (name, write) in
+            [("a.json", write_alpaca_json as fn(&Path, &[Record]) -> Result<()>), ("b.jsonl", write_records)]
+        {
+            let path = folder.path().join(name);
+            write(&path, &records).expect("written");
+            let again = read_records(&path, &Language::english()).expect("readable");
+            assert_eq!(again.items, records);
+            assert!(again.problems.is_empty());
+        }
+    }
+
+    #[test]
+    fn real_sets_are_read_whole() {
+        let Some(folder) = real("instructions") else { return };
+        for (name, code, rows) in [
+            ("alpaca_en_demo", "en", 999),
+            ("alpaca_zh_10k", "zh", 10_021),
+            ("dolly_en", "en", 5000),
+            ("dolly_fi", "fi", 5000),
+            ("seed_tasks_ru", "ru", 137),
+        ] {
+            let language = code.parse().expect("a code");
+            let reading = read_records(&folder.join(format!("{name}.json")), &language).expect("readable");
+            assert_eq!((reading.items.len(), reading.problems.len()), (rows, 0), "{name}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = read(&bytes);
+        }
+    }
+}
