@@ -1,0 +1,618 @@
+//! The experiment file: what is compared with what, under which settings.
+//!
+//! One TOML file says everything. It is checked whole before anything starts, and every problem is named with
+//! its file, line and column. Paths are relative to the file's own folder.
+//!
+//! ```toml
+//! [experiment]
+//! name = "three-languages"
+//! languages = ["en", "fi", "zh"]        # seen: each has instructions and prompts
+//! unseen_languages = ["no"]             # prompts alone
+//!
+//! [[base_model]]
+//! name = "smollm2-135m"
+//! path = "models/smollm2-135m.gguf"
+//!
+//! [instructions]
+//! en = "alpaca_en.json"
+//! fi = "alpaca_fi.json"
+//! zh = ["alpaca_zh_1.json", "alpaca_zh_2.json"]
+//!
+//! [prompts]
+//! en = "prompts/en.jsonl"
+//! fi = "prompts/fi.jsonl"
+//! zh = "prompts/zh.jsonl"
+//! no = "prompts/no.jsonl"
+//!
+//! [judge]
+//! kind = "openai"
+//! endpoint = "http://localhost:8000/v1"
+//! model = "gpt-3.5-turbo"
+//! ```
+
+mod check;
+mod error;
+mod files;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use check::{PAPER_RECIPES, is_file_name};
+pub use error::{ExperimentError, Problem, Source};
+pub use files::Files;
+
+/// A whole experiment file, read and checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Languages, recipes, methods and seeds.
+    pub experiment: Grid,
+    /// The base models to tune.
+    #[serde(default)]
+    pub base_model: Vec<BaseModel>,
+    /// Recipes beside the paper's four.
+    #[serde(default)]
+    pub recipe: Vec<CustomRecipe>,
+    /// Instruction files of each seen language: Alpaca JSON, JSONL or Parquet.
+    #[serde(default)]
+    pub instructions: BTreeMap<String, Files>,
+    /// What the recipes are held equal in.
+    #[serde(default)]
+    pub budget: Budget,
+    /// Prompt files of each language: JSONL with `id` and `prompt`, and `reference` for the reference judge.
+    #[serde(default)]
+    pub prompts: BTreeMap<String, Files>,
+    /// How systems are tuned.
+    #[serde(default)]
+    pub tune: Tune,
+    /// How systems answer.
+    #[serde(default)]
+    pub answer: Answer,
+    /// What identifies the languages of responses.
+    #[serde(default)]
+    pub gate: Gate,
+    /// Who rates.
+    #[serde(default)]
+    pub judge: Judge,
+    /// Systems to compare with that are not tuned here.
+    #[serde(default)]
+    pub system: Vec<ExtraSystem>,
+    /// Licences of data and models, by what is licensed; shown in the report.
+    #[serde(default)]
+    pub licences: BTreeMap<String, String>,
+}
+
+/// `[experiment]`: languages, recipes, methods and seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grid {
+    /// Names the run's folder and the report.
+    pub name: String,
+    /// A sentence about it, shown in the report.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Where settings come from that are not given.
+    #[serde(default)]
+    pub preset: Preset,
+    /// The seen languages: each has instructions and prompts.
+    pub languages: Vec<String>,
+    /// The unseen languages: prompts alone.
+    #[serde(default)]
+    pub unseen_languages: Vec<String>,
+    /// Recipes by name: the paper's four unless given.
+    #[serde(default = "paper_recipes")]
+    pub recipes: Vec<String>,
+    /// `lora`, `full` or both; `lora` unless given.
+    #[serde(default = "lora")]
+    pub methods: Vec<Method>,
+    /// A tuning of each kind for every seed; `[0]` unless given.
+    #[serde(default = "seed_zero")]
+    pub seeds: Vec<u64>,
+    /// Whether the untuned base models answer as well; true unless given.
+    #[serde(default = "yes")]
+    pub include_base: bool,
+    /// A score that a recipe should reach in every seen language; half of the greatest unless given.
+    #[serde(default)]
+    pub minimum_score: Option<f64>,
+}
+
+/// Named defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// As the paper's authors ran each method.
+    #[default]
+    Paper,
+    /// Both methods under the same settings.
+    Fair,
+}
+
+/// How a base model is tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Low-rank adapters; the base's weights stay.
+    Lora,
+    /// Every weight.
+    Full,
+}
+
+impl Method {
+    /// `lora` or `full`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// `[[base_model]]`: a pretrained model from files (`path`), or one trained from scratch (`config`, `text`,
+/// `tokenizer_vocabulary`, `[base_model.pretraining]`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// By which systems and the report refer to it.
+    pub name: String,
+    /// Models of one family are joined by a line in figures; the architecture's name unless given.
+    #[serde(default)]
+    pub family: Option<String>,
+    /// A Hugging Face folder or a GGUF file.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// From scratch: a Hugging Face `config.json`; its `vocab_size` is replaced by the tokenizer's.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
+    /// From scratch: plain-text files of each language, UTF-8, a document a line.
+    #[serde(default)]
+    pub text: BTreeMap<String, Files>,
+    /// From scratch: the pieces of the byte-level BPE tokenizer that is trained on `text`.
+    #[serde(default)]
+    pub tokenizer_vocabulary: Option<usize>,
+    /// From scratch: how it is trained.
+    #[serde(default)]
+    pub pretraining: Option<Pretraining>,
+}
+
+/// `[base_model.pretraining]`: how a base model is trained from scratch. The words are `[tune]`'s.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pretraining {
+    /// Updates of the optimizer. Either these or `epochs`.
+    #[serde(default)]
+    pub updates: Option<u64>,
+    /// Passes over the text. Either these or `updates`.
+    #[serde(default)]
+    pub epochs: Option<f64>,
+    /// Sequences an update.
+    pub batch: usize,
+    /// Tokens of the longest sequence.
+    pub cutoff: usize,
+    /// The greatest learning rate.
+    pub lr: f64,
+    /// Updates, or a share of them where it is below 1; 0 unless given.
+    #[serde(default)]
+    pub warmup: f64,
+    /// The way down from the greatest learning rate; `cosine` unless given.
+    #[serde(default = "cosine")]
+    pub schedule: Schedule,
+    /// AdamW's decay; 0 unless given.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// The gradient's greatest norm; 1 unless given.
+    #[serde(default = "one")]
+    pub clip: f64,
+    /// For the first weights and the order of the text; 0 unless given.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// The way of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Straight down to zero.
+    Linear,
+    /// Half a cosine down to zero.
+    Cosine,
+    /// It stays.
+    Constant,
+}
+
+/// `[[recipe]]`: a recipe of one's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CustomRecipe {
+    /// By which `[experiment] recipes` and the report refer to it.
+    pub name: String,
+    /// What it does, in a sentence.
+    #[serde(default)]
+    pub description: String,
+    /// Each language's share of the mix; the shares need not add up to one.
+    pub shares: BTreeMap<String, f64>,
+    /// The mix's size in units of C, 1 unless given.
+    #[serde(default = "one")]
+    pub size: f64,
+}
+
+/// `[budget]`: what the recipes are held equal in.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// C in rows: the rows of one monolingual run. The smallest set's size unless given.
+    #[serde(default)]
+    pub rows: Option<usize>,
+    /// What is held equal; `rows` unless given.
+    #[serde(default)]
+    pub held: Held,
+}
+
+/// What recipes are held equal in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Held {
+    /// Rows of the mix.
+    #[default]
+    Rows,
+}
+
+/// `[tune]`: how systems are tuned, by the names of `polypaca tune`'s flags. What is not given comes from the
+/// preset. `[tune.lora]` and `[tune.full]` hold for one method alone.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tune {
+    /// Sequences an update.
+    pub batch: Option<usize>,
+    /// Sequences that go through the model at once; the result does not depend on it.
+    pub micro_batch: Option<usize>,
+    /// Updates of the optimizer. Either these or `epochs`.
+    pub updates: Option<u64>,
+    /// Passes over the mix. Either these or `updates`.
+    pub epochs: Option<f64>,
+    /// Tokens of the longest sequence.
+    pub cutoff: Option<usize>,
+    /// The greatest learning rate.
+    pub lr: Option<f64>,
+    /// Updates, or a share of them where it is below 1.
+    pub warmup: Option<f64>,
+    /// The way of the learning rate after the warm-up.
+    pub schedule: Option<Schedule>,
+    /// AdamW's decay.
+    pub weight_decay: Option<f64>,
+    /// The share of an adapter's inputs that is dropped.
+    pub dropout: Option<f64>,
+    /// The gradient's greatest norm.
+    pub clip: Option<f64>,
+    /// Which tokens the loss is taken over.
+    pub supervise: Option<Supervise>,
+    /// The order in which rows are met.
+    pub order: Option<Order>,
+    /// Rows of each language held out to choose the checkpoint.
+    pub validation_rows: Option<usize>,
+    /// Updates between two measurements of the validation loss.
+    pub validate_every: Option<u64>,
+    /// Which checkpoint is kept.
+    pub keep: Option<Keep>,
+    /// The rank of an adapter's matrices.
+    pub rank: Option<usize>,
+    /// An adapter's product is scaled by this over the rank.
+    pub alpha: Option<f64>,
+    /// The modules that have an adapter: `query`, `key`, `value`, ...
+    pub modules: Option<Vec<String>>,
+    /// In which type frozen weights are kept: `f32`, `bf16`, `f16`, `8bit`, `4bit`.
+    pub weights: Option<String>,
+    /// Whether activations are computed again on the way back, to save memory.
+    pub recompute: Option<bool>,
+    /// `alpaca`, `chat` (the model's own) or a file.
+    pub template: Option<String>,
+    /// `cpu` or `cuda`.
+    pub device: Option<String>,
+    /// Settings for `lora` alone.
+    pub lora: Option<Box<Tune>>,
+    /// Settings for `full` alone.
+    pub full: Option<Box<Tune>>,
+}
+
+/// Which tokens the loss is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supervise {
+    /// Prompt and response.
+    All,
+    /// The response alone.
+    Response,
+}
+
+/// The order in which rows are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Drawn anew each epoch from the seed.
+    Shuffle,
+    /// The mix's own.
+    File,
+}
+
+/// Which checkpoint is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The one with the lowest validation loss.
+    Best,
+    /// The last one.
+    Last,
+}
+
+/// `[answer]`: how systems answer, by the names of `polypaca answer`'s flags.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Hypotheses kept at each step; 1 is greedy. The paper's 4 unless given.
+    pub beams: Option<usize>,
+    /// No sequence of so many tokens occurs twice in a response; 0 is no limit. The paper's 6 unless given.
+    pub no_repeat_ngram: Option<usize>,
+    /// Tokens met before are made less likely by this; 1 is off.
+    pub repetition_penalty: Option<f64>,
+    /// Tokens of the longest response; the paper's 256 unless given.
+    pub new_tokens: Option<usize>,
+    /// Draws tokens instead of taking the likeliest.
+    pub sample: Option<bool>,
+    /// For drawing: flattens (above 1) or sharpens the distribution.
+    pub temperature: Option<f64>,
+    /// For drawing: the likeliest tokens that hold this share.
+    pub top_p: Option<f64>,
+    /// For drawing: so many of the likeliest tokens.
+    pub top_k: Option<usize>,
+    /// For drawing.
+    pub seed: Option<u64>,
+    /// Tokens in flight at once; the responses do not depend on it.
+    pub batch_tokens: Option<usize>,
+    /// `alpaca`, `chat` (the model's own) or a file; that of `[tune]` unless given.
+    pub template: Option<String>,
+}
+
+/// `[gate]`: what identifies the languages of responses.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// A fastText model, `.bin` or `.ftz`; the embedded lingua unless given.
+    #[serde(default)]
+    pub lid: Option<PathBuf>,
+    /// Sets code and URLs aside before identifying; off unless given.
+    #[serde(default)]
+    pub set_aside_code: bool,
+}
+
+/// `[judge]`: who rates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judge {
+    /// `openai` or `reference`; `reference` unless given.
+    #[serde(default)]
+    pub kind: JudgeKind,
+    /// `openai`: the base URL, `https://api.openai.com/v1`.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// `openai`: the model's name.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// `openai`: the environment variable that holds the key; `OPENAI_API_KEY` unless given.
+    #[serde(default = "openai_key")]
+    pub key_variable: String,
+    /// `openai`: a file with the request's wording, instead of the built-in one.
+    #[serde(default)]
+    pub prompt_template: Option<PathBuf>,
+    /// `openai`: requests at the same time; 8 unless given.
+    #[serde(default = "eight")]
+    pub concurrency: usize,
+    /// `openai`: no more than so many requests in one run.
+    #[serde(default)]
+    pub cap: Option<u64>,
+    /// `reference`: the prompts' key that holds the reference answer; `reference` unless given.
+    #[serde(default = "reference_key")]
+    pub reference_key: String,
+    /// `reference`: the chrF++ from which a response is rated 2, and 3.
+    #[serde(default)]
+    pub thresholds: Option<[f64; 2]>,
+    /// A caption that stands wherever ratings are shown, `ratings by a stand-in`.
+    #[serde(default)]
+    pub caption: Option<String>,
+}
+
+/// Kinds of judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JudgeKind {
+    /// Any OpenAI-compatible endpoint.
+    Openai,
+    /// chrF++ against the reference answer, cut into 1..3: no network, and no model of quality.
+    #[default]
+    Reference,
+}
+
+/// `[[system]]`: an existing adapter (`base_model`, `adapter`), or an OpenAI-compatible endpoint (`endpoint`,
+/// `model`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtraSystem {
+    /// By which the report refers to it.
+    pub name: String,
+    /// Adapter: the name of a `[[base_model]]`.
+    #[serde(default)]
+    pub base_model: Option<String>,
+    /// Adapter: a PEFT folder.
+    #[serde(default)]
+    pub adapter: Option<PathBuf>,
+    /// Endpoint: the base URL.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Endpoint: the model's name.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Endpoint: the environment variable that holds the key; `OPENAI_API_KEY` unless given.
+    #[serde(default = "openai_key")]
+    pub key_variable: String,
+}
+
+impl Experiment {
+    /// Reads an experiment file, makes its paths relative to the current folder, and checks it whole.
+    ///
+    /// # Errors
+    /// Every problem found, each with file, line and column.
+    pub fn load(path: &Path) -> Result<Self, ExperimentError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ExperimentError::Unreadable { path: path.to_owned(), error })?;
+        let source = Source { path: path.to_owned(), text };
+        let mut experiment = Self::parse(&source)?;
+        experiment.resolve(path.parent().unwrap_or(Path::new("")));
+        let problems = check::check(&experiment, &source);
+        if problems.is_empty() { Ok(experiment) } else { Err(ExperimentError::Problems(problems)) }
+    }
+
+    /// Parses a source; looks at no other file.
+    ///
+    /// # Errors
+    /// The first problem of form: broken TOML, an unknown key, a value of another type.
+    pub fn parse(source: &Source) -> Result<Self, ExperimentError> {
+        toml::from_str(&source.text).map_err(|error| ExperimentError::Problems(vec![source.form(&error)]))
+    }
+
+    /// Makes every relative path relative to `folder`.
+    fn resolve(&mut self, folder: &Path) {
+        let under = |path: &mut PathBuf| *path = folder.join(&*path);
+        for model in &mut self.base_model {
+            model.path.iter_mut().for_each(under);
+            model.config.iter_mut().for_each(under);
+            model.text.values_mut().for_each(|files| files.iter_mut().for_each(under));
+        }
+        self.instructions.values_mut().for_each(|files| files.iter_mut().for_each(under));
+        self.prompts.values_mut().for_each(|files| files.iter_mut().for_each(under));
+        self.gate.lid.iter_mut().for_each(under);
+        self.judge.prompt_template.iter_mut().for_each(under);
+        self.system.iter_mut().for_each(|system| system.adapter.iter_mut().for_each(under));
+        let sections = [&mut self.tune.template, &mut self.answer.template];
+        for template in sections.into_iter().flatten() {
+            resolve_template(template, folder);
+        }
+        for method in [&mut self.tune.lora, &mut self.tune.full].into_iter().flatten() {
+            method.template.iter_mut().for_each(|template| resolve_template(template, folder));
+        }
+    }
+
+    /// All languages with prompts: the seen ones, then the unseen.
+    pub fn all_languages(&self) -> impl Iterator<Item = &str> {
+        self.experiment.languages.iter().chain(&self.experiment.unseen_languages).map(String::as_str)
+    }
+
+    /// The custom recipe of this name.
+    pub fn custom_recipe(&self, name: &str) -> Option<&CustomRecipe> {
+        self.recipe.iter().find(|recipe| recipe.name == name)
+    }
+}
+
+impl Tune {
+    /// The settings that hold for one method: the common ones, with the method's own over them.
+    pub fn for_method(&self, method: Method) -> Self {
+        let own = match method {
+            Method::Lora => &self.lora,
+            Method::Full => &self.full,
+        };
+        let own = own.as_deref().cloned().unwrap_or_default();
+        let common = self.clone();
+        // Updates and epochs exclude each other: the method's own one puts the common other one aside.
+        let (updates, epochs) = if own.updates.is_some() || own.epochs.is_some() {
+            (own.updates, own.epochs)
+        } else {
+            (common.updates, common.epochs)
+        };
+        Self {
+            batch: own.batch.or(common.batch),
+            micro_batch: own.micro_batch.or(common.micro_batch),
+            updates,
+            epochs,
+            cutoff: own.cutoff.or(common.cutoff),
+            lr: own.lr.or(common.lr),
+            warmup: own.warmup.or(common.warmup),
+            schedule: own.schedule.or(common.schedule),
+            weight_decay: own.weight_decay.or(common.weight_decay),
+            dropout: own.dropout.or(common.dropout),
+            clip: own.clip.or(common.clip),
+            supervise: own.supervise.or(common.supervise),
+            order: own.order.or(common.order),
+            validation_rows: own.validation_rows.or(common.validation_rows),
+            validate_every: own.validate_every.or(common.validate_every),
+            keep: own.keep.or(common.keep),
+            rank: own.rank.or(common.rank),
+            alpha: own.alpha.or(common.alpha),
+            modules: own.modules.or(common.modules),
+            weights: own.weights.or(common.weights),
+            recompute: own.recompute.or(common.recompute),
+            template: own.template.or(common.template),
+            device: own.device.or(common.device),
+            lora: None,
+            full: None,
+        }
+    }
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self {
+            kind: JudgeKind::default(),
+            endpoint: None,
+            model: None,
+            key_variable: openai_key(),
+            prompt_template: None,
+            concurrency: eight(),
+            cap: None,
+            reference_key: reference_key(),
+            thresholds: None,
+            caption: None,
+        }
+    }
+}
+
+/// `alpaca` and `chat` are names; anything else is a path.
+fn resolve_template(template: &mut String, folder: &Path) {
+    if template != "alpaca" && template != "chat" {
+        *template = folder.join(&*template).to_string_lossy().into_owned();
+    }
+}
+
+fn paper_recipes() -> Vec<String> {
+    PAPER_RECIPES.iter().map(ToString::to_string).collect()
+}
+
+fn lora() -> Vec<Method> {
+    vec![Method::Lora]
+}
+
+fn seed_zero() -> Vec<u64> {
+    vec![0]
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn cosine() -> Schedule {
+    Schedule::Cosine
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn eight() -> usize {
+    8
+}
+
+fn openai_key() -> String {
+    "OPENAI_API_KEY".to_owned()
+}
+
+fn reference_key() -> String {
+    "reference".to_owned()
+}

@@ -1,0 +1,458 @@
+//! What an experiment file must hold beyond its form, checked before anything starts.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::error::nearest;
+use super::{Experiment, Files, JudgeKind, Problem, Source, Tune};
+
+/// The paper's four recipes.
+pub const PAPER_RECIPES: [&str; 4] = ["monolingual", "multilingual", "english", "downsampled"];
+
+/// Whether a name can be a folder's on every system.
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.chars().all(|letter| letter.is_alphanumeric() || "-_.".contains(letter))
+        && !name.starts_with('.')
+        && !name.ends_with('.')
+}
+
+/// Every problem of an experiment whose paths are resolved.
+pub(super) fn check(experiment: &Experiment, source: &Source) -> Vec<Problem> {
+    let mut checker = Checker { experiment, source, problems: Vec::new() };
+    checker.grid();
+    checker.languages();
+    checker.recipes();
+    checker.base_models();
+    checker.files();
+    checker.settings();
+    checker.judge();
+    checker.systems();
+    checker.problems
+}
+
+struct Checker<'a> {
+    experiment: &'a Experiment,
+    source: &'a Source,
+    problems: Vec<Problem>,
+}
+
+impl Checker<'_> {
+    fn problem(&mut self, key: &[&str], message: impl Into<String>) {
+        let problem = self.source.at(key, message);
+        self.problems.push(problem);
+    }
+
+    fn grid(&mut self) {
+        let grid = &self.experiment.experiment;
+        if !is_file_name(&grid.name) {
+            let message = format!(
+                "the name {:?} names the run's folder: expected letters, digits, `-`, `_` and `.`",
+                grid.name
+            );
+            self.problem(&["experiment", "name"], message);
+        }
+        if grid.seeds.is_empty() {
+            self.problem(&["experiment", "seeds"], "no seed: expected at least one");
+        }
+        self.repeated("seeds", grid.seeds.iter().map(ToString::to_string));
+        if grid.methods.is_empty() {
+            self.problem(&["experiment", "methods"], "no method: expected `lora`, `full` or both");
+        }
+        self.repeated("methods", grid.methods.iter().map(|method| method.name().to_owned()));
+    }
+
+    fn languages(&mut self) {
+        let experiment = self.experiment;
+        let grid = &experiment.experiment;
+        if grid.languages.is_empty() {
+            self.problem(&["experiment", "languages"], "no language: expected at least one");
+        }
+        self.repeated("languages", experiment.all_languages().map(str::to_owned));
+        for (key, codes) in [("languages", &grid.languages), ("unseen_languages", &grid.unseen_languages)] {
+            for (number, code) in codes.iter().enumerate() {
+                self.language(&["experiment", key, &number.to_string()], code);
+            }
+        }
+        for code in &grid.languages {
+            if !experiment.instructions.contains_key(code) {
+                self.problem(&["instructions"], format!("no instructions for the seen language `{code}`"));
+            }
+        }
+        for code in experiment.instructions.keys() {
+            if !grid.languages.contains(code) {
+                let message = format!(
+                    "instructions for `{code}`, which is not among [experiment] languages {:?}",
+                    grid.languages
+                );
+                self.problem(&["instructions", code], message);
+            }
+        }
+        for code in experiment.all_languages() {
+            if !experiment.prompts.contains_key(code) {
+                self.problem(&["prompts"], format!("no prompts for the language `{code}`"));
+            }
+        }
+        for code in experiment.prompts.keys() {
+            if !experiment.all_languages().any(|known| known == code) {
+                let message = format!(
+                    "prompts for `{code}`, which is neither among [experiment] languages nor unseen_languages"
+                );
+                self.problem(&["prompts", code], message);
+            }
+        }
+    }
+
+    fn language(&mut self, key: &[&str], code: &str) {
+        if let Err(message) = known_language(code) {
+            self.problem(key, message);
+        }
+    }
+
+    fn recipes(&mut self) {
+        let experiment = self.experiment;
+        let grid = &experiment.experiment;
+        self.repeated("recipes", grid.recipes.iter().cloned());
+        for (number, name) in grid.recipes.iter().enumerate() {
+            let key = ["experiment", "recipes", &number.to_string()];
+            if !PAPER_RECIPES.contains(&name.as_str()) && experiment.custom_recipe(name).is_none() {
+                let names =
+                    PAPER_RECIPES.into_iter().chain(experiment.recipe.iter().map(|r| r.name.as_str()));
+                let mut message =
+                    format!("unknown recipe `{name}`: expected one of {PAPER_RECIPES:?}, or a [[recipe]]");
+                if let Some(meant) = nearest(name, names) {
+                    message += &format!("; did you mean `{meant}`?");
+                }
+                self.problem(&key, message);
+            }
+            if name == "english" && !grid.languages.iter().any(|code| code == "en") {
+                self.problem(&key, "the recipe `english` needs `en` among [experiment] languages");
+            }
+        }
+        for (number, recipe) in experiment.recipe.iter().enumerate() {
+            let number = number.to_string();
+            if PAPER_RECIPES.contains(&recipe.name.as_str()) || !is_file_name(&recipe.name) {
+                let message = format!("a recipe of one's own cannot be named `{}`", recipe.name);
+                self.problem(&["recipe", &number, "name"], message);
+            }
+            if recipe.size <= 0.0 || !recipe.size.is_finite() {
+                let message = format!("size is {}: expected a number of C above 0", recipe.size);
+                self.problem(&["recipe", &number, "size"], message);
+            }
+            if recipe.shares.is_empty() {
+                self.problem(&["recipe", &number], "no shares: expected `shares = { en = 1, ... }`");
+            }
+            for (code, share) in &recipe.shares {
+                let key = ["recipe", &number, "shares", code.as_str()];
+                if !grid.languages.contains(code) {
+                    self.problem(&key, format!("`{code}` is not among [experiment] languages"));
+                }
+                if *share <= 0.0 || !share.is_finite() {
+                    self.problem(&key, format!("the share of `{code}` is {share}: expected above 0"));
+                }
+            }
+        }
+        let custom: Vec<String> = experiment.recipe.iter().map(|recipe| recipe.name.clone()).collect();
+        self.repeated_names("recipe", &custom);
+    }
+
+    fn base_models(&mut self) {
+        let experiment = self.experiment;
+        if experiment.base_model.is_empty() {
+            self.problem(&["experiment"], "no base model: expected at least one [[base_model]]");
+        }
+        let names: Vec<String> = experiment.base_model.iter().map(|model| model.name.clone()).collect();
+        self.repeated_names("base_model", &names);
+        for (number, model) in experiment.base_model.iter().enumerate() {
+            let number = number.to_string();
+            if !is_file_name(&model.name) {
+                let message =
+                    format!("the name {:?}: expected letters, digits, `-`, `_` and `.`", model.name);
+                self.problem(&["base_model", &number, "name"], message);
+            }
+            let scratch = model.config.is_some();
+            if model.path.is_some() == scratch {
+                self.problem(
+                    &["base_model", &number],
+                    format!("`{}`: expected either `path`, or `config` to train it from scratch", model.name),
+                );
+            }
+            if let Some(path) = &model.path {
+                self.exists(&["base_model", &number, "path"], path);
+            }
+            if let Some(config) = &model.config {
+                self.exists(&["base_model", &number, "config"], config);
+            }
+            self.from_scratch(&number, model, scratch);
+        }
+    }
+
+    fn from_scratch(&mut self, number: &str, model: &super::BaseModel, scratch: bool) {
+        let given = [
+            ("text", !model.text.is_empty()),
+            ("tokenizer_vocabulary", model.tokenizer_vocabulary.is_some()),
+            ("pretraining", model.pretraining.is_some()),
+        ];
+        for (key, given) in given {
+            if scratch && !given {
+                let message = format!("`{}` is trained from scratch: `{key}` is missing", model.name);
+                self.problem(&["base_model", number, "config"], message);
+            }
+            if !scratch && given {
+                let message = format!("`{key}` is only for a base model trained from scratch (`config`)");
+                self.problem(&["base_model", number, key], message);
+            }
+        }
+        for (code, files) in &model.text {
+            self.language(&["base_model", number, "text", code], code);
+            self.all_exist(&["base_model", number, "text", code], files);
+        }
+        // Byte-level BPE starts from the 256 bytes and the end-of-text token.
+        if let Some(size) = model.tokenizer_vocabulary
+            && size < 257
+        {
+            let message =
+                format!("tokenizer_vocabulary is {size}: expected at least 257 (bytes, end of text)");
+            self.problem(&["base_model", number, "tokenizer_vocabulary"], message);
+        }
+        if let Some(settings) = &model.pretraining {
+            let key = |name| ["base_model", number, "pretraining", name];
+            self.either(&key("updates")[..3], settings.updates.is_some(), settings.epochs.is_some(), true);
+            self.above_zero(&key("batch"), Some(settings.batch as f64));
+            self.above_zero(&key("cutoff"), Some(settings.cutoff as f64));
+            self.above_zero(&key("lr"), Some(settings.lr));
+            self.above_zero(&key("clip"), Some(settings.clip));
+            self.above_zero(&key("updates"), settings.updates.map(|updates| updates as f64));
+            self.above_zero(&key("epochs"), settings.epochs);
+            self.not_negative(&key("warmup"), Some(settings.warmup));
+            self.not_negative(&key("weight_decay"), Some(settings.weight_decay));
+        }
+    }
+
+    fn files(&mut self) {
+        let experiment = self.experiment;
+        for (section, files) in [("instructions", &experiment.instructions), ("prompts", &experiment.prompts)]
+        {
+            for (code, files) in files {
+                self.all_exist(&[section, code], files);
+            }
+        }
+        if let Some(lid) = &experiment.gate.lid {
+            self.exists(&["gate", "lid"], lid);
+        }
+    }
+
+    fn settings(&mut self) {
+        let experiment = self.experiment;
+        if experiment.budget.rows == Some(0) {
+            self.problem(&["budget", "rows"], "rows is 0: expected at least 1");
+        }
+        self.tune(&["tune"], &experiment.tune);
+        let parts = [("lora", &experiment.tune.lora), ("full", &experiment.tune.full)];
+        for (name, part) in parts {
+            if let Some(part) = part {
+                self.tune(&["tune", name], part);
+                if part.lora.is_some() || part.full.is_some() {
+                    self.problem(&["tune", name], "a method's own settings have no further `lora` or `full`");
+                }
+            }
+        }
+        let answer = &experiment.answer;
+        let key = |name| ["answer", name];
+        self.above_zero(&key("beams"), answer.beams.map(|value| value as f64));
+        self.above_zero(&key("new_tokens"), answer.new_tokens.map(|value| value as f64));
+        self.above_zero(&key("repetition_penalty"), answer.repetition_penalty);
+        self.above_zero(&key("temperature"), answer.temperature);
+        self.above_zero(&key("batch_tokens"), answer.batch_tokens.map(|value| value as f64));
+        self.share(&key("top_p"), answer.top_p, true);
+        if answer.sample == Some(true) && answer.beams.is_some_and(|beams| beams > 1) {
+            self.problem(&key("sample"), "`sample` and `beams` above 1 exclude each other");
+        }
+        if let Some(template) = &answer.template {
+            self.template(&key("template"), template);
+        }
+    }
+
+    fn tune(&mut self, section: &[&str], tune: &Tune) {
+        let key = |name| [section, &[name]].concat();
+        self.either(section, tune.updates.is_some(), tune.epochs.is_some(), false);
+        self.above_zero(&key("batch"), tune.batch.map(|value| value as f64));
+        self.above_zero(&key("micro_batch"), tune.micro_batch.map(|value| value as f64));
+        self.above_zero(&key("updates"), tune.updates.map(|value| value as f64));
+        self.above_zero(&key("epochs"), tune.epochs);
+        self.above_zero(&key("cutoff"), tune.cutoff.map(|value| value as f64));
+        self.above_zero(&key("lr"), tune.lr);
+        self.not_negative(&key("warmup"), tune.warmup);
+        self.not_negative(&key("weight_decay"), tune.weight_decay);
+        self.share(&key("dropout"), tune.dropout, false);
+        self.above_zero(&key("clip"), tune.clip);
+        self.above_zero(&key("validate_every"), tune.validate_every.map(|value| value as f64));
+        self.above_zero(&key("rank"), tune.rank.map(|value| value as f64));
+        self.above_zero(&key("alpha"), tune.alpha);
+        if let Some(template) = &tune.template {
+            self.template(&key("template"), template);
+        }
+    }
+
+    fn judge(&mut self) {
+        let judge = &self.experiment.judge;
+        let openai = judge.kind == JudgeKind::Openai;
+        for (key, value) in [("endpoint", &judge.endpoint), ("model", &judge.model)] {
+            if openai && value.is_none() {
+                self.problem(&["judge", "kind"], format!("the judge `openai` needs `{key}`"));
+            }
+            if !openai && value.is_some() {
+                self.problem(&["judge", key], format!("`{key}` is only for `kind = \"openai\"`"));
+            }
+        }
+        if let Some(endpoint) = &judge.endpoint {
+            self.url(&["judge", "endpoint"], endpoint);
+        }
+        if let Some(template) = &judge.prompt_template {
+            self.exists(&["judge", "prompt_template"], template);
+        }
+        if judge.concurrency == 0 {
+            self.problem(&["judge", "concurrency"], "concurrency is 0: expected at least 1");
+        }
+        if let Some([two, three]) = judge.thresholds
+            && !(0.0 <= two && two <= three && three <= 100.0)
+        {
+            let message =
+                format!("thresholds are [{two}, {three}]: expected two chrF++ from 0 to 100, rising");
+            self.problem(&["judge", "thresholds"], message);
+        }
+    }
+
+    fn systems(&mut self) {
+        let experiment = self.experiment;
+        let names: Vec<String> = experiment.system.iter().map(|system| system.name.clone()).collect();
+        self.repeated_names("system", &names);
+        for (number, system) in experiment.system.iter().enumerate() {
+            let number = number.to_string();
+            let key = |name| ["system", &number, name];
+            if system.name.is_empty() {
+                self.problem(&key("name"), "a system's name is empty");
+            }
+            match (&system.adapter, &system.endpoint) {
+                (Some(adapter), None) => {
+                    self.exists(&key("adapter"), adapter);
+                    let known = |name: &String| experiment.base_model.iter().any(|model| model.name == *name);
+                    if !system.base_model.as_ref().is_some_and(known) {
+                        let message = format!(
+                            "the adapter `{}` needs `base_model`: the name of a [[base_model]]",
+                            system.name
+                        );
+                        self.problem(&key("base_model"), message);
+                    }
+                }
+                (None, Some(endpoint)) => {
+                    self.url(&key("endpoint"), endpoint);
+                    if system.model.is_none() {
+                        self.problem(&key("endpoint"), "an endpoint needs `model`");
+                    }
+                }
+                _ => self.problem(
+                    &key("name"),
+                    format!("`{}`: expected either `adapter` or `endpoint`", system.name),
+                ),
+            }
+        }
+    }
+
+    fn all_exist(&mut self, key: &[&str], files: &Files) {
+        if files.0.is_empty() {
+            self.problem(key, "no file: expected at least one");
+        }
+        for path in files.iter() {
+            self.exists(key, path);
+        }
+    }
+
+    fn exists(&mut self, key: &[&str], path: &Path) {
+        if !path.exists() {
+            self.problem(key, format!("no such file: {}", path.display()));
+        }
+    }
+
+    fn template(&mut self, key: &[&str], template: &str) {
+        if template != "alpaca" && template != "chat" && !Path::new(template).exists() {
+            let message =
+                format!("no such template: {template}; expected `alpaca`, `chat` or the path of a file");
+            self.problem(key, message);
+        }
+    }
+
+    fn url(&mut self, key: &[&str], url: &str) {
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            self.problem(key, format!("{url:?}: expected a URL that starts with http:// or https://"));
+        }
+    }
+
+    fn either(&mut self, section: &[&str], updates: bool, epochs: bool, needed: bool) {
+        if updates && epochs {
+            self.problem(section, "`updates` and `epochs` exclude each other: expected one of them");
+        }
+        if needed && !updates && !epochs {
+            self.problem(section, "neither `updates` nor `epochs`: expected one of them");
+        }
+    }
+
+    fn above_zero(&mut self, key: &[&str], value: Option<f64>) {
+        if let Some(value) = value
+            && !(value > 0.0 && value.is_finite())
+        {
+            self.problem(key, format!("{} is {value}: expected above 0", last(key)));
+        }
+    }
+
+    fn not_negative(&mut self, key: &[&str], value: Option<f64>) {
+        if let Some(value) = value
+            && !(value >= 0.0 && value.is_finite())
+        {
+            self.problem(key, format!("{} is {value}: expected 0 or above", last(key)));
+        }
+    }
+
+    fn share(&mut self, key: &[&str], value: Option<f64>, one: bool) {
+        let fits = |value: f64| (0.0..1.0).contains(&value) || (one && value == 1.0);
+        if let Some(value) = value
+            && !fits(value)
+        {
+            self.problem(key, format!("{} is {value}: expected from 0 up to 1", last(key)));
+        }
+    }
+
+    fn repeated(&mut self, key: &str, values: impl IntoIterator<Item = String>) {
+        let mut met = BTreeSet::new();
+        for value in values {
+            if !met.insert(value.clone()) {
+                self.problem(&["experiment", key], format!("`{value}` is given twice"));
+            }
+        }
+    }
+
+    fn repeated_names(&mut self, section: &str, names: &[String]) {
+        for (number, name) in names.iter().enumerate() {
+            if names[..number].contains(name) {
+                self.problem(
+                    &[section, &number.to_string(), "name"],
+                    format!("two [[{section}]] have the name `{name}`"),
+                );
+            }
+        }
+    }
+}
+
+fn last<'a>(key: &[&'a str]) -> &'a str {
+    key.last().copied().unwrap_or_default()
+}
+
+/// Why a code is not a language's, if it is not.
+fn known_language(code: &str) -> Result<(), String> {
+    let two_or_three = matches!(code.len(), 2 | 3) && code.chars().all(|letter| letter.is_ascii_lowercase());
+    if two_or_three {
+        Ok(())
+    } else {
+        Err(format!("unknown language code `{code}`: expected ISO 639-1, else 639-3"))
+    }
+}
