@@ -103,14 +103,14 @@ def vanishing(gradients_):
 
     A part of a key's bias that no rotation turns shifts all scores of a query alike, so the loss does not know it;
     Adam blows its rounding up to a whole step, and nothing can be compared there: what lies below 1e-7 of the
-    largest gradient, float32's last digit. An embedding nobody looked up has a gradient of exactly zero, stays
+    largest gradient, float32's last digit. A matrix's row that nobody looked up has a gradient of exactly zero, stays
     where it is, and is not listed.
     """
     largest = max(tensor.abs().max().item() for tensor in gradients_.values())
     found = {}
     for key, tensor in gradients_.items():
         flat = tensor.flatten()
-        places = ((flat != 0) & (flat.abs() < 1e-7 * largest)).nonzero().flatten().tolist()
+        places = ((flat.abs() < 1e-7 * largest) & ((flat != 0) | (tensor.dim() == 1))).nonzero().flatten().tolist()
         ranges = []
         for place in places:
             if ranges and ranges[-1][1] == place:
