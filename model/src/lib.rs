@@ -1,1 +1,23 @@
 //! Models from files: families, weights, tokenizers and adapters, read and written.
+//!
+//! [`BaseModel::open`] takes a Hugging Face folder or a GGUF file and gives the decoder's configuration, the weights of
+//! each of its slots, and the tokenizer. [`folder::write`] writes a Hugging Face folder, [`adapter::Adapter`] reads and
+//! writes PEFT's.
+
+mod base_model;
+mod error;
+pub mod families;
+mod gguf;
+pub mod init;
+mod keys;
+mod mapped;
+mod pre_tokenizer;
+mod safetensors_file;
+mod stored;
+mod tokenizer;
+mod write;
+
+pub use self::base_model::BaseModel;
+pub use self::error::{Error, Result};
+pub use self::families::Family;
+pub use self::tokenizer::{SpecialIds, TextStream, Tokenizer, TrainingTokens};
