@@ -4,15 +4,18 @@
 //! each of its slots, and the tokenizer. [`folder::write`] writes a Hugging Face folder, [`adapter::Adapter`] reads and
 //! writes PEFT's.
 
+pub mod adapter;
 mod base_model;
 mod error;
 pub mod families;
+pub mod folder;
 mod gguf;
 pub mod init;
 mod keys;
 mod mapped;
 mod pre_tokenizer;
 mod safetensors_file;
+mod sentencepiece;
 mod stored;
 mod tokenizer;
 mod write;

@@ -62,7 +62,7 @@ impl Tokenizer {
         let mut tokenizer = if path.is_file() {
             Self::from_file(&path)?
         } else if sentencepiece.is_file() {
-            return Err(Error::Tokenizer { path: sentencepiece, reason: "not read yet".to_owned() });
+            crate::sentencepiece::read(&sentencepiece, &settings)?
         } else {
             let reason = "expected tokenizer.json or tokenizer.model in the folder".to_owned();
             return Err(Error::Tokenizer { path: folder.to_owned(), reason });
@@ -130,7 +130,8 @@ impl Tokenizer {
             let by_text = token.and_then(|token| self.inner.token_to_id(token));
             by_text.or_else(|| ids(config.get(&format!("{name}_token_id"))).first().copied())
         };
-        let (bos, eos, pad) = (id("bos"), id("eos"), id("pad"));
+        let known = &self.special;
+        let (bos, eos, pad) = (id("bos").or(known.bos), id("eos").or(known.eos), id("pad").or(known.pad));
         let mut stops = ids(generation.get("eos_token_id"));
         if stops.is_empty() {
             stops = ids(config.get("eos_token_id"));

@@ -1,6 +1,6 @@
 //! LLaMA (Touvron et al. 2023) and the families that share its files: Mistral, Qwen2, Qwen3.
 
-use engine::decoder::config::{Activation, DecoderConfig, Head, Norm, NormKind, Position, Residual};
+use engine::decoder::config::{Activation, DecoderConfig, Head, Norm, NormKind, Residual};
 use engine::decoder::lora::Linear;
 use engine::decoder::weights::{LayerSlot, Slot};
 use serde_json::{Value, json};
@@ -195,6 +195,8 @@ pub(super) fn other_modules(config: &DecoderConfig, layer: usize) -> Vec<Module>
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use engine::decoder::config::Position;
 
     use super::*;
 

@@ -1,0 +1,421 @@
+//! LoRA adapters in PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use engine::decoder::config::DecoderConfig;
+use engine::decoder::lora::HostLora;
+use engine::decoder::weights::HostTensor;
+use regex::Regex;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Map, Value, json};
+
+use crate::base_model::read_json;
+use crate::error::{Error, Result};
+use crate::families::{Family, Module};
+use crate::init::{stream, unit};
+use crate::keys::Keys;
+use crate::safetensors_file::SafeTensorsFile;
+use crate::write::write_atomically;
+
+/// PEFT's file of settings.
+const CONFIG: &str = "adapter_config.json";
+/// PEFT's file of weights.
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// Stands before each module's name in the weights.
+const PREFIX: &str = "base_model.model.";
+
+/// Which modules LoRA is put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Modules whose path is one of these or ends in one of these.
+    Names(Vec<String>),
+    /// Modules whose whole path matches this regular expression.
+    Expression(String),
+    /// All of a block's modules (`all-linear`).
+    AllLinear,
+}
+
+/// What an `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterConfig {
+    /// Inner width.
+    pub rank: usize,
+    /// The product `B A x` is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Share of the input elements that are dropped in training.
+    pub dropout: f64,
+    /// Which modules.
+    pub targets: Targets,
+    /// Rank-stabilised: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023).
+    pub rslora: bool,
+    /// Other ranks for modules whose path ends in a match of the expression.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other alphas, likewise.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// The base model's path or name, for people.
+    pub base_model: Option<String>,
+}
+
+impl AdapterConfig {
+    /// The paper's LoRA: rank 8, alpha 16, dropout 0.05, on query, key and value.
+    pub fn paper(family: Family) -> Self {
+        let names = family.query_key_value_modules().iter().map(|&name| name.to_owned()).collect();
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.05,
+            targets: Targets::Names(names),
+            rslora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            base_model: None,
+        }
+    }
+
+    /// The modules of the model that the targets name, in the order in which data flows through them.
+    ///
+    /// # Errors
+    /// The targets name no module, or a name among them names none, or the expression is not one.
+    pub fn modules(&self, family: Family, config: &DecoderConfig) -> Result<Vec<Module>> {
+        let path = Path::new(CONFIG);
+        let all: Vec<Module> = (0..config.layers).flat_map(|layer| family.modules(config, layer)).collect();
+        let available = || {
+            let names = family.modules(config, 0).into_iter().map(|module| last(&module.name).to_owned());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let chosen: Vec<Module> = match &self.targets {
+            Targets::AllLinear => all,
+            Targets::Expression(expression) => {
+                let expression = compile(path, "target_modules", &format!("^(?:{expression})$"))?;
+                all.into_iter().filter(|module| expression.is_match(&module.name)).collect()
+            }
+            Targets::Names(names) => {
+                if let Some(name) = names.iter().find(|name| !all.iter().any(|module| named(module, name))) {
+                    let reason = format!("module `{name}` is none of a {family} model's; expected one of {}", available());
+                    return Err(Error::Adapter { path: path.to_owned(), reason });
+                }
+                all.into_iter().filter(|module| names.iter().any(|name| named(module, name))).collect()
+            }
+        };
+        if chosen.is_empty() {
+            let reason = format!("the target modules match none of a {family} model's: {}", available());
+            return Err(Error::Adapter { path: path.to_owned(), reason });
+        }
+        Ok(chosen)
+    }
+
+    /// The rank and the scale of a module.
+    ///
+    /// # Errors
+    /// A pattern is not a regular expression.
+    pub fn rank_and_scale(&self, module: &Module) -> Result<(usize, f32)> {
+        let rank = first_match(&self.rank_pattern, "rank_pattern", &module.name)?.unwrap_or(self.rank);
+        let alpha = first_match(&self.alpha_pattern, "alpha_pattern", &module.name)?.unwrap_or(self.alpha);
+        let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
+        Ok((rank, (alpha / divisor) as f32))
+    }
+
+    fn read(path: &Path, json: &Value) -> Result<Self> {
+        let keys = Keys::new(path, json)?;
+        refuse_what_is_not_computed(&keys)?;
+        let targets = match keys.get("target_modules") {
+            Some(Value::String(text)) if text == "all-linear" => Targets::AllLinear,
+            Some(Value::String(text)) => Targets::Expression(text.clone()),
+            Some(Value::Array(list)) => {
+                let names: Option<Vec<_>> = list.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+                let given = Value::Array(list.clone());
+                Targets::Names(names.ok_or_else(|| keys.bad("target_modules", &given, "a list of strings"))?)
+            }
+            Some(other) => return Err(keys.bad("target_modules", other, "a list of strings or a string")),
+            None => return Err(keys.missing("target_modules", "a list of strings or a string")),
+        };
+        let rank = keys.required_count(&["r"])?;
+        Ok(Self {
+            rank,
+            alpha: keys.number(&["lora_alpha"])?.unwrap_or(8.0),
+            dropout: keys.number(&["lora_dropout"])?.unwrap_or(0.0),
+            targets,
+            rslora: keys.flag("use_rslora", false)?,
+            rank_pattern: pattern(&keys, "rank_pattern", |value| {
+                value.as_u64().filter(|rank| (1..=1 << 20).contains(rank)).map(|rank| rank as usize)
+            })?,
+            alpha_pattern: pattern(&keys, "alpha_pattern", Value::as_f64)?,
+            base_model: keys.text("base_model_name_or_path")?.map(str::to_owned),
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        let targets = match &self.targets {
+            Targets::Names(names) => json!(names),
+            Targets::Expression(expression) => json!(expression),
+            Targets::AllLinear => json!("all-linear"),
+        };
+        json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base_model,
+            "inference_mode": true,
+            "r": self.rank,
+            "lora_alpha": whole_where_it_is(self.alpha),
+            "lora_dropout": self.dropout,
+            "target_modules": targets,
+            "use_rslora": self.rslora,
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), whole_where_it_is(*alpha))).collect::<Map<_, _>>(),
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "init_lora_weights": true,
+            "modules_to_save": null,
+            "layers_to_transform": null,
+            "layers_pattern": null,
+            "use_dora": false,
+        })
+    }
+}
+
+/// An adapter: its settings, and A and B of every module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// What `adapter_config.json` says.
+    pub config: AdapterConfig,
+    /// In the order of blocks, and within a block in the order in which data flows.
+    pub modules: Vec<HostLora>,
+}
+
+impl Adapter {
+    /// A new adapter as PEFT begins one: A uniform within `1 / sqrt(inputs)` of 0, B zero. The same seed gives the same A.
+    ///
+    /// # Errors
+    /// The settings do not fit the model.
+    pub fn fresh(config: AdapterConfig, family: Family, model: &DecoderConfig, seed: u64) -> Result<Self> {
+        let mut modules = Vec::new();
+        for (place, module) in config.modules(family, model)?.into_iter().enumerate() {
+            let (rank, scale) = config.rank_and_scale(&module)?;
+            let mut random = stream(seed, place as u64);
+            // PEFT's kaiming_uniform(a = sqrt 5): the bound is sqrt(6 / ((1 + 5) inputs)).
+            let bound = 1.0 / (module.inputs as f64).sqrt();
+            let a = (0..rank * module.inputs).map(|_| ((2.0 * unit(&mut random) - 1.0) * bound) as f32).collect();
+            let b = vec![0.0; module.rows * rank];
+            modules.push(host(&module, rank, scale, a, b));
+        }
+        Ok(Self { config, modules })
+    }
+
+    /// Reads a PEFT folder for a model of `family`.
+    ///
+    /// # Errors
+    /// A file is damaged; the settings ask for what is not computed (DoRA, biases, whole modules saved beside LoRA);
+    /// a module or shape is not the model's; a target module has no weights.
+    pub fn read(folder: &Path, family: Family, model: &DecoderConfig) -> Result<Self> {
+        let config_path = folder.join(CONFIG);
+        if !config_path.is_file() {
+            let reason = format!("expected {CONFIG} in the folder");
+            return Err(Error::Adapter { path: folder.to_owned(), reason });
+        }
+        let config = AdapterConfig::read(&config_path, &read_json(&config_path)?)?;
+        let weights_path = folder.join(WEIGHTS);
+        if !weights_path.is_file() && folder.join("adapter_model.bin").is_file() {
+            let reason = "adapter_model.bin is not read, because a pickle can run any code: save it as safetensors";
+            return Err(Error::Adapter { path: folder.to_owned(), reason: reason.to_owned() });
+        }
+        let file = SafeTensorsFile::open(&weights_path)?;
+        let all: Vec<Module> = (0..model.layers).flat_map(|layer| family.modules(model, layer)).collect();
+        let targets = config.modules(family, model)?;
+        let mut used = 0;
+        let mut modules = Vec::new();
+        for module in &all {
+            let (rank, scale) = config.rank_and_scale(module)?;
+            let a = side(&file, module, "A", &[rank, module.inputs])?;
+            let b = side(&file, module, "B", &[module.rows, rank])?;
+            match (a, b) {
+                (Some(a), Some(b)) => {
+                    used += 2;
+                    let b = reordered(&b, module, rank, |decoder, stored| (stored, decoder));
+                    modules.push(host(module, rank, scale, a, b));
+                }
+                (None, None) if !targets.contains(module) => {}
+                (a, _) => {
+                    return Err(Error::MissingTensor {
+                        path: weights_path,
+                        tensor: tensor_name(module, if a.is_none() { "A" } else { "B" }),
+                        expected: if a.is_none() { vec![rank, module.inputs] } else { vec![module.rows, rank] },
+                    });
+                }
+            }
+        }
+        if used != file.names().len() {
+            let known = |name: &String| {
+                all.iter().any(|module| ["A", "B"].iter().any(|side| *name == tensor_name(module, side)))
+            };
+            let tensor = file.names().into_iter().find(|name| !known(name)).unwrap_or_default();
+            return Err(Error::UnexpectedTensor { path: weights_path, tensor });
+        }
+        Ok(Self { config, modules })
+    }
+
+    /// Writes a PEFT folder, in f32: the weights first, the settings last, each under a temporary name until it is whole.
+    ///
+    /// # Errors
+    /// The modules are not the model's, or a file could not be written.
+    pub fn write(&self, folder: &Path, family: Family, model: &DecoderConfig) -> Result<()> {
+        let all: Vec<Module> = (0..model.layers).flat_map(|layer| family.modules(model, layer)).collect();
+        let mut tensors = Vec::new();
+        for lora in &self.modules {
+            let module = all.iter().find(|module| covers(module, lora)).ok_or_else(|| Error::Adapter {
+                path: folder.to_owned(),
+                reason: format!(
+                    "rows {}..{} of {:?} in block {} are not one module of a {family} model",
+                    lora.first_row,
+                    lora.first_row + lora.rows,
+                    lora.linear,
+                    lora.layer
+                ),
+            })?;
+            let b = reordered(&lora.b, module, lora.rank, |decoder, stored| (decoder, stored));
+            for (side, shape, numbers) in
+                [("A", [lora.rank, module.inputs], &lora.a), ("B", [module.rows, lora.rank], &b)]
+            {
+                if numbers.len() != shape[0] * shape[1] {
+                    return Err(Error::Shape {
+                        path: folder.to_owned(),
+                        tensor: tensor_name(module, side),
+                        found: vec![numbers.len()],
+                        expected: shape.to_vec(),
+                    });
+                }
+                let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+                tensors.push((tensor_name(module, side), shape.to_vec(), bytes));
+            }
+        }
+        let path = folder.join(WEIGHTS);
+        let damaged = |error: safetensors::SafeTensorError| Error::SafeTensors {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        let mut views = Vec::new();
+        for (name, shape, bytes) in &tensors {
+            views.push((name, TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(damaged)?));
+        }
+        let info = Some([("format".to_owned(), "pt".to_owned())].into_iter().collect());
+        let bytes = safetensors::serialize(views, info).map_err(damaged)?;
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        write_atomically(&path, &bytes)?;
+        let json = format!("{:#}\n", self.config.to_json());
+        write_atomically(&folder.join(CONFIG), json.as_bytes())
+    }
+}
+
+fn covers(module: &Module, lora: &HostLora) -> bool {
+    (module.layer, module.linear, module.first_row, module.rows)
+        == (lora.layer, lora.linear, lora.first_row, lora.rows)
+}
+
+fn host(module: &Module, rank: usize, scale: f32, a: Vec<f32>, b: Vec<f32>) -> HostLora {
+    let &Module { layer, linear, first_row, rows, .. } = module;
+    HostLora { layer, linear, first_row, rows, rank, scale, a, b }
+}
+
+fn tensor_name(module: &Module, side: &str) -> String {
+    format!("{PREFIX}{}.lora_{side}.weight", module.name)
+}
+
+/// A or B of a module, where the file has it.
+fn side(file: &SafeTensorsFile, module: &Module, side: &str, expected: &[usize]) -> Result<Option<Vec<f32>>> {
+    let tensor = tensor_name(module, side);
+    let Some(found): Option<HostTensor<'_>> = file.tensor(&tensor)? else { return Ok(None) };
+    if found.shape != expected {
+        let (path, found) = (file.path().to_owned(), found.shape);
+        return Err(Error::Shape { path, tensor, found, expected: expected.to_vec() });
+    }
+    Ok(Some(found.to_f32()))
+}
+
+/// B with its rows moved: `direction` turns the decoder's row and the file's row for it into (from, to).
+fn reordered(
+    b: &[f32],
+    module: &Module,
+    rank: usize,
+    direction: impl Fn(usize, usize) -> (usize, usize),
+) -> Vec<f32> {
+    let mut moved = b.to_vec();
+    if b.len() != module.rows * rank {
+        return moved;
+    }
+    for row in 0..module.rows {
+        let (from, to) = direction(row, module.order.stored_row(row));
+        moved[to * rank..(to + 1) * rank].copy_from_slice(&b[from * rank..(from + 1) * rank]);
+    }
+    moved
+}
+
+/// Settings under which PEFT computes something else than `W x + scale B A x`.
+fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<()> {
+    keys.only("peft_type", &json!("LORA"))?;
+    keys.only("bias", &json!("none"))?;
+    for key in ["use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens"] {
+        keys.only(key, &json!(false))?;
+    }
+    for key in [
+        "modules_to_save", "layers_to_transform", "exclude_modules", "target_parameters", "trainable_token_indices",
+        "layer_replication", "megatron_config", "corda_config", "arrow_config", "layers_pattern",
+    ] {
+        match keys.get(key) {
+            None => {}
+            Some(Value::Array(list)) if list.is_empty() => {}
+            Some(Value::Object(map)) if map.is_empty() => {}
+            Some(value) => return Err(keys.unsupported(key, value, "null")),
+        }
+    }
+    match keys.get("init_lora_weights") {
+        None | Some(Value::Bool(_)) => Ok(()),
+        // These change A and B alone; PiSSA, OLoRA and LoftQ change the base model's weights too.
+        Some(Value::String(name)) if ["gaussian", "eva", "orthogonal"].contains(&name.as_str()) => Ok(()),
+        Some(other) => Err(keys.unsupported("init_lora_weights", other, "true, false, gaussian, eva or orthogonal")),
+    }
+}
+
+fn pattern<T>(keys: &Keys<'_>, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<BTreeMap<String, T>> {
+    let Some(value) = keys.get(key) else { return Ok(BTreeMap::new()) };
+    let expected = "an object from expressions to numbers above 0";
+    let map = value.as_object().ok_or_else(|| keys.bad(key, value, expected))?;
+    map.iter()
+        .map(|(expression, value)| {
+            Ok((expression.clone(), read(value).ok_or_else(|| keys.bad(key, value, expected))?))
+        })
+        .collect()
+}
+
+/// The value of the first expression that a module's path ends in, as PEFT matches them.
+fn first_match<T: Copy>(patterns: &BTreeMap<String, T>, key: &str, name: &str) -> Result<Option<T>> {
+    for (expression, value) in patterns {
+        if compile(Path::new(CONFIG), key, &format!(r"^(?:.*\.)?(?:{expression})$"))?.is_match(name) {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+fn compile(path: &Path, key: &str, expression: &str) -> Result<Regex> {
+    Regex::new(expression).map_err(|error| Error::BadKey {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        found: expression.to_owned(),
+        expected: format!("a regular expression: {error}"),
+    })
+}
+
+fn named(module: &Module, name: &str) -> bool {
+    module.name.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// Alpha as PEFT's own files have it: 16, not 16.0.
+fn whole_where_it_is(number: f64) -> Value {
+    if number.fract() == 0.0 && number.abs() < 1e15 { json!(number as i64) } else { json!(number) }
+}
