@@ -1,0 +1,87 @@
+//! Dropout (Srivastava et al. 2014) drawn from a place, not from a stream.
+
+use super::rows::for_each_row;
+
+/// Where a sequence's dropout is drawn: equal places draw equal masks, however a batch is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropoutKey(u64);
+
+impl DropoutKey {
+    /// The key of a record in an update of a run.
+    pub fn new(seed: u64, update: u64, record: u64) -> Self {
+        Self(mix(mix(mix(seed) ^ update) ^ record))
+    }
+
+    /// The key of a module of a layer.
+    pub(crate) fn place(self, layer: usize, module: usize) -> Self {
+        Self(mix(self.0 ^ ((layer as u64) << 16) ^ module as u64))
+    }
+}
+
+/// SplitMix64's finaliser (Steele et al. 2014).
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// One row's place: the key of its sequence and module, and its position.
+#[derive(Clone, Copy)]
+pub(crate) struct RowKey {
+    /// Of the sequence and module.
+    pub key: DropoutKey,
+    /// In the sequence.
+    pub position: u32,
+}
+
+/// `out = x * mask / (1 - rate)`
+pub(crate) fn dropout(rate: f32, keys: &[RowKey], width: usize, x: &[f32], out: &mut [f32]) {
+    for_each_row(out, width, |row, out| {
+        out.copy_from_slice(&x[row * width..][..width]);
+        mask_row(rate, keys[row], out);
+    });
+}
+
+/// `dx += dout * mask / (1 - rate)`; what `dout` held is lost.
+pub(crate) fn dropout_backward(rate: f32, keys: &[RowKey], width: usize, dout: &mut [f32], dx: &mut [f32]) {
+    for_each_row(dout, width, |row, dout| mask_row(rate, keys[row], dout));
+    super::add(dx, dout);
+}
+
+/// Multiplies a row by its mask over the share kept.
+#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn mask_row(rate: f32, key: RowKey, row: &mut [f32]) {
+    let threshold = (f64::from(rate) * f64::from(u32::MAX)) as u32;
+    let kept = 1.0 / (1.0 - rate);
+    let row_key = mix(key.key.0 ^ u64::from(key.position));
+    let (low, high) = (row_key as u32, (row_key >> 32) as u32);
+    for (column, value) in row.iter_mut().enumerate() {
+        // A 32-bit mixer (Wellons' lowbias32) of the column, keyed on both sides.
+        let x = (column as u32).wrapping_mul(0x9e37_79b9) ^ low;
+        let x = (x ^ (x >> 16)).wrapping_mul(0x21f0_aaad);
+        let x = (x ^ (x >> 15)).wrapping_mul(0x735a_2d97) ^ high;
+        let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+        let x = x ^ (x >> 16);
+        *value *= if x >= threshold { kept } else { 0.0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_dropped_is_the_rate_and_rows_differ() {
+        let keys: Vec<RowKey> =
+            (0..500).map(|position| RowKey { key: DropoutKey::new(1, 2, 3).place(4, 5), position }).collect();
+        let ones = vec![1.0f32; 500 * 100];
+        let mut out = vec![0.0; ones.len()];
+        dropout(0.05, &keys, 100, &ones, &mut out);
+        let dropped = out.iter().filter(|x| **x == 0.0).count() as f64 / out.len() as f64;
+        // Three standard deviations of a binomial share: 3 * sqrt(0.05 * 0.95 / 50_000) = 0.003.
+        assert!((dropped - 0.05).abs() < 0.003, "{dropped}");
+        assert_ne!(out[..100], out[100..200]);
+        assert!(out.iter().all(|x| *x == 0.0 || (*x - 1.0 / 0.95).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,368 @@
+//! The right-hand sides of products: anything that can give a block of a panel as `f32`.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::buffer::Buffer;
+use super::tile::PANEL;
+use crate::decoder::weights::{HostData, HostTensor};
+
+/// A right-hand side `[depth, columns]`, cut into panels of [`PANEL`] columns.
+pub(crate) trait Right: Sync {
+    /// Columns of the product.
+    fn columns(&self) -> usize;
+
+    /// Length of the sums.
+    fn depth(&self) -> usize;
+
+    /// The block of panel `panel` at `depth`: `[depth.len()][PANEL]`, zeros beyond the last column.
+    /// It is either a part of `self` or written to `scratch`, which is at least that long.
+    fn block<'a>(&'a self, panel: usize, depth: Range<usize>, scratch: &'a mut [f32]) -> &'a [f32];
+}
+
+/// A weight matrix `[rows, columns]`, laid out for products in the order in which a tile reads it:
+/// panels of [`PANEL`] rows, in each the columns one after another, `[rows / PANEL][columns][PANEL]`.
+///
+/// The same copy serves forward (`x · Wᵀ`: panels as they lie) and backward (`dy · W`: 32 × 32 blocks, each
+/// contiguous, transposed on the way), the gradient and the optimizer, so no second copy is kept.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    rows: usize,
+    columns: usize,
+    values: Values,
+}
+
+/// A matrix's elements in the type in which they are kept.
+#[derive(Clone, Debug)]
+enum Values {
+    F32(Buffer),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Matrix {
+    /// A matrix of zeros that can be trained.
+    pub fn zeros(rows: usize, columns: usize) -> Self {
+        Self { rows, columns, values: Values::F32(Buffer::zeros(packed_length(rows, columns))) }
+    }
+
+    /// Packs a row-major tensor of two dimensions, in the type it has; `trained` widens it to `f32`.
+    pub fn pack(tensor: &HostTensor<'_>, trained: bool) -> Self {
+        let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
+        let values = match &tensor.data {
+            HostData::F32(data) => {
+                let mut packed = Buffer::zeros(packed_length(rows, columns));
+                pack_into(data, columns, &mut packed, |x| x);
+                Values::F32(packed)
+            }
+            HostData::Bf16(data) if trained => {
+                let mut packed = Buffer::zeros(packed_length(rows, columns));
+                pack_into(data, columns, &mut packed, bf16::to_f32);
+                Values::F32(packed)
+            }
+            HostData::F16(data) if trained => {
+                let mut packed = Buffer::zeros(packed_length(rows, columns));
+                pack_into(data, columns, &mut packed, f16::to_f32);
+                Values::F32(packed)
+            }
+            HostData::Bf16(data) => {
+                let mut packed = vec![bf16::ZERO; packed_length(rows, columns)];
+                pack_into(data, columns, &mut packed, |x| x);
+                Values::Bf16(packed)
+            }
+            HostData::F16(data) => {
+                let mut packed = vec![f16::ZERO; packed_length(rows, columns)];
+                pack_into(data, columns, &mut packed, |x| x);
+                Values::F16(packed)
+            }
+        };
+        Self { rows, columns, values }
+    }
+
+    /// Outputs of the product `x · Wᵀ`.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs of the product `x · Wᵀ`.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Bytes kept.
+    pub fn bytes(&self) -> usize {
+        match &self.values {
+            Values::F32(values) => 4 * values.len(),
+            Values::Bf16(values) => 2 * values.len(),
+            Values::F16(values) => 2 * values.len(),
+        }
+    }
+
+    /// The elements in panel order, of a matrix kept in `f32`; none of another.
+    pub fn values_mut(&mut self) -> Option<&mut Buffer> {
+        match &mut self.values {
+            Values::F32(values) => Some(values),
+            Values::Bf16(_) | Values::F16(_) => None,
+        }
+    }
+
+    /// The elements, row-major, widened to `f32`.
+    pub fn unpack(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.columns];
+        let mut row = vec![0.0; self.columns];
+        for (index, target) in out.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            self.read_row(index, &mut row);
+            target.copy_from_slice(&row);
+        }
+        out
+    }
+
+    /// Writes row `row`, widened to `f32`: an embedding.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        let start = (row / PANEL) * self.columns * PANEL + row % PANEL;
+        match &self.values {
+            Values::F32(values) => {
+                for (out, value) in out.iter_mut().zip(values[start..].iter().step_by(PANEL)) {
+                    *out = *value;
+                }
+            }
+            Values::Bf16(values) => {
+                for (out, value) in out.iter_mut().zip(values[start..].iter().step_by(PANEL)) {
+                    *out = value.to_f32();
+                }
+            }
+            Values::F16(values) => {
+                for (out, value) in out.iter_mut().zip(values[start..].iter().step_by(PANEL)) {
+                    *out = value.to_f32();
+                }
+            }
+        }
+    }
+
+    /// `length` packed elements from `start` on, as `f32`.
+    fn packed<'a>(&'a self, start: usize, length: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+        match &self.values {
+            Values::F32(values) => &values[start..start + length],
+            Values::Bf16(values) => {
+                widen_bf16(&values[start..start + length], &mut scratch[..length]);
+                &scratch[..length]
+            }
+            Values::F16(values) => {
+                values[start..start + length].convert_to_f32_slice(&mut scratch[..length]);
+                &scratch[..length]
+            }
+        }
+    }
+}
+
+/// Floats in a packed matrix, the last panel's padding counted.
+pub(crate) fn packed_length(rows: usize, columns: usize) -> usize {
+    rows.div_ceil(PANEL) * PANEL * columns
+}
+
+/// Row-major to panels.
+fn pack_into<S: Copy, T>(data: &[S], columns: usize, packed: &mut [T], convert: impl Fn(S) -> T) {
+    for (row, values) in data.chunks_exact(columns.max(1)).enumerate() {
+        let start = (row / PANEL) * columns * PANEL + row % PANEL;
+        for (target, value) in packed[start..].iter_mut().step_by(PANEL).zip(values) {
+            *target = convert(*value);
+        }
+    }
+}
+
+/// A bf16 is the upper half of an `f32`; a plain loop that the compiler turns into vector shifts.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw", "x86_64+avx2"))]
+fn widen_bf16(values: &[bf16], out: &mut [f32]) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+    }
+}
+
+/// `x · Wᵀ`, or only the rows `first .. first + count` of `W`: the matrix's own panels.
+pub(crate) struct Forward<'a> {
+    /// The weights.
+    pub matrix: &'a Matrix,
+    /// First row of the weights that takes part; a multiple of [`PANEL`].
+    pub first: usize,
+    /// Rows that take part.
+    pub count: usize,
+}
+
+impl<'a> Forward<'a> {
+    /// With all rows.
+    pub(crate) fn all(matrix: &'a Matrix) -> Self {
+        Self { matrix, first: 0, count: matrix.rows }
+    }
+}
+
+impl Right for Forward<'_> {
+    fn columns(&self) -> usize {
+        self.count
+    }
+
+    fn depth(&self) -> usize {
+        self.matrix.columns
+    }
+
+    fn block<'a>(&'a self, panel: usize, depth: Range<usize>, scratch: &'a mut [f32]) -> &'a [f32] {
+        let start = ((self.first / PANEL + panel) * self.matrix.columns + depth.start) * PANEL;
+        self.matrix.packed(start, depth.len() * PANEL, scratch)
+    }
+}
+
+/// `dy · W`, or only the rows `first .. first + count` of `W`: the panels transposed, block by block.
+pub(crate) struct Backward<'a> {
+    /// The weights.
+    pub matrix: &'a Matrix,
+    /// First row of the weights that takes part; a multiple of [`PANEL`].
+    pub first: usize,
+    /// Rows that take part.
+    pub count: usize,
+}
+
+impl<'a> Backward<'a> {
+    /// With all rows.
+    pub(crate) fn all(matrix: &'a Matrix) -> Self {
+        Self { matrix, first: 0, count: matrix.rows }
+    }
+}
+
+impl Right for Backward<'_> {
+    fn columns(&self) -> usize {
+        self.matrix.columns
+    }
+
+    fn depth(&self) -> usize {
+        self.count
+    }
+
+    fn block<'a>(&'a self, panel: usize, depth: Range<usize>, scratch: &'a mut [f32]) -> &'a [f32] {
+        let columns = PANEL.min(self.matrix.columns - panel * PANEL);
+        let mut widened = [0.0f32; PANEL * PANEL];
+        let first = self.first + depth.start;
+        debug_assert!(first.is_multiple_of(PANEL), "depth is cut at panels");
+        let (out, _) = scratch.split_at_mut(depth.len() * PANEL);
+        for (block, out) in out.chunks_mut(PANEL * PANEL).enumerate() {
+            let start = ((first / PANEL + block) * self.matrix.columns + panel * PANEL) * PANEL;
+            let source = self.matrix.packed(start, columns * PANEL, &mut widened);
+            transpose(source, columns, out);
+        }
+        out
+    }
+}
+
+/// `out[lane][column] = source[column][lane]`, zeros beyond the last column.
+#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn transpose(source: &[f32], columns: usize, out: &mut [f32]) {
+    if columns == PANEL && out.len() == PANEL * PANEL {
+        // In squares of 8, so that both sides stay in registers and few cache lines.
+        for i in (0..PANEL).step_by(8) {
+            for j in (0..PANEL).step_by(8) {
+                let mut square = [[0.0f32; 8]; 8];
+                for (k, row) in square.iter_mut().enumerate() {
+                    row.copy_from_slice(&source[(i + k) * PANEL + j..][..8]);
+                }
+                for k in 0..8 {
+                    let column: [f32; 8] = std::array::from_fn(|l| square[l][k]);
+                    out[(j + k) * PANEL + i..][..8].copy_from_slice(&column);
+                }
+            }
+        }
+        return;
+    }
+    for (lane, row) in out.chunks_exact_mut(PANEL).enumerate() {
+        for (column, value) in row.iter_mut().enumerate() {
+            *value = if column < columns { source[column * PANEL + lane] } else { 0.0 };
+        }
+    }
+}
+
+/// A row-major `[depth, columns]` slice whose rows lie `stride` apart, as it is.
+pub(crate) struct Rows<'a> {
+    /// The elements.
+    pub values: &'a [f32],
+    /// Floats from one row to the next.
+    pub stride: usize,
+    /// Length of the sums.
+    pub depth: usize,
+    /// Columns of the product.
+    pub columns: usize,
+}
+
+impl Right for Rows<'_> {
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn block<'a>(&'a self, panel: usize, depth: Range<usize>, scratch: &'a mut [f32]) -> &'a [f32] {
+        let first = panel * PANEL;
+        let columns = PANEL.min(self.columns - first);
+        let out = &mut scratch[..depth.len() * PANEL];
+        for (row, out) in depth.zip(out.chunks_exact_mut(PANEL)) {
+            let (head, tail) = out.split_at_mut(columns);
+            head.copy_from_slice(&self.values[row * self.stride + first..][..columns]);
+            tail.fill(0.0);
+        }
+        out
+    }
+}
+
+/// A row-major `[columns, depth]` slice, transposed: LoRA's A and B in the forward products.
+pub(crate) struct RowsTransposed<'a> {
+    /// The elements.
+    pub values: &'a [f32],
+    /// Length of the sums: a row of `values`.
+    pub depth: usize,
+    /// Columns of the product: rows of `values`.
+    pub columns: usize,
+}
+
+impl Right for RowsTransposed<'_> {
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn block<'a>(&'a self, panel: usize, depth: Range<usize>, scratch: &'a mut [f32]) -> &'a [f32] {
+        let first = panel * PANEL;
+        let columns = PANEL.min(self.columns - first);
+        let out = &mut scratch[..depth.len() * PANEL];
+        if columns < PANEL {
+            out.fill(0.0);
+        }
+        for column in 0..columns {
+            let source = &self.values[(first + column) * self.depth..][depth.clone()];
+            for (out, value) in out[column..].iter_mut().step_by(PANEL).zip(source) {
+                *out = *value;
+            }
+        }
+        out
+    }
+}
+
+/// Panels to row-major.
+pub(crate) fn unpack(packed: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        let start = (row / PANEL) * columns * PANEL + row % PANEL;
+        out.extend(packed[start..].iter().step_by(PANEL).take(columns));
+    }
+    out
+}
+
+/// Adds `scale * values` to row `row` of a packed matrix.
+pub(crate) fn add_to_row(packed: &mut [f32], columns: usize, row: usize, scale: f32, values: &[f32]) {
+    let start = (row / PANEL) * columns * PANEL + row % PANEL;
+    for (target, value) in packed[start..].iter_mut().step_by(PANEL).zip(values) {
+        *target += scale * value;
+    }
+}

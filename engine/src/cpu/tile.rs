@@ -1,0 +1,241 @@
+//! The innermost product: a tile of at most [`ROWS`] × [`PANEL`] outputs, kept in registers over the whole depth.
+//!
+//! This is the only file of the engine with instruction-set intrinsics in a product. Each output is the sum over
+//! the depth in order, one fused multiply-add a step, whatever the number of rows beside it: a row's result does
+//! not depend on the other rows.
+
+/// Columns of a panel: two AVX-512 registers, four AVX ones.
+pub(crate) const PANEL: usize = 32;
+
+/// Most rows of a tile. 14 × 2 accumulators, two registers for the panel and one spare fill AVX-512's 32.
+pub(crate) const ROWS: usize = 14;
+
+/// One tile's work. All pointers are into slices that the caller has checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Packed left block: `[depth][rows]`.
+    pub left: *const f32,
+    /// Panel: `[depth][PANEL]`.
+    pub right: *const f32,
+    /// First output; row `r` begins at `out + r * out_stride`.
+    pub out: *mut f32,
+    /// Floats from one output row to the next.
+    pub out_stride: usize,
+    /// Output rows, `1..=ROWS`.
+    pub rows: usize,
+    /// Output columns, `1..=PANEL`.
+    pub columns: usize,
+    /// Length of the sums.
+    pub depth: usize,
+    /// Add to what `out` holds, or overwrite it.
+    pub accumulate: bool,
+}
+
+/// An instruction set's way to compute a tile.
+///
+/// # Safety
+/// The processor must have the instruction set, `left` must hold `depth * rows` floats, `right` `depth * PANEL`,
+/// and `out` must be writable for `columns` floats at each of `rows` rows, with no other thread touching them.
+pub(crate) type TileKernel = unsafe fn(&Tile);
+
+/// The best kernel that this processor runs; asked once a product.
+pub(crate) fn best_kernel() -> TileKernel {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return avx512::tile;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return avx2::tile;
+        }
+    }
+    portable_tile
+}
+
+/// All kernels that this processor runs, with their names: for tests and benchmarks.
+#[doc(hidden)]
+pub(crate) fn all_kernels() -> Vec<(&'static str, TileKernel)> {
+    let mut kernels: Vec<(&'static str, TileKernel)> = vec![("portable", portable_tile)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            kernels.push(("avx2", avx2::tile));
+        }
+        if is_x86_feature_detected!("avx512f") {
+            kernels.push(("avx512", avx512::tile));
+        }
+    }
+    kernels
+}
+
+/// Runs on any processor; the compiler vectorises the inner loop as far as it can.
+unsafe fn portable_tile(tile: &Tile) {
+    for row in 0..tile.rows {
+        let mut sums = [0.0f32; PANEL];
+        for depth in 0..tile.depth {
+            // SAFETY: `depth < tile.depth` and `row < tile.rows`: inside the blocks that the caller vouches for.
+            let (left, right) = unsafe {
+                (
+                    *tile.left.add(depth * tile.rows + row),
+                    &*tile.right.add(depth * PANEL).cast::<[f32; PANEL]>(),
+                )
+            };
+            for (sum, right) in sums.iter_mut().zip(right) {
+                *sum = left.mul_add(*right, *sum);
+            }
+        }
+        for (column, sum) in sums.iter().enumerate().take(tile.columns) {
+            // SAFETY: `column < tile.columns`, `row < tile.rows`.
+            unsafe {
+                let out = tile.out.add(row * tile.out_stride + column);
+                *out = if tile.accumulate { *out + sum } else { *sum };
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{PANEL, Tile};
+
+    /// 14 × 32 outputs in 28 registers.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn tile(tile: &Tile) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe {
+            if tile.columns <= PANEL / 2 {
+                dispatch::<1>(tile);
+            } else {
+                dispatch::<2>(tile);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn dispatch<const VECTORS: usize>(tile: &Tile) {
+        // SAFETY: the caller's promise is passed on; ROWS is what the tile says.
+        unsafe {
+            match tile.rows {
+                1 => rows::<1, VECTORS>(tile),
+                2 => rows::<2, VECTORS>(tile),
+                3 => rows::<3, VECTORS>(tile),
+                4 => rows::<4, VECTORS>(tile),
+                5 => rows::<5, VECTORS>(tile),
+                6 => rows::<6, VECTORS>(tile),
+                7 => rows::<7, VECTORS>(tile),
+                8 => rows::<8, VECTORS>(tile),
+                9 => rows::<9, VECTORS>(tile),
+                10 => rows::<10, VECTORS>(tile),
+                11 => rows::<11, VECTORS>(tile),
+                12 => rows::<12, VECTORS>(tile),
+                13 => rows::<13, VECTORS>(tile),
+                14 => rows::<14, VECTORS>(tile),
+                other => unreachable!("a tile of {other} rows"),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rows<const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        let (mut left, mut right) = (tile.left, tile.right);
+        for _ in 0..tile.depth {
+            // SAFETY: `left` moves by ROWS and `right` by PANEL a step, `depth` steps: inside the caller's blocks.
+            unsafe {
+                let mut panel = [_mm512_setzero_ps(); VECTORS];
+                for (vector, value) in panel.iter_mut().enumerate() {
+                    *value = _mm512_loadu_ps(right.add(16 * vector));
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_ps(*left.add(row));
+                    for (sum, panel) in sums.iter_mut().zip(panel) {
+                        *sum = _mm512_fmadd_ps(value, panel, *sum);
+                    }
+                }
+                left = left.add(ROWS);
+                right = right.add(PANEL);
+            }
+        }
+        for (vector, columns) in (0..VECTORS).map(|vector| (vector, tile.columns.saturating_sub(16 * vector))) {
+            let mask: __mmask16 = if columns >= 16 { !0 } else { (1 << columns) - 1 };
+            for (row, sums) in sums.iter().enumerate() {
+                // SAFETY: the mask keeps to `tile.columns`; `row < tile.rows`.
+                unsafe {
+                    let out = tile.out.add(row * tile.out_stride + 16 * vector);
+                    let mut sum = sums[vector];
+                    if tile.accumulate {
+                        sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
+                    }
+                    _mm512_mask_storeu_ps(out, mask, sum);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{PANEL, Tile};
+
+    /// Rows and columns of the tile that 16 AVX registers hold: 6 × 2 accumulators.
+    const SUB_ROWS: usize = 6;
+    const SUB_COLUMNS: usize = 16;
+
+    /// The 14 × 32 tile in pieces of 6 × 16.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn tile(tile: &Tile) {
+        for column in (0..tile.columns).step_by(SUB_COLUMNS) {
+            let columns = SUB_COLUMNS.min(tile.columns - column);
+            for row in (0..tile.rows).step_by(SUB_ROWS) {
+                // SAFETY: the caller's promise is passed on for a part of the tile.
+                unsafe {
+                    match tile.rows - row {
+                        1 => rows::<1>(tile, row, column, columns),
+                        2 => rows::<2>(tile, row, column, columns),
+                        3 => rows::<3>(tile, row, column, columns),
+                        4 => rows::<4>(tile, row, column, columns),
+                        5 => rows::<5>(tile, row, column, columns),
+                        _ => rows::<SUB_ROWS>(tile, row, column, columns),
+                    }
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn rows<const ROWS: usize>(tile: &Tile, first_row: usize, column: usize, columns: usize) {
+        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+        // SAFETY: offsets inside the blocks that the caller vouches for.
+        let (mut left, mut right) = unsafe { (tile.left.add(first_row), tile.right.add(column)) };
+        for _ in 0..tile.depth {
+            // SAFETY: `left` moves by the tile's rows and `right` by PANEL a step, `depth` steps.
+            unsafe {
+                let panel = [_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8))];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = _mm256_broadcast_ss(&*left.add(row));
+                    sums[0] = _mm256_fmadd_ps(value, panel[0], sums[0]);
+                    sums[1] = _mm256_fmadd_ps(value, panel[1], sums[1]);
+                }
+                left = left.wrapping_add(tile.rows);
+                right = right.wrapping_add(PANEL);
+            }
+        }
+        let mut lanes = [0.0f32; SUB_COLUMNS];
+        for (row, sums) in sums.iter().enumerate() {
+            // SAFETY: `lanes` holds two registers; the output columns are inside the tile.
+            unsafe {
+                _mm256_storeu_ps(lanes.as_mut_ptr(), sums[0]);
+                _mm256_storeu_ps(lanes.as_mut_ptr().add(8), sums[1]);
+                let out = tile.out.add((first_row + row) * tile.out_stride + column);
+                for (lane, sum) in lanes.iter().enumerate().take(columns) {
+                    let out = out.add(lane);
+                    *out = if tile.accumulate { *out + sum } else { *sum };
+                }
+            }
+        }
+    }
+}

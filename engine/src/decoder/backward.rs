@@ -1,0 +1,329 @@
+//! The backward pass: the steps of `forward.rs` in the opposite order.
+//!
+//! Nothing is computed that nobody needs: no gradient of a frozen weight, and nothing below the lowest trained
+//! module. `dx` is the gradient of the residual stream, changed in place from a block's output to its input.
+
+use super::Decoder;
+use super::Gradients;
+use super::config::Residual;
+use super::forward::{Pass, whole_batch};
+use super::lora::{Adapter, AdapterGradients, Linear};
+use super::weights::{LayerSlot, Slot};
+use crate::arena::{BlockActivations, Workspace};
+use crate::batch::Batch;
+use crate::kernels::Kernels;
+
+/// What is trained, and where its gradients go.
+pub enum Trained<'a, K: Kernels> {
+    /// An adapter; the decoder is frozen.
+    Adapter(&'a Adapter<K>, &'a mut AdapterGradients<K>),
+    /// The decoder's own weights.
+    Full(&'a mut Gradients<K>),
+}
+
+/// The gradients a step adds to, without the adapter beside them.
+struct Sink<'a, K: Kernels> {
+    adapter: Option<(&'a Adapter<K>, &'a mut AdapterGradients<K>)>,
+    full: Option<&'a mut Gradients<K>>,
+}
+
+impl<K: Kernels> Decoder<K> {
+    /// One micro-batch of a training step: the loss of each supervised row, and the gradient of `scale` times their
+    /// sum added to what is trained. With `scale` one over the supervised tokens of the *whole* batch, the sum over
+    /// micro-batches is the batch's mean, however it is cut.
+    ///
+    /// `dropout` is the rate on the adapter's inputs.
+    pub fn step(
+        &self,
+        trained: Trained<'_, K>,
+        batch: &Batch,
+        scale: f32,
+        dropout: f32,
+        workspace: &mut Workspace<K>,
+    ) -> Vec<f32> {
+        if batch.targets.is_empty() {
+            return Vec::new();
+        }
+        let mut sink = match trained {
+            Trained::Adapter(adapter, gradients) => Sink { adapter: Some((adapter, gradients)), full: None },
+            Trained::Full(gradients) => Sink { adapter: None, full: Some(gradients) },
+        };
+        let adapters = whole_batch(sink.adapter.as_ref().map(|(adapter, _)| *adapter), batch);
+        let mut pass = Pass::evaluation(batch, &adapters);
+        pass.dropout = Some((dropout, batch));
+
+        self.run_blocks(&pass, &batch.sequences, workspace);
+        self.select(&batch.supervised, workspace);
+        let losses = self.head_backward(batch, scale, &mut sink, workspace);
+        let lowest = match &sink.adapter {
+            Some((adapter, _)) => adapter.lowest().unwrap_or(self.config.layers),
+            None => 0,
+        };
+        for layer in (lowest..self.config.layers).rev() {
+            if workspace.plan.recompute {
+                self.recompute_block(layer, &pass, &batch.sequences, workspace);
+            }
+            self.block_backward(layer, layer == lowest && sink.full.is_none(), &pass, batch, &mut sink, workspace);
+        }
+        if let Some(gradients) = sink.full {
+            self.embed_backward(batch, gradients, workspace);
+        }
+        losses
+    }
+
+    /// The losses, and the gradient of the residual stream at the supervised rows.
+    fn head_backward(
+        &self,
+        batch: &Batch,
+        scale: f32,
+        sink: &mut Sink<'_, K>,
+        w: &mut Workspace<K>,
+    ) -> Vec<f32> {
+        let (k, config, rows) = (&self.kernels, &self.config, batch.targets.len());
+        let losses = match sink.full.as_deref_mut().and_then(|gradients| gradients.get(self.head_slot())) {
+            Some(dhead) => {
+                let (x, dx) = (&w.selected_normed, &mut w.dselected);
+                k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, dhead)
+            }
+            None => {
+                k.cross_entropy(&w.selected_normed, self.head(), &batch.targets, scale, Some(&mut w.dselected))
+            }
+        };
+        if let Some(gradients) = sink.full.as_deref_mut() {
+            let (weight, bias) = (Slot::FinalNormWeight, Slot::FinalNormBias);
+            self.norm_gradient(gradients, weight, bias, rows, &w.selected, &w.selected_stats, &w.dselected);
+        }
+        k.clear(rows * config.hidden, &mut w.dnormed);
+        let (x, stats, dout, dx) = (&w.selected, &w.selected_stats, &w.dselected, &mut w.dnormed);
+        k.norm_backward(config.norm, rows, x, self.final_norm(), stats, dout, dx);
+        k.clear(batch.rows() * config.hidden, &mut w.dx);
+        k.scatter_add(config.hidden, &batch.supervised, &w.dnormed, &mut w.dx);
+        losses
+    }
+
+    /// `w.dx` from the gradient of a block's output to that of its input. At the `lowest` block with anything
+    /// trained, the input's gradient is not needed and not computed.
+    fn block_backward(
+        &self,
+        layer: usize,
+        lowest: bool,
+        pass: &Pass<'_, K>,
+        batch: &Batch,
+        sink: &mut Sink<'_, K>,
+        w: &mut Workspace<K>,
+    ) {
+        let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
+        let index = if w.blocks.len() == 1 { 0 } else { layer };
+        let block = &mut w.blocks[index];
+        let input = &w.inputs[layer];
+        let parallel = config.residual == Residual::Parallel;
+        let linear = LinearBackward { decoder: self, layer, pass };
+
+        // The output product of a parallel block reads the same gradient as the feed-forward layer: before it is
+        // added to.
+        let output = |dx: &K::Buffer, dmixed: &mut K::Buffer, dropped: &mut K::Buffer, sink: &mut Sink<'_, K>, block: &BlockActivations<K>| {
+            linear.run(Linear::Output, &block.mixed, dx, Some((dmixed, false)), sink, &block.lora, dropped);
+        };
+        if parallel {
+            output(&w.dx, &mut w.dmixed, &mut w.dropped, sink, block);
+        }
+
+        // Feed-forward.
+        let gated = config.activation.gated();
+        let length = rows * config.intermediate;
+        let stream = if parallel { input } else { &block.middle };
+        if linear.reads_input(Linear::Down, sink) {
+            let gate = gated.then_some(&block.gate);
+            k.activate(config.activation, length, gate, &block.up, &mut w.activated);
+        }
+        linear.run(Linear::Down, &w.activated, &w.dx, Some((&mut w.dup, false)), sink, &block.lora, &mut w.dropped);
+        let (gate, dgate) = (gated.then_some(&block.gate), gated.then_some(&mut w.dgate));
+        k.activate_backward(config.activation, length, gate, &block.up, &mut w.dup, dgate);
+        let weight = self.vector(layer, LayerSlot::FeedForwardNormWeight);
+        if linear.reads_input(Linear::Up, sink) || linear.reads_input(Linear::Gate, sink) {
+            let bias = self.bias(layer, LayerSlot::FeedForwardNormBias);
+            // The same statistics come out again.
+            let stats = &mut block.feed_forward_stats;
+            k.norm(config.norm, rows, stream, weight, bias, &mut w.normed, stats);
+        }
+        linear.run(Linear::Up, &w.normed, &w.dup, Some((&mut w.dnormed, false)), sink, &block.lora, &mut w.dropped);
+        if gated {
+            let dx = Some((&mut w.dnormed, true));
+            linear.run(Linear::Gate, &w.normed, &w.dgate, dx, sink, &block.lora, &mut w.dropped);
+        }
+        if let Some(gradients) = sink.full.as_deref_mut() {
+            let slot = |slot| Slot::Layer(layer, slot);
+            let (weight, bias) = (slot(LayerSlot::FeedForwardNormWeight), slot(LayerSlot::FeedForwardNormBias));
+            self.norm_gradient(gradients, weight, bias, rows, stream, &block.feed_forward_stats, &w.dnormed);
+        }
+        k.norm_backward(config.norm, rows, stream, weight, &block.feed_forward_stats, &w.dnormed, &mut w.dx);
+
+        // Attention.
+        if !parallel {
+            output(&w.dx, &mut w.dmixed, &mut w.dropped, sink, block);
+        }
+        if lowest && !linear.has_module(Linear::QueryKeyValue, sink) {
+            return;
+        }
+        let (x, out, log_sums) = (&block.query_key_value, &block.mixed, &block.log_sums);
+        let dx = &mut w.dquery_key_value;
+        k.attention_backward(&self.shape, &batch.sequences, x, out, log_sums, &w.dmixed, dx);
+        if let Some(frequencies) = self.frequencies() {
+            k.rotate(&self.shape, pass.positions, frequencies, -1.0, dx);
+        }
+        self.normalise_heads_backward(layer, rows, block, sink, dx);
+        let weight = self.vector(layer, LayerSlot::AttentionNormWeight);
+        if linear.reads_input(Linear::QueryKeyValue, sink) {
+            let bias = self.bias(layer, LayerSlot::AttentionNormBias);
+            k.norm(config.norm, rows, input, weight, bias, &mut w.normed, &mut block.attention_stats);
+        }
+        let dnormed = (!lowest).then_some((&mut w.dnormed, false));
+        let (x, dout) = (&w.normed, &w.dquery_key_value);
+        linear.run(Linear::QueryKeyValue, x, dout, dnormed, sink, &block.lora, &mut w.dropped);
+        if lowest {
+            return;
+        }
+        if let Some(gradients) = sink.full.as_deref_mut() {
+            let slot = |slot| Slot::Layer(layer, slot);
+            let (weight, bias) = (slot(LayerSlot::AttentionNormWeight), slot(LayerSlot::AttentionNormBias));
+            self.norm_gradient(gradients, weight, bias, rows, input, &block.attention_stats, &w.dnormed);
+        }
+        k.norm_backward(config.norm, rows, input, weight, &block.attention_stats, &w.dnormed, &mut w.dx);
+    }
+
+    /// Qwen3's norms of query and key heads: `dx` in place.
+    fn normalise_heads_backward(
+        &self,
+        layer: usize,
+        rows: usize,
+        block: &BlockActivations<K>,
+        sink: &mut Sink<'_, K>,
+        dx: &mut K::Buffer,
+    ) {
+        if !self.config.query_key_norm {
+            return;
+        }
+        let (queries, keys) = (0..self.config.heads, self.config.heads..self.config.heads + self.config.key_value_heads);
+        let parts = [
+            (queries, LayerSlot::QueryNormWeight, &block.query_stats),
+            (keys, LayerSlot::KeyNormWeight, &block.key_stats),
+        ];
+        for (heads, slot, stats) in parts {
+            let dweight = sink.full.as_deref_mut().and_then(|gradients| gradients.layer(layer, slot));
+            let (x, weight) = (&block.raw_query_key_value, self.vector(layer, slot));
+            self.kernels.head_norm_backward(&self.shape, rows, heads, x, weight, stats, dx, dweight);
+        }
+    }
+
+    /// The embedding table's gradient, and its norm's.
+    fn embed_backward(&self, batch: &Batch, gradients: &mut Gradients<K>, w: &mut Workspace<K>) {
+        let (k, config, rows) = (&self.kernels, &self.config, batch.rows());
+        if let Some(weight) = self.outer_vector(Slot::EmbeddingNormWeight) {
+            // The norm's input and statistics were scratch: once more.
+            k.embed(&batch.tokens, self.embedding(), config.embedding_scale, &mut w.normed);
+            let bias = self.outer_vector(Slot::EmbeddingNormBias);
+            let (x, out, stats) = (&w.normed, &mut w.selected, &mut w.selected_stats);
+            k.norm(config.norm, rows, x, weight, bias, out, stats);
+            let (dweight, dbias) = (Slot::EmbeddingNormWeight, Slot::EmbeddingNormBias);
+            self.norm_gradient(gradients, dweight, dbias, rows, &w.normed, &w.selected_stats, &w.dx);
+            k.clear(rows * config.hidden, &mut w.dpart);
+            k.norm_backward(config.norm, rows, &w.normed, weight, &w.selected_stats, &w.dx, &mut w.dpart);
+            std::mem::swap(&mut w.dx, &mut w.dpart);
+        }
+        if let Some(dtable) = gradients.get(Slot::Embedding) {
+            k.embed_backward(&batch.tokens, self.embedding(), config.embedding_scale, &w.dx, dtable);
+        }
+    }
+
+    /// Adds a norm's weight and bias gradients.
+    #[expect(clippy::too_many_arguments, reason = "two slots and what the kernel reads")]
+    fn norm_gradient(
+        &self,
+        gradients: &mut Gradients<K>,
+        weight: Slot,
+        bias: Slot,
+        rows: usize,
+        x: &K::Buffer,
+        stats: &K::Buffer,
+        dout: &K::Buffer,
+    ) {
+        if let Some((mut dweight, mut dbias)) = gradients.take(weight, bias) {
+            self.kernels.norm_backward_weight(rows, x, stats, dout, &mut dweight, dbias.as_mut());
+            gradients.put(weight, bias, (dweight, dbias));
+        }
+    }
+}
+
+/// The backward of a block's products, with what adapters add to them.
+struct LinearBackward<'a, K: Kernels> {
+    decoder: &'a Decoder<K>,
+    layer: usize,
+    pass: &'a Pass<'a, K>,
+}
+
+impl<K: Kernels> LinearBackward<'_, K> {
+    /// Adds the gradients of what is trained in a product; where `dx` is given, overwrites it with the input's
+    /// gradient, or adds to it.
+    #[expect(clippy::too_many_arguments, reason = "one place for all of a block's products")]
+    fn run(
+        &self,
+        linear: Linear,
+        x: &K::Buffer,
+        dout: &K::Buffer,
+        mut dx: Option<(&mut K::Buffer, bool)>,
+        sink: &mut Sink<'_, K>,
+        hidden: &[K::Buffer],
+        dropped: &mut K::Buffer,
+    ) {
+        let (k, rows) = (&self.decoder.kernels, self.pass.rows);
+        let weight = self.decoder.matrix(self.layer, linear.weight_slot());
+        if let Some((dx, accumulate)) = &mut dx {
+            k.product_backward(rows, dout, weight, dx, *accumulate);
+        }
+        if let Some(gradients) = sink.full.as_deref_mut() {
+            let slots = (Slot::Layer(self.layer, linear.weight_slot()), Slot::Layer(self.layer, linear.bias_slot()));
+            if let Some((mut dweight, mut dbias)) = gradients.take(slots.0, slots.1) {
+                k.product_backward_weight(rows, weight, x, dout, &mut dweight, dbias.as_mut());
+                gradients.put(slots.0, slots.1, (dweight, dbias));
+            }
+        }
+        if let Some((adapter, gradients)) = &mut sink.adapter {
+            let (inputs, out_width) = linear.shape(&self.decoder.config);
+            for (place, module) in adapter.blocks[self.layer].iter().enumerate() {
+                if module.linear != linear {
+                    continue;
+                }
+                let [da, db] = &mut gradients.blocks[self.layer][place];
+                let (view, hidden) = (module.view(), &hidden[place]);
+                let dropout = self.pass.dropout_place(self.layer, place);
+                match dropout {
+                    Some(dropout) => {
+                        k.dropout(&dropout, inputs, x, dropped);
+                        k.lora_backward(rows, dropped, &view, hidden, dout, out_width, da, db);
+                        if let Some((dx, _)) = &mut dx {
+                            k.lora_backward_input(rows, &view, dout, out_width, dropped, false);
+                            k.dropout_backward(&dropout, inputs, dropped, dx);
+                        }
+                    }
+                    None => {
+                        k.lora_backward(rows, x, &view, hidden, dout, out_width, da, db);
+                        if let Some((dx, _)) = &mut dx {
+                            k.lora_backward_input(rows, &view, dout, out_width, dx, true);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a gradient of this product reads its input.
+    fn reads_input(&self, linear: Linear, sink: &Sink<'_, K>) -> bool {
+        sink.full.is_some() || self.has_module(linear, sink)
+    }
+
+    /// Whether the adapter has a module on this product.
+    fn has_module(&self, linear: Linear, sink: &Sink<'_, K>) -> bool {
+        let modules = sink.adapter.as_ref().map(|(adapter, _)| &adapter.blocks[self.layer]);
+        modules.is_some_and(|modules| modules.iter().any(|module| module.linear == linear))
+    }
+}

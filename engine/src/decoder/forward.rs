@@ -1,0 +1,306 @@
+//! The forward pass of a block, and of the whole decoder. `backward.rs` has the same steps in the opposite order.
+
+use std::ops::Range;
+
+use super::cache::CachedBatch;
+use super::config::{Head, Residual};
+use super::lora::{Adapter, Linear};
+use super::weights::{LayerSlot, Slot};
+use super::Decoder;
+use crate::arena::{BlockActivations, Workspace};
+use crate::batch::Batch;
+use crate::kernels::{CachedRow, DropoutPlace, Kernels};
+
+/// Which rows an adapter is on: several adapters can share one pass over one base model.
+#[derive(Clone)]
+pub struct AdapterRows<'a, K: Kernels> {
+    /// The adapter.
+    pub adapter: &'a Adapter<K>,
+    /// The rows it is applied to.
+    pub rows: Range<usize>,
+}
+
+/// Whose keys and values attention reads.
+enum Attend<'a, K: Kernels> {
+    /// Those of the batch's own sequences.
+    Packed(&'a [Range<usize>]),
+    /// Those in a cache, to which the batch's own are added first.
+    Cached { rows: &'a [CachedRow], page_size: usize, layers: &'a mut [K::Buffer] },
+}
+
+/// What a pass over the blocks reads beside the weights.
+pub(super) struct Pass<'a, K: Kernels> {
+    pub(super) rows: usize,
+    pub(super) tokens: &'a [u32],
+    pub(super) positions: &'a [u32],
+    pub(super) adapters: &'a [AdapterRows<'a, K>],
+    /// Dropout's rate and the batch it is drawn for; none outside training.
+    pub(super) dropout: Option<(f32, &'a Batch)>,
+}
+
+impl<K: Kernels> Decoder<K> {
+    /// The loss of each supervised row of a batch, without gradients.
+    pub fn loss(&self, adapter: Option<&Adapter<K>>, batch: &Batch, workspace: &mut Workspace<K>) -> Vec<f32> {
+        let adapters = whole_batch(adapter, batch);
+        self.run_blocks(&Pass::evaluation(batch, &adapters), &batch.sequences, workspace);
+        self.select(&batch.supervised, workspace);
+        self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, 0.0, None)
+    }
+
+    /// The logits of the given rows of a batch: `[rows.len(), vocabulary]`.
+    pub fn logits(
+        &self,
+        adapters: &[AdapterRows<'_, K>],
+        batch: &Batch,
+        rows: &[usize],
+        workspace: &mut Workspace<K>,
+    ) -> Vec<f32> {
+        self.run_blocks(&Pass::evaluation(batch, adapters), &batch.sequences, workspace);
+        self.head_logits(rows, workspace)
+    }
+
+    /// The logits of the given rows of a batch whose sequences go on from `cache`, to which their keys and values
+    /// are added: `[rows.len(), vocabulary]`.
+    pub fn cached_logits(
+        &self,
+        adapters: &[AdapterRows<'_, K>],
+        batch: &CachedBatch,
+        cache: &mut super::cache::KeyValueCache<K>,
+        rows: &[usize],
+        workspace: &mut Workspace<K>,
+    ) -> Vec<f32> {
+        let positions: Vec<u32> = batch.rows.iter().map(|row| row.position as u32).collect();
+        let (page_size, layers) = cache.parts();
+        let pass = Pass {
+            rows: batch.tokens.len(),
+            tokens: &batch.tokens,
+            positions: &positions,
+            adapters,
+            dropout: None,
+        };
+        self.embed(&pass, workspace);
+        let mut attend = Attend::Cached { rows: &batch.rows, page_size, layers };
+        for layer in 0..self.config.layers {
+            self.block_forward(layer, &pass, &mut attend, workspace);
+        }
+        self.head_logits(rows, workspace)
+    }
+
+    /// All blocks over a packed batch.
+    pub(super) fn run_blocks(
+        &self,
+        pass: &Pass<'_, K>,
+        sequences: &[Range<usize>],
+        workspace: &mut Workspace<K>,
+    ) {
+        self.embed(pass, workspace);
+        for layer in 0..self.config.layers {
+            self.block_forward(layer, pass, &mut Attend::Packed(sequences), workspace);
+        }
+    }
+
+    /// One block again, for a backward pass that did not keep its activations.
+    pub(super) fn recompute_block(
+        &self,
+        layer: usize,
+        pass: &Pass<'_, K>,
+        sequences: &[Range<usize>],
+        workspace: &mut Workspace<K>,
+    ) {
+        // The block's output is in place already: computing it again writes the same bytes.
+        self.block_forward(layer, pass, &mut Attend::Packed(sequences), workspace);
+    }
+
+    /// Token embeddings, with BLOOM's norm.
+    fn embed(&self, pass: &Pass<'_, K>, workspace: &mut Workspace<K>) {
+        let (k, scale) = (&self.kernels, self.config.embedding_scale);
+        assert!(pass.rows <= workspace.plan.tokens, "{} rows in a smaller workspace", pass.rows);
+        match self.outer_vector(Slot::EmbeddingNormWeight) {
+            None => k.embed(pass.tokens, self.embedding(), scale, &mut workspace.inputs[0]),
+            Some(weight) => {
+                k.embed(pass.tokens, self.embedding(), scale, &mut workspace.normed);
+                let bias = self.outer_vector(Slot::EmbeddingNormBias);
+                let (x, out) = (&workspace.normed, &mut workspace.inputs[0]);
+                k.norm(self.config.norm, pass.rows, x, weight, bias, out, &mut workspace.selected_stats);
+            }
+        }
+    }
+
+    /// `x += attention(norm(x)); x += feed_forward(norm(x))`, or both from the same `x`.
+    fn block_forward(
+        &self,
+        layer: usize,
+        pass: &Pass<'_, K>,
+        attend: &mut Attend<'_, K>,
+        workspace: &mut Workspace<K>,
+    ) {
+        let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
+        let hidden = rows * config.hidden;
+        let (block, x, out, normed, activated, dropped) = workspace.block_parts(layer);
+
+        // Attention.
+        let weight = self.vector(layer, LayerSlot::AttentionNormWeight);
+        let bias = self.bias(layer, LayerSlot::AttentionNormBias);
+        k.norm(config.norm, rows, x, weight, bias, normed, &mut block.attention_stats);
+        let target = &mut block.query_key_value;
+        self.linear(layer, Linear::QueryKeyValue, pass, normed, target, false, &mut block.lora, dropped);
+        self.normalise_heads(layer, rows, block);
+        if let Some(frequencies) = self.frequencies() {
+            k.rotate(&self.shape, pass.positions, frequencies, 1.0, &mut block.query_key_value);
+        }
+        match attend {
+            Attend::Packed(sequences) => {
+                let (mixed, log_sums) = (&mut block.mixed, &mut block.log_sums);
+                k.attention(&self.shape, sequences, &block.query_key_value, mixed, log_sums);
+            }
+            Attend::Cached { rows, page_size, layers } => {
+                let cache = &mut layers[layer];
+                k.store_key_values(&self.shape, *page_size, rows, &block.query_key_value, cache);
+                let mixed = &mut block.mixed;
+                k.attention_cached(&self.shape, *page_size, rows, &block.query_key_value, cache, mixed);
+            }
+        }
+        k.copy(hidden, x, out);
+        self.linear(layer, Linear::Output, pass, &block.mixed, out, true, &mut block.lora, dropped);
+
+        // Feed-forward.
+        let stream = match config.residual {
+            Residual::Parallel => x,
+            Residual::Sequential => {
+                k.copy(hidden, out, &mut block.middle);
+                &block.middle
+            }
+        };
+        let weight = self.vector(layer, LayerSlot::FeedForwardNormWeight);
+        let bias = self.bias(layer, LayerSlot::FeedForwardNormBias);
+        k.norm(config.norm, rows, stream, weight, bias, normed, &mut block.feed_forward_stats);
+        let gated = config.activation.gated();
+        if gated {
+            self.linear(layer, Linear::Gate, pass, normed, &mut block.gate, false, &mut block.lora, dropped);
+        }
+        self.linear(layer, Linear::Up, pass, normed, &mut block.up, false, &mut block.lora, dropped);
+        let gate = gated.then_some(&block.gate);
+        k.activate(config.activation, rows * config.intermediate, gate, &block.up, activated);
+        self.linear(layer, Linear::Down, pass, activated, out, true, &mut block.lora, dropped);
+    }
+
+    /// `out (+)= W x + bias`, and what the adapters add.
+    #[expect(clippy::too_many_arguments, reason = "one place for all of a block's products")]
+    fn linear(
+        &self,
+        layer: usize,
+        linear: Linear,
+        pass: &Pass<'_, K>,
+        x: &K::Buffer,
+        out: &mut K::Buffer,
+        accumulate: bool,
+        hidden: &mut [K::Buffer],
+        dropped: &mut K::Buffer,
+    ) {
+        let k = &self.kernels;
+        let bias = self.bias(layer, linear.bias_slot());
+        k.product(pass.rows, x, self.matrix(layer, linear.weight_slot()), bias, out, accumulate);
+        let (inputs, out_width) = linear.shape(&self.config);
+        for AdapterRows { adapter, rows } in pass.adapters {
+            for (place, module) in adapter.blocks[layer].iter().enumerate() {
+                if module.linear == linear {
+                    let x = match pass.dropout_place(layer, place) {
+                        Some(dropout) => {
+                            k.dropout(&dropout, inputs, x, dropped);
+                            &*dropped
+                        }
+                        None => x,
+                    };
+                    k.lora(rows.clone(), x, &module.view(), &mut hidden[place], out, out_width);
+                }
+            }
+        }
+    }
+
+    /// Qwen3's norms of query and key heads, in place; their input is kept.
+    fn normalise_heads(&self, layer: usize, rows: usize, block: &mut BlockActivations<K>) {
+        if !self.config.query_key_norm {
+            return;
+        }
+        let (k, config) = (&self.kernels, &self.config);
+        let (queries, keys) = (0..config.heads, config.heads..config.heads + config.key_value_heads);
+        let epsilon = config.norm.epsilon;
+        k.copy(rows * config.query_key_value_rows(), &block.query_key_value, &mut block.raw_query_key_value);
+        let weight = self.vector(layer, LayerSlot::QueryNormWeight);
+        let x = &mut block.query_key_value;
+        k.head_norm(&self.shape, rows, queries, epsilon, weight, x, &mut block.query_stats);
+        let weight = self.vector(layer, LayerSlot::KeyNormWeight);
+        k.head_norm(&self.shape, rows, keys, epsilon, weight, x, &mut block.key_stats);
+    }
+
+    /// The final norm of the rows asked for.
+    pub(super) fn select(&self, rows: &[usize], workspace: &mut Workspace<K>) {
+        let k = &self.kernels;
+        let last = workspace.last_input(self.config.layers);
+        k.gather(self.config.hidden, rows, &workspace.inputs[last], &mut workspace.selected);
+        let bias = self.outer_vector(Slot::FinalNormBias);
+        let (x, out) = (&workspace.selected, &mut workspace.selected_normed);
+        k.norm(self.config.norm, rows.len(), x, self.final_norm(), bias, out, &mut workspace.selected_stats);
+    }
+
+    /// The logits of the rows asked for.
+    fn head_logits(&self, rows: &[usize], workspace: &mut Workspace<K>) -> Vec<f32> {
+        self.select(rows, workspace);
+        let length = rows.len() * self.config.vocabulary;
+        let mut logits = self.kernels.buffer(length);
+        self.kernels.product(rows.len(), &workspace.selected_normed, self.head(), None, &mut logits, false);
+        debug_assert!(matches!(self.config.head, Head::Tied | Head::Free | Head::Normalised));
+        self.kernels.download(&logits, length)
+    }
+}
+
+impl<'a, K: Kernels> Pass<'a, K> {
+    /// A pass over a packed batch without dropout.
+    pub(super) fn evaluation(batch: &'a Batch, adapters: &'a [AdapterRows<'a, K>]) -> Self {
+        Self {
+            rows: batch.rows(),
+            tokens: &batch.tokens,
+            positions: &batch.positions,
+            adapters,
+            dropout: None,
+        }
+    }
+
+    /// Where a module's dropout is drawn, if there is any.
+    pub(super) fn dropout_place(&self, layer: usize, module: usize) -> Option<DropoutPlace<'a>> {
+        let (rate, batch) = self.dropout.filter(|(rate, _)| *rate > 0.0)?;
+        Some(DropoutPlace { rate, keys: &batch.dropout_keys, sequences: &batch.sequences, layer, module })
+    }
+}
+
+impl<K: Kernels> Workspace<K> {
+    /// The buffers that a block's forward uses: its activations, its input, its output, and scratch for a norm's
+    /// output, the activation's and a module's dropped-out input.
+    #[expect(clippy::type_complexity, reason = "a tuple of buffers, split once so that they can be borrowed apart")]
+    fn block_parts(
+        &mut self,
+        layer: usize,
+    ) -> (
+        &mut BlockActivations<K>,
+        &K::Buffer,
+        &mut K::Buffer,
+        &mut K::Buffer,
+        &mut K::Buffer,
+        &mut K::Buffer,
+    ) {
+        let block = if self.blocks.len() == 1 { 0 } else { layer };
+        let (x, out) = if self.inputs.len() == 2 {
+            let [first, second] = &mut self.inputs[..] else { unreachable!("two inputs") };
+            if layer.is_multiple_of(2) { (&*first, second) } else { (&*second, first) }
+        } else {
+            let (before, after) = self.inputs.split_at_mut(layer + 1);
+            (&before[layer], &mut after[0])
+        };
+        (&mut self.blocks[block], x, out, &mut self.normed, &mut self.activated, &mut self.dropped)
+    }
+}
+
+/// One adapter, if any, on all rows of a batch.
+pub(super) fn whole_batch<'a, K: Kernels>(adapter: Option<&'a Adapter<K>>, batch: &Batch) -> Vec<AdapterRows<'a, K>> {
+    adapter.into_iter().map(|adapter| AdapterRows { adapter, rows: 0..batch.rows() }).collect()
+}

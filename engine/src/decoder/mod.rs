@@ -1,0 +1,282 @@
+//! One decoder, set by a configuration, with its forward and backward written out by hand.
+//!
+//! Read [`config`] and [`weights`] (what there is), then `forward` and `backward` side by side, then `lora` and
+//! [`cache`].
+
+pub mod cache;
+pub mod config;
+pub mod lora;
+pub mod weights;
+
+mod backward;
+mod forward;
+
+use std::collections::BTreeMap;
+
+pub use self::forward::AdapterRows;
+pub use self::lora::{Adapter, AdapterGradients, LoraModule};
+use self::config::{DecoderConfig, Head, Position};
+use self::weights::{HostData, HostTensor, LayerSlot, Slot, slots};
+use crate::kernels::{AdamW, AttentionShape, Kernels};
+
+/// A decoder's weights in a backend's memory.
+pub struct Decoder<K: Kernels> {
+    /// What it computes.
+    pub config: DecoderConfig,
+    /// The backend.
+    pub kernels: K,
+    pub(crate) shape: AttentionShape,
+    matrices: BTreeMap<Slot, K::Matrix>,
+    vectors: BTreeMap<Slot, K::Buffer>,
+    trained: bool,
+}
+
+/// Why a decoder could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError<E> {
+    /// The source could not give a tensor.
+    #[error(transparent)]
+    Source(E),
+    /// A tensor's shape is not the configuration's.
+    #[error("{slot:?} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Where the tensor goes.
+        slot: Slot,
+        /// What the source gave.
+        found: Vec<usize>,
+        /// What the configuration asks for.
+        expected: Vec<usize>,
+    },
+    /// A configuration that the engine cannot compute.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl<K: Kernels> Decoder<K> {
+    /// Builds a decoder from tensors that `source` gives, one a slot. `trained` keeps all weights in `f32`, so that
+    /// full tuning can move them; otherwise matrices stay in the type in which they were published.
+    ///
+    /// # Errors
+    /// What `source` returns, or a tensor of another shape than the configuration's.
+    pub fn load<E>(
+        kernels: K,
+        config: &DecoderConfig,
+        trained: bool,
+        mut source: impl FnMut(Slot) -> Result<HostTensor<'static>, E>,
+    ) -> Result<Self, LoadError<E>> {
+        check(config).map_err(LoadError::Unsupported)?;
+        if trained && config.head == Head::Normalised {
+            let message = "full tuning of a normalised head (Baichuan-2) is not supported; use LoRA";
+            return Err(LoadError::Unsupported(message.into()));
+        }
+        let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        for slot in slots(config) {
+            let mut tensor = source(slot).map_err(LoadError::Source)?;
+            let expected = slot.shape(config);
+            if tensor.shape != expected {
+                return Err(LoadError::Shape { slot, found: tensor.shape, expected });
+            }
+            if slot == Slot::Head && config.head == Head::Normalised {
+                tensor = normalise_rows(&tensor);
+            }
+            if slot.is_matrix() {
+                matrices.insert(slot, kernels.matrix(&tensor, trained));
+            } else {
+                vectors.insert(slot, kernels.upload(&tensor.to_f32()));
+            }
+        }
+        let slopes = match config.position {
+            Position::Alibi => AttentionShape::alibi_slopes(config.heads),
+            Position::Rotary { .. } => Vec::new(),
+        };
+        let shape = AttentionShape {
+            heads: config.heads,
+            key_value_heads: config.key_value_heads,
+            head_size: config.head_size,
+            slopes,
+        };
+        Ok(Self { config: config.clone(), kernels, shape, matrices, vectors, trained })
+    }
+
+    /// Whether the weights can be moved.
+    pub fn is_trained(&self) -> bool {
+        self.trained
+    }
+
+    /// A weight tensor, row-major: what [`Decoder::load`] was given, as it is now.
+    pub fn tensor(&self, slot: Slot) -> Vec<f32> {
+        match (self.matrices.get(&slot), self.vectors.get(&slot)) {
+            (Some(matrix), _) => self.kernels.matrix_values(matrix),
+            (None, Some(vector)) => self.kernels.download(vector, slot.shape(&self.config)[0]),
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Overwrites a weight tensor with row-major values: a checkpoint of full tuning.
+    pub fn set_tensor(&mut self, slot: Slot, values: Vec<f32>) {
+        if slot.is_matrix() {
+            let tensor = HostTensor { shape: slot.shape(&self.config), data: HostData::F32(values.into()) };
+            self.matrices.insert(slot, self.kernels.matrix(&tensor, self.trained));
+        } else {
+            self.vectors.insert(slot, self.kernels.upload(&values));
+        }
+    }
+
+    /// Bytes of weights kept.
+    pub fn weight_bytes(&self) -> usize {
+        let matrices: usize = self.matrices.values().map(|matrix| self.kernels.matrix_bytes(matrix)).sum();
+        let vectors: usize = self.vectors.keys().map(|slot| 4 * slot.shape(&self.config)[0]).sum();
+        matrices + vectors
+    }
+
+    /// Gradients of zero for every weight.
+    pub fn gradients(&self) -> Gradients<K> {
+        let matrices = self.matrices.iter().map(|(slot, matrix)| (*slot, self.kernels.like_matrix(matrix)));
+        let vectors =
+            self.vectors.keys().map(|slot| (*slot, self.kernels.buffer(slot.shape(&self.config)[0])));
+        Gradients { buffers: matrices.chain(vectors).collect() }
+    }
+
+    /// A gradient, or a moment, row-major.
+    pub fn gradient_values(&self, slot: Slot, buffer: &K::Buffer) -> Vec<f32> {
+        match self.matrices.get(&slot) {
+            Some(matrix) => self.kernels.unpack_like(matrix, buffer),
+            None => self.kernels.download(buffer, slot.shape(&self.config)[0]),
+        }
+    }
+
+    /// The inverse of [`Decoder::gradient_values`]: a moment from a checkpoint.
+    pub fn load_like(&self, slot: Slot, values: Vec<f32>) -> K::Buffer {
+        if !slot.is_matrix() {
+            return self.kernels.upload(&values);
+        }
+        let tensor = HostTensor { shape: slot.shape(&self.config), data: HostData::F32(values.into()) };
+        self.kernels.packed_values(&tensor)
+    }
+
+    /// Moves the weight at `slot` against its gradient.
+    pub fn update(
+        &mut self,
+        slot: Slot,
+        settings: &AdamW,
+        gradient: &K::Buffer,
+        moments: &mut [K::Buffer; 2],
+    ) {
+        if let Some(matrix) = self.matrices.get_mut(&slot) {
+            self.kernels.adamw_matrix(settings, matrix, gradient, moments);
+        } else if let Some(vector) = self.vectors.get_mut(&slot) {
+            self.kernels.adamw(settings, vector, gradient, moments);
+        }
+    }
+
+    pub(crate) fn matrix(&self, layer: usize, slot: LayerSlot) -> &K::Matrix {
+        &self.matrices[&Slot::Layer(layer, slot)]
+    }
+
+    pub(crate) fn vector(&self, layer: usize, slot: LayerSlot) -> &K::Buffer {
+        &self.vectors[&Slot::Layer(layer, slot)]
+    }
+
+    pub(crate) fn bias(&self, layer: usize, slot: LayerSlot) -> Option<&K::Buffer> {
+        self.vectors.get(&Slot::Layer(layer, slot))
+    }
+
+    pub(crate) fn outer_vector(&self, slot: Slot) -> Option<&K::Buffer> {
+        self.vectors.get(&slot)
+    }
+
+    pub(crate) fn final_norm(&self) -> &K::Buffer {
+        &self.vectors[&Slot::FinalNormWeight]
+    }
+
+    pub(crate) fn embedding(&self) -> &K::Matrix {
+        &self.matrices[&Slot::Embedding]
+    }
+
+    /// The head's weights: the embedding table where it is tied.
+    pub(crate) fn head(&self) -> &K::Matrix {
+        &self.matrices[&self.head_slot()]
+    }
+
+    pub(crate) fn head_slot(&self) -> Slot {
+        if self.config.head == Head::Tied { Slot::Embedding } else { Slot::Head }
+    }
+
+    pub(crate) fn frequencies(&self) -> Option<&[f32]> {
+        match &self.config.position {
+            Position::Rotary { frequencies, .. } => Some(frequencies),
+            Position::Alibi => None,
+        }
+    }
+}
+
+/// Gradients of a decoder's own weights, in the weights' layouts: full tuning.
+pub struct Gradients<K: Kernels> {
+    buffers: BTreeMap<Slot, K::Buffer>,
+}
+
+impl<K: Kernels> Gradients<K> {
+    /// All gradients, in the order of the slots.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &K::Buffer)> {
+        self.buffers.iter().map(|(slot, buffer)| (*slot, buffer))
+    }
+
+    /// Sets all gradients to zero.
+    pub fn clear(&mut self, decoder: &Decoder<K>) {
+        for (slot, buffer) in &mut self.buffers {
+            match decoder.matrices.get(slot) {
+                Some(matrix) => *buffer = decoder.kernels.like_matrix(matrix),
+                None => decoder.kernels.clear(slot.shape(&decoder.config)[0], buffer),
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, slot: Slot) -> Option<&mut K::Buffer> {
+        self.buffers.get_mut(&slot)
+    }
+
+    pub(crate) fn layer(&mut self, layer: usize, slot: LayerSlot) -> Option<&mut K::Buffer> {
+        self.get(Slot::Layer(layer, slot))
+    }
+
+    /// A weight's gradient and its bias's, taken out so that both can be written at once.
+    pub(crate) fn take(&mut self, weight: Slot, bias: Slot) -> Option<(K::Buffer, Option<K::Buffer>)> {
+        self.buffers.remove(&weight).map(|buffer| (buffer, self.buffers.remove(&bias)))
+    }
+
+    /// Puts back what [`Gradients::take`] took.
+    pub(crate) fn put(&mut self, weight: Slot, bias: Slot, (dweight, dbias): (K::Buffer, Option<K::Buffer>)) {
+        self.buffers.insert(weight, dweight);
+        if let Some(dbias) = dbias {
+            self.buffers.insert(bias, dbias);
+        }
+    }
+}
+
+/// What no family asks for, and no kernel computes.
+fn check(config: &DecoderConfig) -> Result<(), String> {
+    let DecoderConfig { heads, key_value_heads, head_size, .. } = *config;
+    if key_value_heads == 0 || !heads.is_multiple_of(key_value_heads) {
+        return Err(format!("{heads} query heads cannot share {key_value_heads} key-value heads"));
+    }
+    if let Position::Rotary { rotated, frequencies } = &config.position
+        && (*rotated > head_size || 2 * frequencies.len() != *rotated || *rotated > 256)
+    {
+        return Err(format!(
+            "{} rotary frequencies over {rotated} dimensions of a head of {head_size} (at most 256)",
+            frequencies.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Baichuan-2 scales each row of its head to length one.
+fn normalise_rows(tensor: &HostTensor<'_>) -> HostTensor<'static> {
+    let mut values = tensor.to_f32();
+    for row in values.chunks_exact_mut(tensor.shape[1].max(1)) {
+        // As torch.nn.functional.normalize: lengths below 1e-12 count as 1e-12.
+        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x /= length);
+    }
+    HostTensor { shape: tensor.shape.clone(), data: HostData::F32(values.into()) }
+}

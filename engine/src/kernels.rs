@@ -1,0 +1,360 @@
+//! The contract between the decoder and a backend: every kernel, what it reads, and whether it adds or overwrites.
+//!
+//! Activations are row-major `f32` matrices with one row per token of a micro-batch, in the backend's own memory.
+//! Sizes are in elements. A kernel called `..._backward` stands beside its forward; `dx` is the gradient of `x`.
+//! Every kernel gives the same bytes for the same input, with any number of threads, and no row's result depends on
+//! how many rows stand beside it.
+
+use std::ops::Range;
+
+pub use crate::cpu::adamw::AdamW;
+pub use crate::cpu::attention::AttentionShape;
+pub use crate::cpu::dropout::DropoutKey;
+use crate::decoder::config::{Activation, Norm};
+use crate::decoder::weights::HostTensor;
+
+/// The gradient of a row's modules is dropped where this says: see [`Kernels::dropout`].
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutPlace<'a> {
+    /// Share of elements set to zero, in `0.0..1.0`.
+    pub rate: f32,
+    /// The key of each sequence.
+    pub keys: &'a [DropoutKey],
+    /// The rows of each sequence.
+    pub sequences: &'a [Range<usize>],
+    /// The block.
+    pub layer: usize,
+    /// The module's number in the adapter.
+    pub module: usize,
+}
+
+/// A query, key and value row's place among cached keys and values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedRow {
+    /// The pages that hold the sequence's keys and values, in order; `position` lies in the last that it needs.
+    pub pages: std::sync::Arc<[u32]>,
+    /// The row's position in its sequence: it attends to positions `0..=position`.
+    pub position: usize,
+}
+
+/// A backend: about thirty kernels on typed buffers.
+pub trait Kernels: Send + Sync {
+    /// Activations, vectors, gradients, optimizer states: a fixed number of `f32`, zeroed at first.
+    type Buffer: Send + Sync;
+    /// A weight matrix `[rows, columns]`, laid out for products.
+    type Matrix: Send + Sync;
+
+    /// A buffer of zeros.
+    fn buffer(&self, length: usize) -> Self::Buffer;
+    /// A copy of `values`.
+    fn upload(&self, values: &[f32]) -> Self::Buffer;
+    /// Overwrites the buffer's beginning with `values`.
+    fn write(&self, values: &[f32], buffer: &mut Self::Buffer);
+    /// The buffer's first `length` values.
+    fn download(&self, buffer: &Self::Buffer, length: usize) -> Vec<f32>;
+    /// Lays a two-dimensional tensor out for products, in the type it has; `trained` widens it to `f32`.
+    fn matrix(&self, tensor: &HostTensor<'_>, trained: bool) -> Self::Matrix;
+    /// The matrix's elements, row-major.
+    fn matrix_values(&self, matrix: &Self::Matrix) -> Vec<f32>;
+    /// Bytes that a matrix takes.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+    /// A buffer of zeros in the layout of a trained matrix: its gradient, or a moment.
+    fn like_matrix(&self, matrix: &Self::Matrix) -> Self::Buffer;
+    /// A row-major tensor's elements as a buffer in the layout of a trained matrix.
+    fn packed_values(&self, tensor: &HostTensor<'_>) -> Self::Buffer;
+    /// Elements of a buffer in the layout of a matrix, row-major.
+    fn unpack_like(&self, matrix: &Self::Matrix, buffer: &Self::Buffer) -> Vec<f32>;
+
+    /// Overwrites the first `length` elements with zeros.
+    fn clear(&self, length: usize, x: &mut Self::Buffer);
+    /// Overwrites `out[..length]` with `x[..length]`.
+    fn copy(&self, length: usize, x: &Self::Buffer, out: &mut Self::Buffer);
+    /// Adds `x[..length]` to `out[..length]`.
+    fn add(&self, length: usize, x: &Self::Buffer, out: &mut Self::Buffer);
+    /// Overwrites `out` with the rows of `x` that `rows` names, each `width` wide.
+    fn gather(&self, width: usize, rows: &[usize], x: &Self::Buffer, out: &mut Self::Buffer);
+    /// Adds row `i` of `x` to row `rows[i]` of `out`.
+    fn scatter_add(&self, width: usize, rows: &[usize], x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// Overwrites `out` with `scale` times the table's row of each token.
+    fn embed(&self, tokens: &[u32], table: &Self::Matrix, scale: f32, out: &mut Self::Buffer);
+    /// Adds `scale * dout` to the rows of `dtable` (in the layout of the table) that `tokens` name.
+    fn embed_backward(
+        &self,
+        tokens: &[u32],
+        table: &Self::Matrix,
+        scale: f32,
+        dout: &Self::Buffer,
+        dtable: &mut Self::Buffer,
+    );
+
+    /// Overwrites `out` with the norm of `x`'s rows times `weight` plus `bias`, and `stats` (2 a row) with each
+    /// row's mean and reciprocal deviation.
+    #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
+    fn norm(
+        &self,
+        norm: Norm,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        out: &mut Self::Buffer,
+        stats: &mut Self::Buffer,
+    );
+    /// Adds to `dx` the gradient of the norm's input. Reads the input and the saved `stats`.
+    #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
+    fn norm_backward(
+        &self,
+        norm: Norm,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        stats: &Self::Buffer,
+        dout: &Self::Buffer,
+        dx: &mut Self::Buffer,
+    );
+    /// Adds to `dweight` and `dbias` the gradients of the norm's weight and bias.
+    fn norm_backward_weight(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        stats: &Self::Buffer,
+        dout: &Self::Buffer,
+        dweight: &mut Self::Buffer,
+        dbias: Option<&mut Self::Buffer>,
+    );
+
+    /// `out (+)= x Wᵀ + bias`, `x` being `[rows, W's columns]`.
+    fn product(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer>,
+        out: &mut Self::Buffer,
+        accumulate: bool,
+    );
+    /// `dx (+)= dout W`
+    fn product_backward(
+        &self,
+        rows: usize,
+        dout: &Self::Buffer,
+        weight: &Self::Matrix,
+        dx: &mut Self::Buffer,
+        accumulate: bool,
+    );
+    /// Adds `doutᵀ x` to `dweight` (in the layout of the matrix) and the column sums of `dout` to `dbias`.
+    fn product_backward_weight(
+        &self,
+        rows: usize,
+        weight: &Self::Matrix,
+        x: &Self::Buffer,
+        dout: &Self::Buffer,
+        dweight: &mut Self::Buffer,
+        dbias: Option<&mut Self::Buffer>,
+    );
+
+    /// LoRA's forward on the rows in `range`: overwrites those rows of `hidden` with `scale x Aᵀ` (`[rank]` each)
+    /// and adds `hidden Bᵀ` to columns `first .. first + B's rows` of `out`, whose rows are `out_width` wide.
+    fn lora(
+        &self,
+        range: Range<usize>,
+        x: &Self::Buffer,
+        module: &LoraView<'_, Self::Buffer>,
+        hidden: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+        out_width: usize,
+    );
+    /// LoRA's weight gradients on all `rows`. Reads the input `x` (dropped out, if it was) and the saved `hidden`;
+    /// adds to `da` and `db`.
+    #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
+    fn lora_backward(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        module: &LoraView<'_, Self::Buffer>,
+        hidden: &Self::Buffer,
+        dout: &Self::Buffer,
+        out_width: usize,
+        da: &mut Self::Buffer,
+        db: &mut Self::Buffer,
+    );
+    /// The gradient of LoRA's (dropped-out) input: `dx (+)= scale dout B A`.
+    fn lora_backward_input(
+        &self,
+        rows: usize,
+        module: &LoraView<'_, Self::Buffer>,
+        dout: &Self::Buffer,
+        out_width: usize,
+        dx: &mut Self::Buffer,
+        accumulate: bool,
+    );
+    /// Overwrites `out` with `x`, of which a share is set to zero and the rest scaled to keep the mean.
+    /// The mask is drawn from the place, so the backward draws the same.
+    fn dropout(&self, place: &DropoutPlace<'_>, width: usize, x: &Self::Buffer, out: &mut Self::Buffer);
+    /// Adds the masked `dout` to `dx`; what `dout` held is lost.
+    fn dropout_backward(
+        &self,
+        place: &DropoutPlace<'_>,
+        width: usize,
+        dout: &mut Self::Buffer,
+        dx: &mut Self::Buffer,
+    );
+
+    /// Rotates queries and keys in place by their positions; `direction` -1 is the gradient.
+    fn rotate(
+        &self,
+        shape: &AttentionShape,
+        positions: &[u32],
+        frequencies: &[f32],
+        direction: f32,
+        query_key_value: &mut Self::Buffer,
+    );
+    /// Normalises each query head (`first` 0) or key head in place; `stats` takes one value a row and head.
+    #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
+    fn head_norm(
+        &self,
+        shape: &AttentionShape,
+        rows: usize,
+        heads: Range<usize>,
+        epsilon: f32,
+        weight: &Self::Buffer,
+        query_key_value: &mut Self::Buffer,
+        stats: &mut Self::Buffer,
+    );
+    /// The gradient of [`Kernels::head_norm`] in place; `x` is its input. Where given, `dweight` is added to.
+    #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
+    fn head_norm_backward(
+        &self,
+        shape: &AttentionShape,
+        rows: usize,
+        heads: Range<usize>,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        stats: &Self::Buffer,
+        dquery_key_value: &mut Self::Buffer,
+        dweight: Option<&mut Self::Buffer>,
+    );
+    /// Overwrites `out` (`[rows, heads * head_size]`) with causal attention within each sequence, and `log_sums`
+    /// (`[rows, heads]`) with the logarithm of each sum of exponentials.
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        sequences: &[Range<usize>],
+        query_key_value: &Self::Buffer,
+        out: &mut Self::Buffer,
+        log_sums: &mut Self::Buffer,
+    );
+    /// Overwrites `dquery_key_value`. Reads the forward's inputs and outputs.
+    #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        sequences: &[Range<usize>],
+        query_key_value: &Self::Buffer,
+        out: &Self::Buffer,
+        log_sums: &Self::Buffer,
+        dout: &Self::Buffer,
+        dquery_key_value: &mut Self::Buffer,
+    );
+    /// Writes each row's key and value into its page of `cache`: `[page][key or value][head][place][head_size]`.
+    fn store_key_values(
+        &self,
+        shape: &AttentionShape,
+        page_size: usize,
+        rows: &[CachedRow],
+        query_key_value: &Self::Buffer,
+        cache: &mut Self::Buffer,
+    );
+    /// Overwrites page `to` with page `from`, `length` elements each.
+    fn copy_page(&self, length: usize, from: u32, to: u32, cache: &mut Self::Buffer);
+    /// Overwrites `out` with the attention of each row's query over its sequence's cached keys and values.
+    fn attention_cached(
+        &self,
+        shape: &AttentionShape,
+        page_size: usize,
+        rows: &[CachedRow],
+        query_key_value: &Self::Buffer,
+        cache: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
+
+    /// Overwrites `out[..length]` with `activation(up)`, or `activation(gate) * up`.
+    fn activate(
+        &self,
+        kind: Activation,
+        length: usize,
+        gate: Option<&Self::Buffer>,
+        up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
+    /// `dup` holds the gradient of the output and takes that of `up`; `dgate` is overwritten.
+    fn activate_backward(
+        &self,
+        kind: Activation,
+        length: usize,
+        gate: Option<&Self::Buffer>,
+        up: &Self::Buffer,
+        dup: &mut Self::Buffer,
+        dgate: Option<&mut Self::Buffer>,
+    );
+
+    /// The loss of each row of `x` (`[targets.len(), hidden]`) against its target; `dx`, where given, is overwritten
+    /// with the gradient of `scale` times their sum.
+    fn cross_entropy(
+        &self,
+        x: &Self::Buffer,
+        head: &Self::Matrix,
+        targets: &[u32],
+        scale: f32,
+        dx: Option<&mut Self::Buffer>,
+    ) -> Vec<f32>;
+    /// The same with a head that is trained: adds its gradient to `dhead`.
+    fn cross_entropy_full(
+        &self,
+        x: &Self::Buffer,
+        head: &Self::Matrix,
+        targets: &[u32],
+        scale: f32,
+        dx: &mut Self::Buffer,
+        dhead: &mut Self::Buffer,
+    ) -> Vec<f32>;
+
+    /// Moves a vector or an adapter's matrix against its gradient.
+    fn adamw(
+        &self,
+        settings: &AdamW,
+        values: &mut Self::Buffer,
+        gradient: &Self::Buffer,
+        moments: &mut [Self::Buffer; 2],
+    );
+    /// Moves a trained matrix against its gradient.
+    fn adamw_matrix(
+        &self,
+        settings: &AdamW,
+        values: &mut Self::Matrix,
+        gradient: &Self::Buffer,
+        moments: &mut [Self::Buffer; 2],
+    );
+    /// Σ g² over the whole buffer.
+    fn squared_norm(&self, gradient: &Self::Buffer) -> f64;
+}
+
+/// One adapted module, as a kernel sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraView<'a, B> {
+    /// `[rank, inputs]`
+    pub a: &'a B,
+    /// `[outputs, rank]`
+    pub b: &'a B,
+    /// Inner width.
+    pub rank: usize,
+    /// Width of the input.
+    pub inputs: usize,
+    /// Rows of B.
+    pub outputs: usize,
+    /// First column of the product's output that it adds to.
+    pub first: usize,
+    /// What `B A x` is multiplied by.
+    pub scale: f32,
+}
