@@ -1,1 +1,13 @@
 //! The language gate, judges, ratings and their agreement with people.
+
+pub mod cache;
+pub mod chrf;
+pub mod fasttext;
+pub mod judging;
+pub mod openai;
+mod pace;
+pub mod parse;
+pub mod price;
+pub mod prompt_template;
+pub mod rating;
+pub mod reference;
