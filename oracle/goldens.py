@@ -122,7 +122,7 @@ def vanishing(gradients_):
     return found
 
 
-def updates(model, batches, rate, count=UPDATES, micro_batch=MICRO_BATCH):
+def updates(model, batches, rate, count=UPDATES, micro_batch=MICRO_BATCH, report=False):
     """As peers tune: right-padded micro-batches, AdamW, a constant rate, the loss over the whole batch's tokens."""
     model.train()
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=rate,
@@ -138,6 +138,8 @@ def updates(model, batches, rate, count=UPDATES, micro_batch=MICRO_BATCH):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
+        if report:
+            print(f"update {update + 1} of {count}: loss {total:.6f}", flush=True)
     return losses
 
 

@@ -11,6 +11,7 @@ import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
@@ -34,7 +35,7 @@ LOGIT_TEXTS = [
     "x",
 ]
 TOKENIZER_TEXTS = LOGIT_TEXTS + [
-    "", " ", "  two  spaces ", "\n\n\t tab\r\nline", "1234567890 3.14 1,000", "naïve café ÅÄÖ ẞ", "Žluťoučký kůň",
+    "", " ", "  two  spaces ", "\n\n\t tab\r\nline", "1234567890 3.14 1,000", "a list:\n\n1. one\n\n2. two", "three   4  5", "x² ½ ٣ 三", "naïve café ÅÄÖ ẞ", "Žluťoučký kůň",
     "Щъркелът лети.", "বৃষ্টি কেন হয়?", "नदी कहाँ जाती है?", "ひらがなカタカナ漢字", "👩‍🌾🌧️", "it's we'll DON'T",
     "def f(x):\n    return x**2  # square\n", "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
     "a<|endoftext|>b", "e\u0301 \u200b \ufeff \u00a0", "### Instruction:\nName a sea.\n\n### Response:\n",
@@ -49,6 +50,10 @@ def load():
         sys.exit(f"{FILE}: sha256 is {found}, expected {SHA256}")
     folder, name = str(FILE.resolve().parent), FILE.resolve().name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # The file says `tokenizer.ggml.pre = smollm`: every digit stands alone, as in the published tokenizer.json.
+    # transformers does not read that key, and would part the white space before a digit otherwise ("\n\n1.").
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     widened = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     settings = widened.config.to_dict()
     settings.pop("quantization_config", None)
@@ -81,7 +86,7 @@ def tokens(tokenizer):
 
 
 def answers(tokenizer, model):
-    methods = {name: generation.METHODS[name] for name in ("greedy", "beam4-no-repeat6", "beam4-penalty1.1")}
+    methods = {name: generation.METHODS[name] for name in ("greedy", "beam4-no-repeat6")}
     generation.write(FOLDER / "generation.json", tokenizer, model, methods, new_tokens=64, extra={"file_sha256": SHA256})
 
 
@@ -92,7 +97,7 @@ def fifty_updates(tokenizer, model):
     adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",
                                                target_modules=["q_proj", "k_proj", "v_proj"]))
     save_adapter(adapted, FOLDER / "adapter")
-    losses = updates(adapted, lambda update: rows[update * BATCH:(update + 1) * BATCH], RATE, UPDATES)
+    losses = updates(adapted, lambda update: rows[update * BATCH:(update + 1) * BATCH], RATE, UPDATES, report=True)
     write_json(FOLDER / "updates.json", {
         "file_sha256": SHA256, "data": "alpaca_en_demo.json", "cutoff": CUTOFF, "batch": BATCH, "updates": UPDATES,
         "learning_rate": RATE, "schedule": "constant", "supervise": "all", "supervised_tokens": common.supervised_tokens(rows),
