@@ -37,9 +37,10 @@ mod files;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use instructions::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 
-pub use check::{PAPER_RECIPES, is_file_name};
+pub use check::is_file_name;
 pub use error::{ExperimentError, Problem, Source};
 pub use files::Files;
 
@@ -52,9 +53,9 @@ pub struct Experiment {
     /// The base models to tune.
     #[serde(default)]
     pub base_model: Vec<BaseModel>,
-    /// Recipes beside the paper's four.
+    /// Recipes of one's own, beside the paper's four.
     #[serde(default)]
-    pub recipe: Vec<CustomRecipe>,
+    pub recipe: Vec<Recipe>,
     /// Instruction files of each seen language: Alpaca JSON, JSONL or Parquet.
     #[serde(default)]
     pub instructions: BTreeMap<String, Files>,
@@ -219,22 +220,6 @@ pub enum Schedule {
     Cosine,
     /// It stays.
     Constant,
-}
-
-/// `[[recipe]]`: a recipe of one's own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CustomRecipe {
-    /// By which `[experiment] recipes` and the report refer to it.
-    pub name: String,
-    /// What it does, in a sentence.
-    #[serde(default)]
-    pub description: String,
-    /// Each language's share of the mix; the shares need not add up to one.
-    pub shares: BTreeMap<String, f64>,
-    /// The mix's size in units of C, 1 unless given.
-    #[serde(default = "one")]
-    pub size: f64,
 }
 
 /// `[budget]`: what the recipes are held equal in.
@@ -506,9 +491,9 @@ impl Experiment {
         self.experiment.languages.iter().chain(&self.experiment.unseen_languages).map(String::as_str)
     }
 
-    /// The custom recipe of this name.
-    pub fn custom_recipe(&self, name: &str) -> Option<&CustomRecipe> {
-        self.recipe.iter().find(|recipe| recipe.name == name)
+    /// The recipe of this name: the file's own, or one of the paper's four.
+    pub fn recipe(&self, name: &str) -> Option<Recipe> {
+        self.recipe.iter().find(|recipe| recipe.name == name).cloned().or_else(|| Recipe::paper(name))
     }
 }
 
@@ -582,7 +567,7 @@ fn resolve_template(template: &mut String, folder: &Path) {
 }
 
 fn paper_recipes() -> Vec<String> {
-    PAPER_RECIPES.iter().map(ToString::to_string).collect()
+    Recipe::PAPER.iter().map(ToString::to_string).collect()
 }
 
 fn lora() -> Vec<Method> {

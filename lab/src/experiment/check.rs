@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use instructions::language::Language;
+use instructions::recipe::Recipe;
+
 use super::error::nearest;
 use super::{Experiment, Files, JudgeKind, Problem, Source, Tune};
-
-/// The paper's four recipes.
-pub const PAPER_RECIPES: [&str; 4] = ["monolingual", "multilingual", "english", "downsampled"];
 
 /// Whether a name can be a folder's on every system.
 pub fn is_file_name(name: &str) -> bool {
@@ -115,12 +115,11 @@ impl Checker<'_> {
         self.repeated("recipes", grid.recipes.iter().cloned());
         for (number, name) in grid.recipes.iter().enumerate() {
             let key = ["experiment", "recipes", &number.to_string()];
-            if !PAPER_RECIPES.contains(&name.as_str()) && experiment.custom_recipe(name).is_none() {
-                let names =
-                    PAPER_RECIPES.into_iter().chain(experiment.recipe.iter().map(|r| r.name.as_str()));
+            if experiment.recipe(name).is_none() {
+                let own = experiment.recipe.iter().map(|recipe| recipe.name.as_str());
                 let mut message =
-                    format!("unknown recipe `{name}`: expected one of {PAPER_RECIPES:?}, or a [[recipe]]");
-                if let Some(meant) = nearest(name, names) {
+                    format!("unknown recipe `{name}`: expected one of {:?}, or a [[recipe]]", Recipe::PAPER);
+                if let Some(meant) = nearest(name, Recipe::PAPER.into_iter().chain(own)) {
                     message += &format!("; did you mean `{meant}`?");
                 }
                 self.problem(&key, message);
@@ -131,24 +130,17 @@ impl Checker<'_> {
         }
         for (number, recipe) in experiment.recipe.iter().enumerate() {
             let number = number.to_string();
-            if PAPER_RECIPES.contains(&recipe.name.as_str()) || !is_file_name(&recipe.name) {
+            if Recipe::PAPER.contains(&recipe.name.as_str()) || !is_file_name(&recipe.name) {
                 let message = format!("a recipe of one's own cannot be named `{}`", recipe.name);
                 self.problem(&["recipe", &number, "name"], message);
             }
-            if recipe.size <= 0.0 || !recipe.size.is_finite() {
-                let message = format!("size is {}: expected a number of C above 0", recipe.size);
-                self.problem(&["recipe", &number, "size"], message);
+            if let Err(error) = recipe.check() {
+                self.problem(&["recipe", &number], format!("{error:#}"));
             }
-            if recipe.shares.is_empty() {
-                self.problem(&["recipe", &number], "no shares: expected `shares = { en = 1, ... }`");
-            }
-            for (code, share) in &recipe.shares {
-                let key = ["recipe", &number, "shares", code.as_str()];
-                if !grid.languages.contains(code) {
-                    self.problem(&key, format!("`{code}` is not among [experiment] languages"));
-                }
-                if *share <= 0.0 || !share.is_finite() {
-                    self.problem(&key, format!("the share of `{code}` is {share}: expected above 0"));
+            for language in &recipe.languages {
+                if !grid.languages.iter().any(|code| code == language.code()) {
+                    let message = format!("`{language}` is not among [experiment] languages");
+                    self.problem(&["recipe", &number, "languages"], message);
                 }
             }
         }
@@ -183,11 +175,11 @@ impl Checker<'_> {
             if let Some(config) = &model.config {
                 self.exists(&["base_model", &number, "config"], config);
             }
-            self.from_scratch(&number, model, scratch);
+            self.scratch(&number, model, scratch);
         }
     }
 
-    fn from_scratch(&mut self, number: &str, model: &super::BaseModel, scratch: bool) {
+    fn scratch(&mut self, number: &str, model: &super::BaseModel, scratch: bool) {
         let given = [
             ("text", !model.text.is_empty()),
             ("tokenizer_vocabulary", model.tokenizer_vocabulary.is_some()),
@@ -447,12 +439,11 @@ fn last<'a>(key: &[&'a str]) -> &'a str {
     key.last().copied().unwrap_or_default()
 }
 
-/// Why a code is not a language's, if it is not.
+/// Why a code is not a language's, if it is not. Only the shortest code is taken, so that one language has one name.
 fn known_language(code: &str) -> Result<(), String> {
-    let two_or_three = matches!(code.len(), 2 | 3) && code.chars().all(|letter| letter.is_ascii_lowercase());
-    if two_or_three {
-        Ok(())
-    } else {
-        Err(format!("unknown language code `{code}`: expected ISO 639-1, else 639-3"))
+    match code.parse::<Language>() {
+        Ok(language) if language.code() == code => Ok(()),
+        Ok(language) => Err(format!("the language code `{code}`: expected `{language}`")),
+        Err(_) => Err(format!("unknown language code `{code}`: expected ISO 639-1, else 639-3")),
     }
 }

@@ -1,0 +1,142 @@
+//! What an experiment reads before it plans: instruction sets and prompts, with every problem of theirs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use instructions::files::{Place, Problem};
+use instructions::language::Language;
+use instructions::mix::{Set, Sets};
+use instructions::parallel::prompt_differences;
+use instructions::prompt::{Prompt, read_prompts};
+use instructions::recipe::Origin;
+use instructions::record::{Record, read_records};
+
+use crate::experiment::{Experiment, Files};
+use crate::store::{StoreError, files_below, hash_file};
+
+/// The instruction sets and prompts of an experiment.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    /// A set for each seen language, in the experiment's order.
+    pub sets: Sets,
+    /// The prompts of each language.
+    pub prompts: BTreeMap<Language, Vec<Prompt>>,
+    /// What was wrong with them, and did not stop the experiment.
+    pub problems: Vec<Problem>,
+    /// Languages whose prompts differ in their ids from most others', in words.
+    pub differences: Vec<String>,
+}
+
+impl Inputs {
+    /// Reads all instruction and prompt files.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a language that is left with no row or no prompt.
+    pub fn read(experiment: &Experiment) -> Result<Self> {
+        let mut inputs = Self::default();
+        for code in &experiment.experiment.languages {
+            let language: Language = code.parse()?;
+            let records = inputs.records(&language, &experiment.instructions[code])?;
+            inputs.sets.add(Set { language, origin: Origin::Native, records });
+        }
+        for code in experiment.all_languages() {
+            let language: Language = code.parse()?;
+            let prompts = inputs.prompts(&language, &experiment.prompts[code])?;
+            inputs.prompts.insert(language, prompts);
+        }
+        let all: Vec<Prompt> = inputs.prompts.values().flatten().cloned().collect();
+        inputs.differences = prompt_differences(&all).iter().map(ToString::to_string).collect();
+        Ok(inputs)
+    }
+
+    fn records(&mut self, language: &Language, files: &Files) -> Result<Vec<Record>> {
+        let mut records: Vec<Record> = Vec::new();
+        let mut ids = HashSet::new();
+        for path in files.iter() {
+            let reading = read_records(path, language)?;
+            self.problems.extend(reading.problems);
+            for (row, mut record) in reading.items.into_iter().enumerate() {
+                if record.language != *language {
+                    let what = format!("the row is in `{}`, expected `{language}`", record.language);
+                    self.dropped(path, Place::Row { row, line: None }, what);
+                } else if record.output.trim().is_empty() {
+                    let what = format!("the row with id {:?} has an empty output", record.id);
+                    self.dropped(path, Place::Row { row, line: None }, what);
+                } else {
+                    // Files without ids number their rows alike: the file's name tells them apart.
+                    if ids.contains(&record.id) {
+                        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                        record.id = format!("{stem}:{}", record.id);
+                    }
+                    if !ids.insert(record.id.clone()) {
+                        bail!("{}: the id {:?} occurs twice in `{language}`", path.display(), record.id);
+                    }
+                    records.push(record);
+                }
+            }
+        }
+        if records.is_empty() {
+            bail!("no instruction row in `{language}` ({}) could be used", list(files));
+        }
+        Ok(records)
+    }
+
+    fn prompts(&mut self, language: &Language, files: &Files) -> Result<Vec<Prompt>> {
+        let mut prompts: Vec<Prompt> = Vec::new();
+        for path in files.iter() {
+            let reading = read_prompts(path, Some(language))?;
+            self.problems.extend(reading.problems);
+            for prompt in reading.items {
+                if prompt.language != *language {
+                    let what =
+                        format!("prompt {:?} is in `{}`, expected `{language}`", prompt.id, prompt.language);
+                    self.dropped(path, Place::File, what);
+                } else if prompts.iter().any(|other| other.id == prompt.id) {
+                    self.dropped(path, Place::File, format!("prompt {:?} occurs twice", prompt.id));
+                } else {
+                    prompts.push(prompt);
+                }
+            }
+        }
+        if prompts.is_empty() {
+            bail!("no prompt in `{language}` ({}) could be used", list(files));
+        }
+        Ok(prompts)
+    }
+
+    fn dropped(&mut self, path: &Path, place: Place, what: String) {
+        self.problems.push(Problem { file: path.to_owned(), place, what, dropped: true });
+    }
+}
+
+/// The content hash of a file, or of all files of a folder with their names.
+///
+/// # Errors
+/// Where one of them cannot be read.
+pub fn content_hash(path: &Path) -> Result<String, StoreError> {
+    if !path.is_dir() {
+        return Ok(hash_file(path)?.blake3);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for file in files_below(path)? {
+        let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(hash_file(&file)?.blake3.as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The content hash of a value, through its JSON.
+///
+/// # Errors
+/// Where it has no JSON.
+pub fn value_hash(value: &impl serde::Serialize) -> Result<String> {
+    let json = serde_json::to_vec(value).context("a value that has no JSON")?;
+    Ok(blake3::hash(&json).to_hex().to_string())
+}
+
+fn list(files: &Files) -> String {
+    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,574 @@
+//! The plan: an experiment's cells as a graph, each with the hash of everything that determines it.
+//!
+//! What several cells share is one cell: `english`, and `monolingual` in English, are one tuning; a mix serves
+//! all base models and methods; a base model trained from scratch serves all its systems. Cells stand in an
+//! order in which each comes after those that it needs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use instructions::budget::{self, Held};
+use instructions::language::Language;
+use instructions::mix::{Mix, MixOptions};
+use serde_json::Value;
+
+use crate::experiment::{self, Experiment, ExtraSystem, JudgeKind, Method};
+use crate::inputs::{Inputs, content_hash, value_hash};
+use crate::store::{Determinants, Key, Store};
+
+/// Each counts up when what computes cells of that kind computes something else.
+const BASE_MODEL_VERSION: u32 = 1;
+const MIX_VERSION: u32 = 1;
+const TUNING_VERSION: u32 = 1;
+const ANSWERS_VERSION: u32 = 1;
+const SCORES_VERSION: u32 = 1;
+
+/// All cells of an experiment, and the systems that they make.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Each after those that it needs.
+    pub cells: Vec<Cell>,
+    /// In the order of the report.
+    pub systems: Vec<System>,
+    /// C, in rows.
+    pub c: u64,
+    /// The content hash of each `[[base_model]]` from files.
+    pub base_hashes: BTreeMap<String, String>,
+    places: BTreeMap<Key, usize>,
+}
+
+/// One unit of planned work.
+#[derive(Debug)]
+pub struct Cell {
+    /// What it is found by in the store.
+    pub key: Key,
+    /// What determines it.
+    pub determinants: Determinants,
+    /// The places in [`Plan::cells`] of the cells whose results it reads.
+    pub needs: Vec<usize>,
+    /// What is to be done.
+    pub work: Work,
+}
+
+/// What a cell does. Numbers are places in the experiment's lists, or in [`Plan::cells`] where it says cell.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// Trains a base model from scratch.
+    BaseModel {
+        /// In [`Experiment::base_model`].
+        base_model: usize,
+    },
+    /// Writes a mix down.
+    Mix {
+        /// The mix.
+        name: String,
+        /// By which it is made.
+        recipe: String,
+        /// For its draws.
+        seed: u64,
+    },
+    /// Tunes a base model.
+    Tuning {
+        /// In [`Experiment::base_model`].
+        base_model: usize,
+        /// The cell of the base model, where it is trained from scratch.
+        base_cell: Option<usize>,
+        /// The cell of the mix.
+        mix: usize,
+        /// How.
+        method: Method,
+        /// For the order of rows, the adapter's first weights and dropout.
+        seed: u64,
+    },
+    /// Answers the prompts of one language.
+    Answers {
+        /// Who.
+        answerer: Answerer,
+        /// Which prompts.
+        language: Language,
+    },
+    /// Gates and rates the responses of one language.
+    Scores {
+        /// The cell of the responses.
+        answers: usize,
+        /// Whose prompts.
+        language: Language,
+    },
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answerer {
+    /// A base model as it is, or under an adapter or weights that a tuning made.
+    Model {
+        /// In [`Experiment::base_model`].
+        base_model: usize,
+        /// The cell of the base model, where it is trained from scratch.
+        base_cell: Option<usize>,
+        /// The cell of the tuning.
+        tuning: Option<usize>,
+        /// In [`Experiment::system`]: an adapter that was there before.
+        adapter: Option<usize>,
+    },
+    /// In [`Experiment::system`]: an endpoint.
+    Endpoint(usize),
+}
+
+/// A system of the report, and the cells that make it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct System {
+    /// `pythia-70m/lora/multilingual/seed-0`.
+    pub id: String,
+    /// What it is.
+    pub kind: report::records::SystemKind,
+    /// The base model's name.
+    pub base_model: Option<String>,
+    /// How it was tuned.
+    pub method: Option<Method>,
+    /// The recipe's name.
+    pub recipe: Option<String>,
+    /// The languages of its mix.
+    pub languages: Vec<Language>,
+    /// The tuning's seed.
+    pub seed: Option<u64>,
+    /// The cells that make it: the base model's, the mix's, the tuning's.
+    pub made_by: Vec<usize>,
+    /// The cell of its tuning.
+    pub tuning: Option<usize>,
+    /// The mix's cost in units of C, and its rows.
+    pub cost: Option<(f64, u64)>,
+    /// For each language that it answers: the cells of its responses and of their scores.
+    pub answers: Vec<(Language, usize, usize)>,
+}
+
+/// How a cell stands in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It is there.
+    Done,
+    /// It is not there, and no cell of its name is.
+    Missing,
+    /// A cell of its name is there, and was determined by something else: what differs.
+    Stale(Vec<String>),
+}
+
+/// What is hashed once for all cells.
+struct Hashes {
+    prompts: BTreeMap<Language, (String, String)>,
+    gate: String,
+    judge_template: Option<String>,
+}
+
+/// One recipe's mix under one seed, without its rows.
+struct PlannedMix {
+    name: String,
+    recipe: String,
+    languages: Vec<Language>,
+    answers: Option<Language>,
+    in_c: f64,
+    rows: u64,
+    cell: usize,
+}
+
+/// A base model, as cells refer to it.
+struct Base {
+    number: usize,
+    name: String,
+    cell: Option<usize>,
+    determinant: String,
+}
+
+impl Plan {
+    /// Plans an experiment whose inputs are read.
+    ///
+    /// # Errors
+    /// A file that cannot be read or hashed; a set that is too small for C.
+    pub fn new(experiment: &Experiment, inputs: &Inputs) -> Result<Self> {
+        let mut plan = Self::default();
+        let hashes = Hashes::new(experiment, inputs)?;
+        let bases = plan.base_models(experiment)?;
+        let mut mixes = Vec::new();
+        for &seed in &experiment.experiment.seeds {
+            mixes.push((seed, plan.mixes(experiment, inputs, seed)?));
+        }
+        for base in &bases {
+            if experiment.experiment.include_base {
+                plan.untuned(experiment, base, &hashes)?;
+            }
+            for &method in &experiment.experiment.methods {
+                for (seed, mixes) in &mixes {
+                    for mix in mixes {
+                        plan.tuned(experiment, base, method, *seed, mix, &hashes)?;
+                    }
+                }
+            }
+        }
+        for (number, system) in experiment.system.iter().enumerate() {
+            plan.extra(experiment, &bases, number, system, &hashes)?;
+        }
+        Ok(plan)
+    }
+
+    /// How a cell stands in a store. `known` are the manifests of [`Store::list`].
+    pub fn state(&self, cell: &Cell, store: &Store, known: &[Determinants]) -> State {
+        if store.has(&cell.key) {
+            return State::Done;
+        }
+        // Of all earlier cells of this name, the one that differs least explains best.
+        let earlier = known
+            .iter()
+            .filter(|other| other.kind == cell.determinants.kind && other.label == cell.determinants.label);
+        let differences = earlier.map(|other| cell.determinants.differences(other)).min_by_key(Vec::len);
+        differences.map_or(State::Missing, State::Stale)
+    }
+
+    /// Adds a cell, or finds the one that is determined by the same.
+    fn add(&mut self, determinants: Determinants, needs: Vec<usize>, work: Work) -> usize {
+        let key = determinants.key();
+        *self.places.entry(key).or_insert_with(|| {
+            self.cells.push(Cell { key, determinants, needs, work });
+            self.cells.len() - 1
+        })
+    }
+
+    fn base_models(&mut self, experiment: &Experiment) -> Result<Vec<Base>> {
+        let mut bases = Vec::new();
+        for (number, model) in experiment.base_model.iter().enumerate() {
+            let name = model.name.clone();
+            let base = if let Some(path) = &model.path {
+                let hash = content_hash(path).with_context(|| format!("base model `{name}`"))?;
+                self.base_hashes.insert(name.clone(), hash.clone());
+                Base { number, name, cell: None, determinant: hash }
+            } else {
+                let determinants = from_scratch(model)?;
+                let determinant = determinants.key().to_string();
+                let cell = self.add(determinants, Vec::new(), Work::BaseModel { base_model: number });
+                Base { number, name, cell: Some(cell), determinant }
+            };
+            bases.push(base);
+        }
+        Ok(bases)
+    }
+
+    fn mixes(&mut self, experiment: &Experiment, inputs: &Inputs, seed: u64) -> Result<Vec<PlannedMix>> {
+        let mut planned = Vec::new();
+        let options = mix_options(experiment, seed)?;
+        for name in &experiment.experiment.recipes {
+            let recipe = experiment.recipe(name).with_context(|| format!("unknown recipe `{name}`"))?;
+            for mix in recipe.mixes(&inputs.sets, &options)? {
+                self.c = mix.manifest.cost.c;
+                planned.push(self.mix(&mix, seed));
+            }
+        }
+        Ok(planned)
+    }
+
+    fn mix(&mut self, mix: &Mix, seed: u64) -> PlannedMix {
+        let label = format!("mix/{}/seed-{seed}", mix.name);
+        let mut determinants = Determinants::new("mix", MIX_VERSION, &label);
+        // The rows themselves: two recipes that come to the same rows are one mix.
+        determinants.add("content", &mix.manifest.hash);
+        let work = Work::Mix { name: mix.name.clone(), recipe: mix.recipe.clone(), seed };
+        PlannedMix {
+            name: mix.name.clone(),
+            recipe: mix.recipe.clone(),
+            languages: mix.languages.clone(),
+            answers: mix.answers.clone(),
+            in_c: mix.manifest.cost.in_c,
+            rows: mix.rows.len() as u64,
+            cell: self.add(determinants, Vec::new(), work),
+        }
+    }
+
+    fn untuned(&mut self, experiment: &Experiment, base: &Base, hashes: &Hashes) -> Result<()> {
+        let answerer =
+            Answerer::Model { base_model: base.number, base_cell: base.cell, tuning: None, adapter: None };
+        let id = format!("{}/base", base.name);
+        let determinant = ("base_model", base.determinant.clone());
+        let languages = languages(experiment)?;
+        let needs: Vec<usize> = base.cell.into_iter().collect();
+        let answers = self.answers(experiment, &id, &answerer, &[determinant], &needs, &languages, hashes)?;
+        self.systems.push(System {
+            id,
+            kind: report::records::SystemKind::Base,
+            base_model: Some(base.name.clone()),
+            method: None,
+            recipe: None,
+            languages: Vec::new(),
+            seed: None,
+            made_by: needs,
+            tuning: None,
+            cost: None,
+            answers,
+        });
+        Ok(())
+    }
+
+    fn tuned(
+        &mut self,
+        experiment: &Experiment,
+        base: &Base,
+        method: Method,
+        seed: u64,
+        mix: &PlannedMix,
+        hashes: &Hashes,
+    ) -> Result<()> {
+        let id = format!("{}/{}/{}/seed-{seed}", base.name, method.name(), mix.name);
+        let mut determinants = Determinants::new("tuning", TUNING_VERSION, &format!("tuning/{id}"));
+        determinants.add("base_model", &base.determinant);
+        determinants.add("mix", self.cells[mix.cell].key);
+        determinants.add("method", method.name());
+        determinants.add("seed", seed);
+        settings(&mut determinants, "tune", &experiment.tune.for_method(method))?;
+        determinants.add("preset", preset(experiment));
+        let mut needs: Vec<usize> = base.cell.into_iter().collect();
+        needs.push(mix.cell);
+        let work =
+            Work::Tuning { base_model: base.number, base_cell: base.cell, mix: mix.cell, method, seed };
+        let tuning = self.add(determinants, needs.clone(), work);
+        let answerer = Answerer::Model {
+            base_model: base.number,
+            base_cell: base.cell,
+            tuning: Some(tuning),
+            adapter: None,
+        };
+        let languages = match &mix.answers {
+            Some(language) => vec![language.clone()],
+            None => languages(experiment)?,
+        };
+        let determinant = ("tuning", self.cells[tuning].key.to_string());
+        let mut answering: Vec<usize> = base.cell.into_iter().collect();
+        answering.push(tuning);
+        let answers =
+            self.answers(experiment, &id, &answerer, &[determinant], &answering, &languages, hashes)?;
+        let system = System {
+            id,
+            kind: report::records::SystemKind::Tuned,
+            base_model: Some(base.name.clone()),
+            method: Some(method),
+            recipe: Some(mix.recipe.clone()),
+            languages: mix.languages.clone(),
+            seed: Some(seed),
+            made_by: needs.into_iter().chain([tuning]).collect(),
+            tuning: Some(tuning),
+            cost: Some((mix.in_c, mix.rows)),
+            answers,
+        };
+        // A tuning that serves two recipes is one system, under the recipe in which it answers more languages.
+        match self.systems.iter_mut().find(|other| other.tuning == Some(tuning)) {
+            Some(other) if other.answers.len() < system.answers.len() => *other = system,
+            Some(_) => {}
+            None => self.systems.push(system),
+        }
+        Ok(())
+    }
+
+    fn extra(
+        &mut self,
+        experiment: &Experiment,
+        bases: &[Base],
+        number: usize,
+        extra: &ExtraSystem,
+        hashes: &Hashes,
+    ) -> Result<()> {
+        let base = bases.iter().find(|base| Some(&base.name) == extra.base_model.as_ref());
+        let (kind, answerer, values, needs) = match (&extra.adapter, base) {
+            (Some(adapter), Some(base)) => {
+                let hash = content_hash(adapter).with_context(|| format!("adapter `{}`", extra.name))?;
+                let answerer = Answerer::Model {
+                    base_model: base.number,
+                    base_cell: base.cell,
+                    tuning: None,
+                    adapter: Some(number),
+                };
+                let values = vec![("base_model", base.determinant.clone()), ("adapter", hash)];
+                (report::records::SystemKind::Adapter, answerer, values, base.cell.into_iter().collect())
+            }
+            _ => {
+                let endpoint = extra.endpoint.clone().unwrap_or_default();
+                let values = vec![("endpoint", endpoint), ("model", extra.model.clone().unwrap_or_default())];
+                let kind = report::records::SystemKind::Endpoint;
+                (kind, Answerer::Endpoint(number), values, Vec::<usize>::new())
+            }
+        };
+        let id = extra.name.clone();
+        let languages = languages(experiment)?;
+        let answers = self.answers(experiment, &id, &answerer, &values, &needs, &languages, hashes)?;
+        self.systems.push(System {
+            id,
+            kind,
+            base_model: extra.base_model.clone(),
+            method: None,
+            recipe: None,
+            languages: Vec::new(),
+            seed: None,
+            made_by: needs,
+            tuning: None,
+            cost: None,
+            answers,
+        });
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "who answers, what determines it, and what it needs")]
+    fn answers(
+        &mut self,
+        experiment: &Experiment,
+        id: &str,
+        answerer: &Answerer,
+        who: &[(&str, String)],
+        needs: &[usize],
+        languages: &[Language],
+        hashes: &Hashes,
+    ) -> Result<Vec<(Language, usize, usize)>> {
+        let mut cells = Vec::new();
+        for language in languages {
+            let (asked, whole) =
+                hashes.prompts.get(language).with_context(|| format!("no prompts in `{language}`"))?;
+            let label = format!("answers/{id}/{language}");
+            let mut determinants = Determinants::new("answers", ANSWERS_VERSION, &label);
+            for (name, value) in who {
+                determinants.add(*name, value);
+            }
+            determinants.add("prompts", asked);
+            let method = match answerer {
+                Answerer::Model { tuning: Some(tuning), .. } => match self.cells[*tuning].work {
+                    Work::Tuning { method, .. } => Some(method),
+                    _ => None,
+                },
+                _ => None,
+            };
+            // Under the preset `paper` the method decides on the repetition penalty.
+            determinants.add("preset", preset(experiment));
+            determinants.add("method", method.map_or("none", Method::name));
+            let mut answer = experiment.answer.clone();
+            answer.template = answer.template.or(experiment.tune.template.clone());
+            // How many tokens are in flight at once changes no response.
+            answer.batch_tokens = None;
+            settings(&mut determinants, "answer", &answer)?;
+            let work = Work::Answers { answerer: answerer.clone(), language: language.clone() };
+            let answers = self.add(determinants, needs.to_vec(), work);
+
+            let label = format!("scores/{id}/{language}");
+            let mut determinants = Determinants::new("scores", SCORES_VERSION, &label);
+            determinants.add("answers", self.cells[answers].key);
+            determinants.add("prompts", whole);
+            determinants.add("gate.lid", &hashes.gate);
+            determinants.add("gate.set_aside_code", experiment.gate.set_aside_code);
+            judge(&mut determinants, &experiment.judge, hashes.judge_template.as_ref());
+            let scores =
+                self.add(determinants, vec![answers], Work::Scores { answers, language: language.clone() });
+            cells.push((language.clone(), answers, scores));
+        }
+        Ok(cells)
+    }
+}
+
+impl Hashes {
+    fn new(experiment: &Experiment, inputs: &Inputs) -> Result<Self> {
+        let mut prompts = BTreeMap::new();
+        for (language, list) in &inputs.prompts {
+            // A changed reference asks for new scores, not for new responses.
+            let asked: Vec<_> =
+                list.iter().map(|prompt| (&prompt.id, &prompt.prompt, &prompt.response_language)).collect();
+            prompts.insert(language.clone(), (value_hash(&asked)?, value_hash(list)?));
+        }
+        let gate = match &experiment.gate.lid {
+            Some(path) => content_hash(path)?,
+            None => "lingua".to_owned(),
+        };
+        let judge_template = experiment.judge.prompt_template.as_deref().map(content_hash).transpose()?;
+        Ok(Self { prompts, gate, judge_template })
+    }
+}
+
+/// How an experiment's mixes are made under one seed.
+///
+/// # Errors
+/// A language code that is none.
+pub fn mix_options(experiment: &Experiment, seed: u64) -> Result<MixOptions<'static>> {
+    let languages: Result<Vec<Language>, _> =
+        experiment.experiment.languages.iter().map(|code| code.parse()).collect();
+    let budget = budget::Budget {
+        held: Held::Rows,
+        c: experiment.budget.rows.map(|rows| rows as u64),
+        ..budget::Budget::default()
+    };
+    let validation_rows = experiment.tune.validation_rows.unwrap_or(PAPER_VALIDATION_ROWS);
+    Ok(MixOptions { languages: languages?, seed, budget, validation_rows, ..MixOptions::default() })
+}
+
+/// The paper holds 1,000 rows out.
+const PAPER_VALIDATION_ROWS: usize = 1000;
+
+fn languages(experiment: &Experiment) -> Result<Vec<Language>> {
+    let parse = |code: &str| code.parse().with_context(|| format!("the language code `{code}`"));
+    experiment.all_languages().map(parse).collect()
+}
+
+fn preset(experiment: &Experiment) -> &'static str {
+    match experiment.experiment.preset {
+        experiment::Preset::Paper => "paper",
+        experiment::Preset::Fair => "fair",
+    }
+}
+
+fn from_scratch(model: &experiment::BaseModel) -> Result<Determinants> {
+    let label = format!("base-model/{}", model.name);
+    let mut determinants = Determinants::new("base-model", BASE_MODEL_VERSION, &label);
+    let config = model.config.as_deref().context("a base model has neither `path` nor `config`")?;
+    determinants.add("config", content_hash(config)?);
+    for (code, files) in &model.text {
+        let hashes: Result<Vec<String>, _> = files.iter().map(|path| content_hash(path)).collect();
+        determinants.add(format!("text.{code}"), hashes?.join(","));
+    }
+    determinants.add("tokenizer_vocabulary", model.tokenizer_vocabulary.unwrap_or_default());
+    settings(&mut determinants, "pretraining", &model.pretraining)?;
+    Ok(determinants)
+}
+
+fn judge(determinants: &mut Determinants, judge: &experiment::Judge, template: Option<&String>) {
+    match judge.kind {
+        JudgeKind::Openai => {
+            determinants.add("judge.kind", "openai");
+            determinants.add("judge.endpoint", judge.endpoint.as_deref().unwrap_or_default());
+            determinants.add("judge.model", judge.model.as_deref().unwrap_or_default());
+            determinants.add("judge.prompt_template", template.map_or("built-in", String::as_str));
+        }
+        JudgeKind::Reference => {
+            determinants.add("judge.kind", "reference");
+            determinants.add("judge.reference_key", &judge.reference_key);
+            determinants.add("judge.thresholds", format!("{:?}", judge.thresholds));
+        }
+    }
+}
+
+/// Adds every setting that is given, by its dotted name. A template file counts by its content.
+fn settings(determinants: &mut Determinants, section: &str, value: &impl serde::Serialize) -> Result<()> {
+    for (name, value) in flattened(section, &serde_json::to_value(value)?) {
+        let template = value.as_str().filter(|_| name.ends_with(".template")).map(Path::new);
+        match template.filter(|path| path.is_file()) {
+            Some(path) => determinants.add(name, content_hash(path)?),
+            None => determinants.add(name, value),
+        }
+    }
+    Ok(())
+}
+
+/// The leaves of a JSON value by their dotted names; `null` is left out.
+pub fn flattened(section: &str, value: &Value) -> BTreeMap<String, Value> {
+    let mut leaves = BTreeMap::new();
+    match value {
+        Value::Object(values) => {
+            for (name, value) in values {
+                leaves.extend(flattened(&format!("{section}.{name}"), value));
+            }
+        }
+        Value::Null => {}
+        leaf => {
+            leaves.insert(section.to_owned(), leaf.clone());
+        }
+    }
+    leaves
+}

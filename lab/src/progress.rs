@@ -1,0 +1,149 @@
+//! How a run tells how far it is: bars on a terminal, plain lines elsewhere, always on standard error.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+
+/// Told how a run goes on.
+pub trait Progress: Sync {
+    /// So many cells in all, so many to be done.
+    fn begin(&self, _cells: usize, _missing: usize) {}
+    /// A cell is begun.
+    fn cell(&self, _label: &str) {}
+    /// Within the cell: `done` of `total`, and what there is to say.
+    fn step(&self, _done: u64, _total: u64, _message: &str) {}
+    /// A cell is finished.
+    fn done(&self, _label: &str, _took: Duration) {}
+    /// A cell failed.
+    fn failed(&self, _label: &str, _reason: &str) {}
+    /// Something to know that stops nothing.
+    fn warn(&self, _message: &str) {}
+    /// The run is over.
+    fn end(&self) {}
+}
+
+/// Tells nobody.
+#[derive(Debug, Clone, Copy)]
+pub struct Silent;
+
+impl Progress for Silent {}
+
+/// Bars where standard error is a terminal, and plain lines elsewhere.
+pub fn on_standard_error() -> Box<dyn Progress> {
+    if std::io::stderr().is_terminal() { Box::new(Bars::new()) } else { Box::new(Lines::default()) }
+}
+
+/// A line for each cell, and one every ten seconds within it.
+#[derive(Debug, Default)]
+pub struct Lines {
+    last: Mutex<Option<Instant>>,
+}
+
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+impl Progress for Lines {
+    fn begin(&self, cells: usize, missing: usize) {
+        eprintln!("{cells} cells, {missing} to do");
+    }
+
+    fn cell(&self, label: &str) {
+        if let Ok(mut last) = self.last.lock() {
+            *last = Some(Instant::now());
+        }
+        eprintln!("{label} ...");
+    }
+
+    fn step(&self, done: u64, total: u64, message: &str) {
+        let Ok(mut last) = self.last.lock() else { return };
+        if last.is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
+            *last = Some(Instant::now());
+            eprintln!("  {done}/{total} {message}");
+        }
+    }
+
+    fn done(&self, label: &str, took: Duration) {
+        eprintln!("{label} done in {:.1} s", took.as_secs_f64());
+    }
+
+    fn failed(&self, label: &str, reason: &str) {
+        eprintln!("{label} failed: {reason}");
+    }
+
+    fn warn(&self, message: &str) {
+        eprintln!("warning: {message}");
+    }
+}
+
+/// One bar for the cells, and one for the cell that is under way.
+#[derive(Debug)]
+pub struct Bars {
+    both: MultiProgress,
+    cells: ProgressBar,
+    cell: ProgressBar,
+}
+
+impl Bars {
+    /// No bar is shown before the run begins.
+    pub fn new() -> Self {
+        let both = MultiProgress::new();
+        let style = |template: &str| {
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+        };
+        let cells = both.add(ProgressBar::no_length());
+        cells.set_style(style("cells {bar:30} {pos}/{len} {elapsed}"));
+        let cell = both.add(ProgressBar::no_length());
+        cell.set_style(style("{prefix} {bar:30} {pos}/{len} {eta} {wide_msg}"));
+        Self { both, cells, cell }
+    }
+
+    fn print(&self, line: &str) {
+        // A terminal that is gone takes no more lines; the work goes on.
+        let _ = self.both.println(line);
+    }
+}
+
+impl Default for Bars {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, cells: usize, missing: usize) {
+        self.cells.set_length(cells as u64);
+        self.cells.set_position(cells.saturating_sub(missing) as u64);
+        self.cells.enable_steady_tick(Duration::from_secs(1));
+    }
+
+    fn cell(&self, label: &str) {
+        self.cell.reset();
+        self.cell.set_prefix(label.to_owned());
+        self.cell.set_message(String::new());
+    }
+
+    fn step(&self, done: u64, total: u64, message: &str) {
+        self.cell.set_length(total);
+        self.cell.set_position(done);
+        self.cell.set_message(message.to_owned());
+    }
+
+    fn done(&self, label: &str, took: Duration) {
+        self.cells.inc(1);
+        self.print(&format!("{label} done in {}", HumanDuration(took)));
+    }
+
+    fn failed(&self, label: &str, reason: &str) {
+        self.print(&format!("{label} failed: {reason}"));
+    }
+
+    fn warn(&self, message: &str) {
+        self.print(&format!("warning: {message}"));
+    }
+
+    fn end(&self) {
+        self.cell.finish_and_clear();
+        self.cells.finish_and_clear();
+    }
+}

@@ -1,0 +1,6 @@
+//! The lab from outside: the experiment file, the plan, and the runner.
+
+mod common;
+mod experiment_file;
+mod plan;
+mod run;
