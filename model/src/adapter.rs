@@ -94,7 +94,10 @@ impl AdapterConfig {
             }
             Targets::Names(names) => {
                 if let Some(name) = names.iter().find(|name| !all.iter().any(|module| named(module, name))) {
-                    let reason = format!("module `{name}` is none of a {family} model's; expected one of {}", available());
+                    let reason = format!(
+                        "module `{name}` is none of a {family} model's; expected one of {}",
+                        available()
+                    );
                     return Err(Error::Adapter { path: path.to_owned(), reason });
                 }
                 all.into_iter().filter(|module| names.iter().any(|name| named(module, name))).collect()
@@ -125,7 +128,8 @@ impl AdapterConfig {
             Some(Value::String(text)) if text == "all-linear" => Targets::AllLinear,
             Some(Value::String(text)) => Targets::Expression(text.clone()),
             Some(Value::Array(list)) => {
-                let names: Option<Vec<_>> = list.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+                let names: Option<Vec<_>> =
+                    list.iter().map(|name| name.as_str().map(str::to_owned)).collect();
                 let given = Value::Array(list.clone());
                 Targets::Names(names.ok_or_else(|| keys.bad("target_modules", &given, "a list of strings"))?)
             }
@@ -197,7 +201,8 @@ impl Adapter {
             let mut random = stream(seed, place as u64);
             // PEFT's kaiming_uniform(a = sqrt 5): the bound is sqrt(6 / ((1 + 5) inputs)).
             let bound = 1.0 / (module.inputs as f64).sqrt();
-            let a = (0..rank * module.inputs).map(|_| ((2.0 * unit(&mut random) - 1.0) * bound) as f32).collect();
+            let a =
+                (0..rank * module.inputs).map(|_| ((2.0 * unit(&mut random) - 1.0) * bound) as f32).collect();
             let b = vec![0.0; module.rows * rank];
             modules.push(host(&module, rank, scale, a, b));
         }
@@ -218,7 +223,8 @@ impl Adapter {
         let config = AdapterConfig::read(&config_path, &read_json(&config_path)?)?;
         let weights_path = folder.join(WEIGHTS);
         if !weights_path.is_file() && folder.join("adapter_model.bin").is_file() {
-            let reason = "adapter_model.bin is not read, because a pickle can run any code: save it as safetensors";
+            let reason =
+                "adapter_model.bin is not read, because a pickle can run any code: save it as safetensors";
             return Err(Error::Adapter { path: folder.to_owned(), reason: reason.to_owned() });
         }
         let file = SafeTensorsFile::open(&weights_path)?;
@@ -241,7 +247,11 @@ impl Adapter {
                     return Err(Error::MissingTensor {
                         path: weights_path,
                         tensor: tensor_name(module, if a.is_none() { "A" } else { "B" }),
-                        expected: if a.is_none() { vec![rank, module.inputs] } else { vec![module.rows, rank] },
+                        expected: if a.is_none() {
+                            vec![rank, module.inputs]
+                        } else {
+                            vec![module.rows, rank]
+                        },
                     });
                 }
             }
@@ -359,8 +369,16 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<()> {
         keys.only(key, &json!(false))?;
     }
     for key in [
-        "modules_to_save", "layers_to_transform", "exclude_modules", "target_parameters", "trainable_token_indices",
-        "layer_replication", "megatron_config", "corda_config", "arrow_config", "layers_pattern",
+        "modules_to_save",
+        "layers_to_transform",
+        "exclude_modules",
+        "target_parameters",
+        "trainable_token_indices",
+        "layer_replication",
+        "megatron_config",
+        "corda_config",
+        "arrow_config",
+        "layers_pattern",
     ] {
         match keys.get(key) {
             None => {}
@@ -373,7 +391,9 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<()> {
         None | Some(Value::Bool(_)) => Ok(()),
         // These change A and B alone; PiSSA, OLoRA and LoftQ change the base model's weights too.
         Some(Value::String(name)) if ["gaussian", "eva", "orthogonal"].contains(&name.as_str()) => Ok(()),
-        Some(other) => Err(keys.unsupported("init_lora_weights", other, "true, false, gaussian, eva or orthogonal")),
+        Some(other) => {
+            Err(keys.unsupported("init_lora_weights", other, "true, false, gaussian, eva or orthogonal"))
+        }
     }
 }
 

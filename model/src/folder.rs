@@ -64,8 +64,12 @@ impl Precision {
                 let wide = HostTensor { shape: Vec::new(), data }.to_f32();
                 match wanted {
                     Self::F32 => HostData::F32(wide.into()),
-                    Self::Bf16 => HostData::Bf16(wide.into_iter().map(bf16::from_f32).collect::<Vec<_>>().into()),
-                    Self::F16 => HostData::F16(wide.into_iter().map(f16::from_f32).collect::<Vec<_>>().into()),
+                    Self::Bf16 => {
+                        HostData::Bf16(wide.into_iter().map(bf16::from_f32).collect::<Vec<_>>().into())
+                    }
+                    Self::F16 => {
+                        HostData::F16(wide.into_iter().map(f16::from_f32).collect::<Vec<_>>().into())
+                    }
                 }
             }
         }
@@ -260,9 +264,11 @@ fn write_shard(path: &Path, shard: &[Piece<'_, '_>], failed: &RefCell<Option<Err
 }
 
 fn write_index(folder: &Path, names: &[String], shards: &[Vec<Piece<'_, '_>>]) -> Result<()> {
-    let pieces = || names.iter().zip(shards).flat_map(|(name, shard)| shard.iter().map(move |piece| (name, piece)));
+    let pieces =
+        || names.iter().zip(shards).flat_map(|(name, shard)| shard.iter().map(move |piece| (name, piece)));
     let total: usize = pieces().map(|(_, piece)| piece.length()).sum();
-    let map: BTreeMap<&str, &String> = pieces().map(|(name, piece)| (piece.part.name.as_str(), name)).collect();
+    let map: BTreeMap<&str, &String> =
+        pieces().map(|(name, piece)| (piece.part.name.as_str(), name)).collect();
     let index: Value = json!({"metadata": {"total_size": total}, "weight_map": map});
     write_atomically(&folder.join(INDEX), format!("{index:#}\n").as_bytes())
 }

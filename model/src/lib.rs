@@ -17,6 +17,8 @@ mod pre_tokenizer;
 mod safetensors_file;
 mod sentencepiece;
 mod stored;
+#[doc(hidden)]
+pub mod test_support;
 mod tokenizer;
 mod write;
 

@@ -29,7 +29,8 @@ pub(crate) fn read(path: &Path, settings: &Map<String, Value>) -> Result<Tokeniz
     }
     let named = |place: Option<usize>| Some((model.pieces.texts.get(place?)?.clone(), place? as u32));
     let control = |text: &str| {
-        let found = model.pieces.texts.iter().zip(&model.pieces.kinds).position(|(t, &kind)| t == text && kind == 3);
+        let found =
+            model.pieces.texts.iter().zip(&model.pieces.kinds).position(|(t, &kind)| t == text && kind == 3);
         named(found)
     };
     let (bos, eos) = (control("<s>"), control("</s>"));

@@ -219,3 +219,32 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn unhex(text: &Value) -> Vec<u8> {
+        let text = text.as_str().unwrap();
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    /// The values are those of the `gguf` package to the bit: `oracle/gguf_blocks.py` made them.
+    #[test]
+    fn blocks_equal_the_reference() {
+        let golden: Value =
+            serde_json::from_str(include_str!("../../tests/goldens/gguf_blocks.json")).unwrap();
+        let types = golden["types"].as_object().unwrap();
+        assert_eq!(types.len(), 10);
+        for (name, entry) in types {
+            let id = (0..31).find(|&id| name_of(id) == name).unwrap();
+            let block = Block::from_id(id).unwrap();
+            let (bytes, expected) = (unhex(&entry["blocks"]), unhex(&entry["values"]));
+            assert_eq!(bytes.len(), 2 * block.bytes(), "{name}");
+            let found: Vec<u8> = block.dequantise(&bytes).iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
