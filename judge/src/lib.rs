@@ -1,5 +1,6 @@
 //! The language gate, judges, ratings and their agreement with people.
 
+pub mod agree;
 pub mod cache;
 pub mod chrf;
 pub mod fasttext;
@@ -11,3 +12,4 @@ pub mod price;
 pub mod prompt_template;
 pub mod rating;
 pub mod reference;
+pub mod statistics;

@@ -1,0 +1,116 @@
+//! Agreement against the paper's Table 3, and against scipy and scikit-learn on PandaLM's test set
+//! (goldens: `oracle/agreement.py`).
+
+use std::path::{Path, PathBuf};
+
+use judge::agree::{Agreement, Bootstrap, Row, agree, read_table};
+use serde_json::Value;
+
+#[test]
+fn table_3_of_the_paper() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/agreement/table3.csv");
+    let rows = read_table(&table).unwrap();
+    assert_eq!(rows.len(), 48);
+    let found: Vec<(String, String)> = agree(&rows, Bootstrap::default())
+        .into_iter()
+        .map(|found| (found.language, format!("{:.4}", found.systems.pearson.value.unwrap())))
+        .collect();
+    let printed = [("en", "0.9225"), ("es", "0.9683"), ("bg", "0.9205"), ("zh", "0.8685")];
+    assert_eq!(found, printed.map(|(language, pearson)| (language.to_string(), pearson.to_string())));
+}
+
+#[test]
+fn a_wrong_table_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table.csv");
+    for (text, expected) in [
+        ("system,language,judge\na,en,1\n", "found no human"),
+        ("system,language,judge,human\n", "found none"),
+        ("system,language,judge,human\na,en,1,2\na,en,one,2\n", "line 3: judge: expected a number"),
+        ("system,language,judge,human\na,en,1\n", "line 2"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = read_table(&path).unwrap_err().to_string();
+        assert!(error.contains("table.csv") && error.contains(expected), "{error}");
+    }
+    std::fs::write(&path, "\u{feff}human, judge,language,system\n1,,en,a\n2,1,en,b\n").unwrap();
+    assert_eq!(agree(&read_table(&path).unwrap(), Bootstrap::default())[0].unrated_rows, 1);
+}
+
+fn real() -> Option<PathBuf> {
+    let folder = std::env::var_os("POLYPACA_REAL")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/real"), PathBuf::from);
+    folder.join("judge").is_dir().then_some(folder)
+}
+
+fn read(path: &Path) -> Vec<Value> {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// On a line from "the first is better" to "the second is better".
+fn place(verdict: &Value) -> Option<f64> {
+    match verdict.as_str().map_or_else(|| verdict.to_string(), str::to_string).as_str() {
+        "1" => Some(-1.0),
+        "0" | "Tie" => Some(0.0),
+        "2" => Some(1.0),
+        _ => None,
+    }
+}
+
+#[test]
+fn pandalm_as_scipy_and_scikit_learn() {
+    let Some(real) = real() else {
+        println!("skipped: PandaLM's test set is not here (POLYPACA_REAL)");
+        return;
+    };
+    let goldens: Value = serde_json::from_str(include_str!("goldens/agreement.json")).unwrap();
+    // The same figures from other orders of summation: far below what a mistake would make.
+    let close = |found: Option<f64>, expected: &Value| {
+        let (found, expected) = (found.unwrap(), expected.as_f64().unwrap());
+        assert!((found - expected).abs() < 1e-9, "{found} against {expected}");
+    };
+    let people = read(&real.join("judge/pandalm_testset.json"));
+    for (file, key, name) in [
+        ("pandalm_gpt35_verdicts.json", "gpt_result", "gpt35"),
+        ("pandalm_7b_verdicts.json", "pandalm_result", "pandalm_7b"),
+    ] {
+        let verdicts = read(&real.join("judge").join(file));
+        let rows: Vec<Row> = people
+            .iter()
+            .zip(&verdicts)
+            .flat_map(|(row, verdict)| {
+                (1..=3).map(move |rater| Row {
+                    system: "pair".into(),
+                    language: "en".into(),
+                    id: Some(row["idx"].to_string()),
+                    rater: Some(format!("annotator{rater}")),
+                    judge: place(&verdict[key]),
+                    human: place(&row[format!("annotator{rater}")]),
+                })
+            })
+            .collect();
+        let found = agree(&rows, Bootstrap { draws: 50, seed: 1 }).remove(0);
+        let Agreement { pairs, pearson, spearman, kendall, .. } = found.responses.unwrap();
+        assert_eq!(pairs as u64, goldens[name]["pairs"].as_u64().unwrap());
+        assert_eq!(found.unrated_rows, 3 * (people.len() - pairs));
+        close(pearson.value, &goldens[name]["pearson"]);
+        close(pearson.p, &goldens[name]["pearson_p"]);
+        close(spearman.value, &goldens[name]["spearman"]);
+        close(kendall.value, &goldens[name]["kendall"]);
+        let interval = pearson.interval.unwrap();
+        assert!(interval.low < pearson.value.unwrap() && pearson.value.unwrap() < interval.high);
+
+        let raters = found.raters.unwrap();
+        close(raters.alpha_nominal, &goldens["alpha_nominal"]);
+        close(raters.alpha_ordinal, &goldens["alpha_ordinal"]);
+        close(raters.alpha_interval, &goldens["alpha_interval"]);
+        for (pair, golden) in raters.pairs.iter().zip(goldens["kappas"].as_array().unwrap()) {
+            close(pair.kappa, &golden["kappa"]);
+            close(pair.quadratic_kappa, &golden["quadratic"]);
+        }
+        // PandaLM's README gives 0.85, 0.88 and 0.86.
+        let kappas: Vec<String> =
+            raters.pairs.iter().map(|pair| format!("{:.4}", pair.kappa.unwrap())).collect();
+        assert_eq!(kappas, ["0.8520", "0.8789", "0.8617"]);
+    }
+}
