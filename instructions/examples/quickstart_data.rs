@@ -12,7 +12,8 @@
 //! - `instructions/LANGUAGE.json`, questions about most facts, in Alpaca's form: what systems are tuned on;
 //! - `prompts/LANGUAGE.jsonl`, questions about the other facts, with their reference answers.
 //!
-//! Which fact goes where is drawn from a hash of its id, so that it is the same in every language and on every machine,
+//! `instructions_only.txt` lists facts that never become prompts, since their short reference answers are taken for
+//! another language by the gate. Which of the others goes where is drawn from a hash of its id, so that it is the same in every language and on every machine,
 //! and so that a new row moves no other.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +43,8 @@ fn main() -> Result<()> {
     }
     lexicons.sort_by(|one, other| one.language.cmp(&other.language));
     let facts = shared_facts(&lexicons)?;
-    let parts = Parts::draw(&facts);
+    let instructions_only = read_instructions_only(&folder.join("instructions_only.txt"), &facts)?;
+    let parts = Parts::draw(&facts, &instructions_only);
     for lexicon in &lexicons {
         write_language(&folder, lexicon, &facts, &parts)?;
     }
@@ -128,7 +130,8 @@ fn read_table(table: &TableFile) -> Result<BTreeMap<String, Forms>> {
         let id = cells.next().unwrap_or_default();
         let forms: Vec<&str> = cells.collect();
         ensure!(forms.len() == names.len(), "`{id}` has {} forms, expected {}", forms.len(), names.len());
-        let forms = names.iter().zip(forms).map(|(name, form)| ((*name).to_owned(), form.to_owned())).collect();
+        let forms =
+            names.iter().zip(forms).map(|(name, form)| ((*name).to_owned(), form.to_owned())).collect();
         ensure!(rows.insert(id.to_owned(), forms).is_none(), "`{id}` stands twice");
     }
     Ok(rows)
@@ -180,21 +183,32 @@ fn shared_facts(lexicons: &[Lexicon]) -> Result<BTreeSet<Fact>> {
     for lexicon in lexicons {
         let mut facts = BTreeSet::new();
         for (relation, Relation { table, .. }) in &lexicon.relations {
-            let rows = lexicon
-                .tables
-                .get(table)
-                .with_context(|| format!("{}: [relation.{relation}]: no table [{table}]", lexicon.language))?;
+            let rows = lexicon.tables.get(table).with_context(|| {
+                format!("{}: [relation.{relation}]: no table [{table}]", lexicon.language)
+            })?;
             facts.extend(rows.keys().map(|row| Fact { relation: relation.clone(), row: row.clone() }));
         }
         match &shared {
             None => shared = Some(facts),
             Some(expected) => {
-                let differing: Vec<String> = expected.symmetric_difference(&facts).map(Fact::to_string).collect();
+                let differing: Vec<String> =
+                    expected.symmetric_difference(&facts).map(Fact::to_string).collect();
                 ensure!(differing.is_empty(), "{}: not parallel: {}", lexicon.language, differing.join(", "));
             }
         }
     }
     shared.context("lexicon/ is empty")
+}
+
+/// A fact's id a line; lines that begin with `#` are comments.
+fn read_instructions_only(path: &Path, facts: &BTreeSet<Fact>) -> Result<BTreeSet<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let listed: BTreeSet<String> = lines.map(str::to_owned).collect();
+    let known: BTreeSet<String> = facts.iter().map(Fact::to_string).collect();
+    let unknown: Vec<&str> = listed.difference(&known).map(String::as_str).collect();
+    ensure!(unknown.is_empty(), "{}: no such fact: {}", path.display(), unknown.join(", "));
+    Ok(listed)
 }
 
 /// Which facts are asked where.
@@ -204,7 +218,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn draw(facts: &BTreeSet<Fact>) -> Self {
+    fn draw(facts: &BTreeSet<Fact>, instructions_only: &BTreeSet<String>) -> Self {
         let mut by_relation: BTreeMap<&str, Vec<&Fact>> = BTreeMap::new();
         for fact in facts {
             by_relation.entry(&fact.relation).or_default().push(fact);
@@ -213,9 +227,17 @@ impl Parts {
         let mut records = Vec::new();
         for facts in by_relation.values_mut() {
             facts.sort_by_cached_key(|fact| draw("part", fact));
-            let (asked_in_prompts, others) = facts.split_at(facts.len() / PROMPT_EVERY);
-            prompts.extend(asked_in_prompts.iter().map(|fact| (*fact).clone()));
-            records.extend(others.iter().map(|fact| (*fact).clone()));
+            let wanted = facts.len() / PROMPT_EVERY;
+            let mut taken = 0;
+            for fact in facts.iter() {
+                let part = if taken < wanted && !instructions_only.contains(&fact.to_string()) {
+                    taken += 1;
+                    &mut prompts
+                } else {
+                    &mut records
+                };
+                part.push((*fact).clone());
+            }
         }
         records.sort_by_cached_key(|fact| draw("order", fact));
         records.truncate(RECORDS);
@@ -257,52 +279,68 @@ fn write_language(folder: &Path, lexicon: &Lexicon, facts: &BTreeSet<Fact>, part
 /// A question about a fact, in one of its wordings, and the answer.
 fn ask(lexicon: &Lexicon, fact: &Fact) -> Result<(String, String)> {
     let relation = &lexicon.relations[&fact.relation];
-    let question = choose(&relation.questions, draw("question", fact));
+    let questions: Vec<&str> = relation.questions.iter().map(String::as_str).collect();
+    let question = choose(&questions, draw("question", fact));
     Ok((lexicon.sentence(fact, question)?, lexicon.sentence(fact, &relation.answer)?))
 }
 
-fn choose(frames: &[String], drawn: u64) -> &str {
-    &frames[usize::try_from(drawn % frames.len() as u64).unwrap_or_default()]
+fn choose<'a>(frames: &[&'a str], drawn: u64) -> &'a str {
+    frames[usize::try_from(drawn % frames.len() as u64).unwrap_or_default()]
 }
 
-/// Text that states every fact in each of some rounds, a document a line. A document tells what there is to tell about
-/// one word, or, where that is a single fact, about a few words of one table.
+/// Text that states every fact once a round on average, a document a line, each document about one word: all that there
+/// is to tell about it, or, where that is a single fact, this fact in all its wordings, every third round.
 fn text(lexicon: &Lexicon, facts: &BTreeSet<Fact>) -> Result<String> {
+    let mut subjects: BTreeMap<(&str, &str), Vec<&Fact>> = BTreeMap::new();
+    for fact in facts {
+        let table = lexicon.relations[&fact.relation].table.as_str();
+        subjects.entry((table, &fact.row)).or_default().push(fact);
+    }
     let mut documents = Vec::new();
     for round in 0..ROUNDS {
-        let mut subjects: BTreeMap<(&str, &str), Vec<&Fact>> = BTreeMap::new();
-        for fact in facts {
-            let table = lexicon.relations[&fact.relation].table.as_str();
-            let alone = lexicon.relations.values().filter(|relation| relation.table == table).count() == 1;
-            subjects.entry((table, if alone { "" } else { &fact.row })).or_default().push(fact);
-        }
-        for ((table, row), mut facts) in subjects {
+        for ((table, row), facts) in &subjects {
             let seed = format!("{} {round} {table} {row}", lexicon.language);
-            facts.sort_by_cached_key(|fact| draw(&seed, fact));
-            for told in facts.chunks(4) {
+            if let [fact] = facts.as_slice() {
+                let wordings = wordings(lexicon, fact);
+                if round % wordings.len() == 0 {
+                    documents.push(document(
+                        lexicon,
+                        wordings.iter().map(|wording| (*fact, *wording)),
+                        &seed,
+                    )?);
+                }
+            } else {
+                let told = facts.iter().map(|fact| {
+                    let wordings = wordings(lexicon, fact);
+                    (*fact, choose(&wordings, draw(&format!("wording {seed}"), fact)))
+                });
                 documents.push(document(lexicon, told, &seed)?);
             }
         }
     }
-    documents.sort_by_cached_key(|document| draw("document", document));
+    documents.sort_by_cached_key(|(seed, _)| draw("document", seed));
+    let documents: Vec<String> = documents.into_iter().map(|(_, document)| document).collect();
     Ok(documents.join("\n") + "\n")
 }
 
-/// The facts, each stated in one of its wordings.
-fn document(lexicon: &Lexicon, facts: &[&Fact], seed: &str) -> Result<String> {
+/// The answer, and the other ways to state the fact.
+fn wordings<'a>(lexicon: &'a Lexicon, fact: &Fact) -> Vec<&'a str> {
+    let relation = &lexicon.relations[&fact.relation];
+    std::iter::once(&relation.answer).chain(&relation.statements).map(String::as_str).collect()
+}
+
+/// The facts as sentences, in an order drawn from `seed`; returned beside it.
+fn document<'a>(
+    lexicon: &Lexicon,
+    told: impl Iterator<Item = (&'a Fact, &'a str)>,
+    seed: &str,
+) -> Result<(String, String)> {
     // Chinese sentences follow each other without a space.
     let space = if lexicon.language == "zh" { "" } else { " " };
-    let mut sentences = Vec::new();
-    for fact in facts {
-        let relation = &lexicon.relations[&fact.relation];
-        let drawn = draw(&format!("wording {seed}"), fact);
-        let frame = match usize::try_from(drawn % (relation.statements.len() as u64 + 1))? {
-            0 => &relation.answer,
-            other => &relation.statements[other - 1],
-        };
-        sentences.push(lexicon.sentence(fact, frame)?);
-    }
-    Ok(sentences.join(space))
+    let mut sentences =
+        told.map(|(fact, frame)| lexicon.sentence(fact, frame)).collect::<Result<Vec<String>>>()?;
+    sentences.sort_by_cached_key(|sentence| draw(seed, sentence));
+    Ok((seed.to_owned(), sentences.join(space)))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

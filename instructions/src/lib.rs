@@ -1,12 +1,15 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
 //!
 //! This room knows nothing of tensors. Read in this order: [`language`], [`files`], [`record`], [`prompt`],
-//! [`parallel`], [`template`].
+//! [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`].
 
+pub mod budget;
 pub mod files;
 pub mod language;
+pub mod mix;
 pub mod parallel;
 pub mod prompt;
+pub mod recipe;
 pub mod record;
 pub mod template;
 

@@ -1,0 +1,165 @@
+//! What a mix is made of, to be kept beside it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::draw::Drawn;
+use super::split::Pools;
+use super::{MixOptions, Split};
+use crate::budget::{Held, Meter};
+use crate::language::Language;
+use crate::recipe::{Origin, Recipe};
+use crate::record::Record;
+
+/// Everything about a mix but the text of its rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The mix's name.
+    pub name: String,
+    /// The recipe that made it, whole.
+    pub recipe: Recipe,
+    /// The seed of every draw.
+    pub seed: u64,
+    /// blake3 of the rows and the validation rows, in order, as hexadecimal digits. Mixes with the same content have
+    /// the same hash, whatever recipe made them.
+    pub hash: String,
+    /// What it costs.
+    pub cost: Cost,
+    /// How many updates it is trained for, where updates are held; else the tuning's own settings say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<u64>,
+    /// Rows and tokens by language.
+    pub languages: BTreeMap<Language, LanguageCounts>,
+    /// How validation rows were set apart.
+    pub split: Split,
+    /// Each row, in order.
+    pub rows: Vec<RowEntry>,
+    /// Each validation row, in order.
+    pub validation: Vec<RowEntry>,
+    /// Rows of its languages that are not in it, by language and reason.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// What a mix costs, in the budget's unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// What is held equal.
+    pub held: Held,
+    /// C: the cost of one monolingual run.
+    pub c: u64,
+    /// What the mix was allowed.
+    pub budget: u64,
+    /// What it costs. Equal to `budget` in rows and updates; in tokens and FLOPs short of it by less than one row for
+    /// each language, and never above.
+    pub amount: u64,
+    /// The amount in units of C.
+    pub in_c: f64,
+}
+
+/// Rows and tokens of one language.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LanguageCounts {
+    /// Rows trained on.
+    pub rows: u64,
+    /// Their tokens, where a tokenizer was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Rows held out.
+    pub validation_rows: u64,
+}
+
+/// One row of a mix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowEntry {
+    /// Its id.
+    pub id: String,
+    /// Its language: the instruction's.
+    pub language: Language,
+    /// Where its text comes from.
+    pub origin: Origin,
+    /// The output's language, where it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_language: Option<Language>,
+}
+
+/// Rows of a language that are not in a mix, for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The language.
+    pub language: Language,
+    /// Why.
+    pub reason: String,
+    /// Which.
+    pub ids: Vec<String>,
+}
+
+impl Manifest {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one mix, put together in this one place")]
+    pub(super) fn new(
+        recipe: &Recipe,
+        name: &str,
+        drawn: &Drawn,
+        validation: &[Record],
+        validation_entries: Vec<RowEntry>,
+        pools: &Pools,
+        meter: &Meter,
+        options: &MixOptions,
+    ) -> Self {
+        let mut languages: BTreeMap<Language, LanguageCounts> = BTreeMap::new();
+        for record in &drawn.rows {
+            let counts = languages.entry(record.language.clone()).or_default();
+            counts.rows += 1;
+            if let Some(tokens) = meter.tokens(record) {
+                *counts.tokens.get_or_insert(0) += tokens;
+            }
+        }
+        for record in validation {
+            languages.entry(record.language.clone()).or_default().validation_rows += 1;
+        }
+        let held = options.budget.held;
+        // Rows say how much of C a mix is; its updates follow.
+        let updates = (held == Held::Updates).then(|| {
+            let exact = u128::from(pools.c) * u128::from(drawn.budget) / u128::from(pools.drawn_c.max(1));
+            (exact as u64).max(1)
+        });
+        let amount = updates.unwrap_or_else(|| drawn.rows.iter().map(|record| meter.cost(record)).sum());
+        let cost = Cost {
+            held,
+            c: pools.c,
+            budget: updates.unwrap_or(drawn.budget),
+            amount,
+            in_c: amount as f64 / pools.c as f64,
+        };
+        Self {
+            name: name.to_owned(),
+            recipe: recipe.clone(),
+            seed: options.seed,
+            hash: content_hash(&drawn.rows, validation),
+            cost,
+            updates,
+            languages,
+            split: options.split,
+            rows: drawn.entries.clone(),
+            validation: validation_entries,
+            left_out: drawn.left_out.clone(),
+        }
+    }
+}
+
+/// blake3 of rows and validation rows in order. Lengths go before texts, so that no two contents run together.
+pub(super) fn content_hash(rows: &[Record], validation: &[Record]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [rows, validation] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        for record in part {
+            for text in
+                [&record.id, record.language.code(), &record.instruction, &record.input, &record.output]
+            {
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(text.as_bytes());
+            }
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
