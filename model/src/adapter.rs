@@ -80,7 +80,11 @@ impl AdapterConfig {
     /// # Errors
     /// The targets name no module, or a name among them names none, or the expression is not one.
     pub fn modules(&self, family: Family, config: &DecoderConfig) -> Result<Vec<Module>> {
-        let path = Path::new(CONFIG);
+        self.modules_named_by(Path::new(CONFIG), family, config)
+    }
+
+    /// As [`AdapterConfig::modules`], with the file to name in messages.
+    fn modules_named_by(&self, path: &Path, family: Family, config: &DecoderConfig) -> Result<Vec<Module>> {
         let all: Vec<Module> = (0..config.layers).flat_map(|layer| family.modules(config, layer)).collect();
         let available = || {
             let names = family.modules(config, 0).into_iter().map(|module| last(&module.name).to_owned());
@@ -229,7 +233,7 @@ impl Adapter {
         }
         let file = SafeTensorsFile::open(&weights_path)?;
         let all: Vec<Module> = (0..model.layers).flat_map(|layer| family.modules(model, layer)).collect();
-        let targets = config.modules(family, model)?;
+        let targets = config.modules_named_by(&config_path, family, model)?;
         let mut used = 0;
         let mut modules = Vec::new();
         for module in &all {

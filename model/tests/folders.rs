@@ -1,4 +1,5 @@
 //! Hugging Face folders and PEFT adapters, as transformers and PEFT wrote them: read, written, read again.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

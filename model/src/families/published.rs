@@ -51,7 +51,7 @@ pub(crate) fn config_json(family: Family, config: &DecoderConfig) -> Value {
             "use_parallel_residual": config.residual == Residual::Parallel,
         })),
         Family::Gemma => {
-            set(json!({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}))
+            set(json!({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}));
         }
         _ => set(json!({"hidden_act": "silu"})),
     }

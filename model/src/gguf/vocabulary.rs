@@ -216,3 +216,26 @@ impl Gguf {
         Ok(SpecialIds { bos: id("bos")?, eos: id("eos")?, pad: id("padding")?, stops: Vec::new() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::real;
+
+    #[test]
+    fn baichuans_vocabulary_is_read_and_loses_no_text() {
+        let Some(path) = real("tokenizers/baichuan/ggml-vocab-baichuan.gguf") else { return };
+        let tokenizer = tokenizer(&Gguf::open(&path).unwrap()).unwrap();
+        assert_eq!(tokenizer.vocabulary(), 64_000);
+        let special = tokenizer.special();
+        assert_eq!((special.bos, special.eos, special.pad), (Some(1), Some(2), Some(0)));
+        for text in ["Hello, world", "你好，世界", "  zwei  Leerzeichen", "Grüße 12345 🦙\n\tэто"]
+        {
+            let ids = tokenizer.encode_plain(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+            assert_eq!(ids.iter().filter(|&&id| id == 0).count(), 0, "{text} has unknown tokens");
+        }
+        // Chinese words are pieces of their own, not bytes.
+        assert!(tokenizer.encode_plain("你好").unwrap().len() <= 2);
+    }
+}
