@@ -1,3 +1,66 @@
 //! Statistics, tables, figures and the page of an experiment.
+//!
+//! In reading order: [`records`] is what an experiment folder holds, [`read`] reads it, [`statistics`] is the bootstrap,
+//! [`results`] counts every total, [`findings`] says them in words, [`tables`] and [`figures`] show them, and [`page`]
+//! puts all of it into one HTML file. [`build`] does all of that.
 
+pub mod figures;
+pub mod findings;
+pub mod page;
+pub mod read;
 pub mod records;
+pub mod results;
+pub mod statistics;
+pub mod tables;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+/// How a report is built.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Resamples of the bootstrap.
+    pub resamples: usize,
+    /// The seed of the bootstrap.
+    pub seed: u64,
+    /// Whether figures are written as PNG too.
+    pub png: bool,
+    /// Whether the page carries prompts and responses: without them it is small, and its numbers cannot be opened.
+    pub responses: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { resamples: 1000, seed: 1, png: true, responses: true }
+    }
+}
+
+/// What was built.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The page.
+    pub page: PathBuf,
+    /// Everything on it, as JSON.
+    pub json: PathBuf,
+    /// Figures and tables.
+    pub files: Vec<PathBuf>,
+    /// The findings, in the page's order.
+    pub findings: Vec<String>,
+    /// What is worth a warning: pictures without fonts.
+    pub warnings: Vec<String>,
+}
+
+/// Builds the report of the experiment folder `directory` into the folder `out`: `index.html`, `report.json`,
+/// `figures/*.svg` and `*.png`, `tables/*.csv` and `*.tex`. `out` may be `directory` itself.
+///
+/// # Errors
+/// Records that cannot be read (the error names file and line), or files that cannot be written.
+pub fn build(directory: &Path, out: &Path, options: &Options) -> Result<Summary> {
+    let records = read::read(directory)?;
+    let results = results::results(&records, options);
+    let figures = figures::figures(&records, &results);
+    let report = page::Report::new(&records, &results, &figures, options);
+    write::write(out, &records, &results, &report, &figures, options)
+}

@@ -1,0 +1,461 @@
+//! The answer in words: only what the numbers carry.
+
+use serde::Serialize;
+
+use crate::read::Records;
+use crate::records::{Language, SystemStatus};
+use crate::results::{Case, Line, Results, UNTUNED};
+
+/// A finding: what is found, and how it was counted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// The finding.
+    pub text: String,
+    /// What it rests on.
+    pub detail: String,
+}
+
+/// How many base models × methods get a sentence each; with more, cases are counted.
+const FEW: usize = 4;
+
+/// The findings, the most asked for first.
+pub fn findings(records: &Records, results: &Results) -> Vec<Finding> {
+    let finder = Finder { records, results };
+    let mut findings = finder.leaders();
+    findings.extend(finder.cheapest());
+    findings.extend(finder.unseen());
+    findings.extend(finder.untuned());
+    findings.extend(finder.gate());
+    findings.extend(finder.incomplete());
+    findings
+}
+
+struct Finder<'a> {
+    records: &'a Records,
+    results: &'a Results,
+}
+
+/// The score that a recipe should reach in every seen language: the experiment's, or half of the greatest.
+pub fn minimum_score(records: &Records) -> f64 {
+    let experiment = &records.experiment;
+    let seen = experiment.languages.iter().filter(|language| language.seen);
+    let prompts = seen.filter_map(|language| experiment.prompts.get(&language.code)).min().copied();
+    experiment.minimum_score.unwrap_or(prompts.unwrap_or(0) as f64 * experiment.rating_range[1] / 2.0)
+}
+
+/// A number as it stands in a sentence or a table.
+pub fn one_digit(value: f64) -> String {
+    // Never "-0.0".
+    let value = if value.abs() < 0.05 { 0.0 } else { value };
+    format!("{value:.1}")
+}
+
+/// Names joined as in a sentence.
+pub fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [start @ .., last] => format!("{} and {last}", start.join(", ")),
+    }
+}
+
+/// A number of things.
+pub fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+impl Finder<'_> {
+    fn name(&self, code: &str) -> String {
+        let known = self.records.experiment.languages.iter().find(|language| language.code == code);
+        known.map_or_else(|| code.to_owned(), |language| language.name.clone())
+    }
+
+    fn groups(&self) -> Vec<(&str, &str)> {
+        let mut groups = Vec::new();
+        for case in &self.results.cases {
+            let group = (case.base_model.as_str(), case.method.as_str());
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        groups
+    }
+
+    fn rows(&self) -> String {
+        format!("With C = {} rows", self.records.experiment.budget.rows)
+    }
+
+    fn leaders(&self) -> Vec<Finding> {
+        let cases: Vec<&Case> = self.results.cases.iter().filter(|case| case.seen).collect();
+        if cases.is_empty() {
+            return vec![Finding {
+                text: "No recipe has a score in a seen language yet.".to_owned(),
+                detail: "No tuned system has a rated response in a language that it was tuned on.".to_owned(),
+            }];
+        }
+        let groups = self.groups();
+        if groups.len() <= FEW {
+            return groups.iter().map(|&(base, method)| self.leaders_of(base, method, &cases)).collect();
+        }
+        let mut findings = vec![self.count_leaders(&self.rows(), &cases, "language × base model × method")];
+        if self.records.experiment.methods.len() > 1 {
+            for method in &self.records.experiment.methods {
+                let of_method: Vec<&Case> =
+                    cases.iter().copied().filter(|case| &case.method == method).collect();
+                if !of_method.is_empty() {
+                    findings.push(self.count_leaders(
+                        &format!("By {method}"),
+                        &of_method,
+                        "language × base model",
+                    ));
+                }
+            }
+        }
+        findings
+    }
+
+    /// One base model and method: who leads where.
+    fn leaders_of(&self, base: &str, method: &str, cases: &[&Case]) -> Finding {
+        let cases: Vec<&Case> =
+            cases.iter().copied().filter(|case| case.base_model == base && case.method == method).collect();
+        // Languages in which the same recipe leads, or the same ones are level, share a clause.
+        let mut clauses: Vec<(bool, String, Vec<String>)> = Vec::new();
+        for case in &cases {
+            let (alone, names) = (case.level.is_empty(), self.leading_names(case));
+            let language = self.name(&case.language);
+            match clauses.iter_mut().find(|(was_alone, was, _)| *was_alone == alone && *was == names) {
+                Some((_, _, languages)) => languages.push(language),
+                None => clauses.push((alone, names, vec![language])),
+            }
+        }
+        clauses.sort_by_key(|(alone, ..)| !alone);
+        let clauses: Vec<String> = clauses
+            .into_iter()
+            .map(|(alone, names, languages)| {
+                let languages = listed(&languages);
+                if alone {
+                    format!("{names} leads in {languages}")
+                } else {
+                    format!("in {languages}, {names} cannot be told apart")
+                }
+            })
+            .collect();
+        let scores: Vec<String> = cases
+            .iter()
+            .filter_map(|case| {
+                let line = self.line(base, Some(method), &case.leader)?;
+                let gated = line.cell(&case.language)?.gated?;
+                Some(format!(
+                    "{}: {} {} [{}, {}]",
+                    self.name(&case.language),
+                    case.leader,
+                    one_digit(gated.value),
+                    one_digit(gated.low),
+                    one_digit(gated.high)
+                ))
+            })
+            .collect();
+        Finding {
+            text: format!("{}, {base} by {method}: {}.", self.rows(), clauses.join("; ")),
+            detail: format!(
+                "A recipe leads where the paired bootstrap's 95 % interval of its difference to every other leaves zero \
+                 out. Highest gated totals, with intervals: {}.",
+                scores.join("; ")
+            ),
+        }
+    }
+
+    /// The leader and those level with it, and which of them are one tuning.
+    fn leading_names(&self, case: &Case) -> String {
+        let names: Vec<String> = std::iter::once(&case.leader)
+            .chain(&case.level)
+            .map(|name| {
+                let twins: Vec<&str> = case
+                    .same
+                    .iter()
+                    .filter(|(_, twin)| twin == name)
+                    .map(|(recipe, _)| recipe.as_str())
+                    .collect();
+                if twins.is_empty() { name.clone() } else { format!("{name} (= {})", twins.join(" = ")) }
+            })
+            .collect();
+        listed(&names)
+    }
+
+    fn count_leaders(&self, start: &str, cases: &[&Case], unit: &str) -> Finding {
+        let mut alone: Vec<(String, usize, usize)> = self
+            .records
+            .experiment
+            .recipes
+            .iter()
+            .map(|recipe| {
+                let leads = cases.iter().filter(|case| case.leader == recipe.name);
+                let sole = leads.clone().filter(|case| case.level.is_empty()).count();
+                (recipe.name.clone(), sole, leads.count())
+            })
+            .collect();
+        alone.sort_by_key(|(_, sole, leads)| std::cmp::Reverse((*sole, *leads)));
+        let level = cases.iter().filter(|case| !case.level.is_empty()).count();
+        let leading: Vec<String> = alone.iter().map(|(name, sole, _)| format!("{name} in {sole}")).collect();
+        let highest: Vec<String> = alone.iter().map(|(name, _, leads)| format!("{name} {leads}")).collect();
+        let twins = cases.iter().filter(|case| !case.same.is_empty()).count();
+        let twins = if twins > 0 {
+            format!(
+                " In {} english and monolingual are one tuning, counted once.",
+                counted(twins, "case", "cases")
+            )
+        } else {
+            String::new()
+        };
+        Finding {
+            text: format!(
+                "{start}, of {} {unit} cases, these recipes lead alone: {}. In {level} the best cannot be told apart.",
+                cases.len(),
+                listed(&leading)
+            ),
+            detail: format!(
+                "Alone: the paired bootstrap's 95 % interval of the difference to every other recipe leaves zero out. By \
+                 the highest total alone, chance included: {}.{twins}",
+                listed(&highest)
+            ),
+        }
+    }
+
+    fn line(&self, base: &str, method: Option<&str>, recipe: &str) -> Option<&Line> {
+        self.results.lines.iter().find(|line| {
+            line.base_model.as_deref() == Some(base)
+                && line.method.as_deref() == method
+                && line.recipe == recipe
+        })
+    }
+
+    fn cheapest(&self) -> Option<Finding> {
+        let minimum = minimum_score(self.records);
+        let mut reaching: Vec<(&Line, f64, f64)> = Vec::new();
+        let mut candidates = 0;
+        for line in self.results.lines.iter().filter(|line| line.method.is_some()) {
+            candidates += 1;
+            let seen: Option<Vec<f64>> =
+                line.cells.iter().filter(|cell| cell.seen).map(|cell| cell.value()).collect();
+            let least = seen.and_then(|values| values.into_iter().reduce(f64::min));
+            if let (Some(least), Some(cost)) = (least, &line.cost)
+                && least >= minimum
+            {
+                reaching.push((line, least, if cost.flops > 0.0 { cost.flops } else { cost.in_c }));
+            }
+        }
+        if candidates == 0 {
+            return None;
+        }
+        let cheapest = reaching.iter().min_by(|left, right| left.2.total_cmp(&right.2));
+        let Some((line, least, _)) = cheapest else {
+            return Some(Finding {
+                text: format!("No recipe reaches {} in every seen language.", one_digit(minimum)),
+                detail: format!(
+                    "Of {}, none has a gated total that high in all of them.",
+                    counted(candidates, "base model × method × recipe", "base models × methods × recipes")
+                ),
+            });
+        };
+        let cost = line.cost.clone().unwrap_or_default();
+        Some(Finding {
+            text: format!(
+                "The cheapest way to at least {} in every seen language is {} on {} by {}: {} C, {}.",
+                one_digit(minimum),
+                line.recipe,
+                line.base_model.as_deref().unwrap_or("an endpoint"),
+                line.method.as_deref().unwrap_or("no tuning"),
+                one_digit(cost.in_c),
+                spent(cost.flops, cost.seconds)
+            ),
+            detail: format!(
+                "Its lowest gated total over the seen languages is {}. {} of {} base models × methods × recipes reach the \
+                 minimum. The intervals are not taken into account here.",
+                one_digit(*least),
+                reaching.len(),
+                candidates
+            ),
+        })
+    }
+
+    fn unseen(&self) -> Option<Finding> {
+        let cases: Vec<&Case> = self.results.cases.iter().filter(|case| !case.seen).collect();
+        if cases.is_empty() {
+            return None;
+        }
+        let languages: Vec<&Language> =
+            self.records.experiment.languages.iter().filter(|language| !language.seen).collect();
+        let names: Vec<String> = languages.iter().map(|language| language.name.clone()).collect();
+        if self.groups().len() > FEW {
+            return Some(self.count_leaders(
+                &format!("In the unseen languages, {}", listed(&names)),
+                &cases,
+                "language × base model × method",
+            ));
+        }
+        let clauses: Vec<String> = cases
+            .iter()
+            .map(|case| {
+                let place = if self.groups().len() > 1 {
+                    format!("{} ({} by {})", self.name(&case.language), case.base_model, case.method)
+                } else {
+                    self.name(&case.language)
+                };
+                if case.level.is_empty() {
+                    format!("{} leads in {place}", self.leading_names(case))
+                } else {
+                    format!("in {place}, {} cannot be told apart", self.leading_names(case))
+                }
+            })
+            .collect();
+        Some(Finding {
+            text: format!("In languages that were not tuned on: {}.", clauses.join("; ")),
+            detail: "The monolingual recipe has no system for a language without instruction data: it is absent there."
+                .to_owned(),
+        })
+    }
+
+    fn untuned(&self) -> Option<Finding> {
+        let (mut above, mut pairs) = (0, 0);
+        for case in self.results.cases.iter().filter(|case| case.seen) {
+            for pair in &case.pairs {
+                if pair.right == UNTUNED && pair.left == case.leader {
+                    pairs += 1;
+                    above += usize::from(pair.difference.low > 0.0);
+                }
+            }
+        }
+        let means: Vec<f64> = self
+            .results
+            .lines
+            .iter()
+            .filter(|line| line.recipe == UNTUNED)
+            .filter_map(|line| line.seen_mean.map(|mean| mean.value))
+            .collect();
+        let lowest = means.iter().copied().reduce(f64::min)?;
+        let highest = means.iter().copied().reduce(f64::max)?;
+        let range = if means.len() == 1 {
+            format!("{} on average over the seen languages", one_digit(lowest))
+        } else {
+            format!("{} to {} on average over the seen languages", one_digit(lowest), one_digit(highest))
+        };
+        Some(Finding {
+            text: format!(
+                "Tuning beats the untuned base model in {above} of {} with the best recipe.",
+                counted(pairs, "case", "cases")
+            ),
+            detail: format!("Untuned base models score {range}."),
+        })
+    }
+
+    fn gate(&self) -> Option<Finding> {
+        let mut means: Vec<(String, f64, f64)> = Vec::new();
+        for recipe in &self.records.experiment.recipes {
+            let of_recipe: Vec<(f64, f64)> = self
+                .results
+                .lines
+                .iter()
+                .filter(|line| line.method.is_some() && line.recipe == recipe.name)
+                .filter_map(|line| Some((line.seen_dropped?.value, line.seen_mean?.value)))
+                .collect();
+            if !of_recipe.is_empty() {
+                let count = of_recipe.len() as f64;
+                let dropped = of_recipe.iter().map(|(dropped, _)| dropped).sum::<f64>() / count;
+                let gated = of_recipe.iter().map(|(_, gated)| gated).sum::<f64>() / count;
+                means.push((recipe.name.clone(), dropped, dropped + gated));
+            }
+        }
+        let most = means.iter().max_by(|left, right| left.1.total_cmp(&right.1))?;
+        let least = means.iter().min_by(|left, right| left.1.total_cmp(&right.1))?;
+        let all: Vec<String> = means
+            .iter()
+            .map(|(name, dropped, raw)| format!("{name} {} of {}", one_digit(*dropped), one_digit(*raw)))
+            .collect();
+        let text = if means.len() > 1 {
+            format!(
+                "The language gate takes most from {}, {} of its raw {}, and least from {}, {} of {}.",
+                most.0,
+                one_digit(most.1),
+                one_digit(most.2),
+                least.0,
+                one_digit(least.1),
+                one_digit(least.2)
+            )
+        } else {
+            format!("The language gate takes {} of a raw {}.", one_digit(most.1), one_digit(most.2))
+        };
+        Some(Finding {
+            text,
+            detail: format!(
+                "Means over the seen languages, and over base models and methods whose cells all have a number: {}.",
+                listed(&all)
+            ),
+        })
+    }
+
+    fn incomplete(&self) -> Option<Finding> {
+        let count = |status: SystemStatus| {
+            self.records.systems.iter().filter(|system| system.status == status).count()
+        };
+        let (failed, missing) = (count(SystemStatus::Failed), count(SystemStatus::Missing));
+        let mut runs: Vec<(&str, &str, usize, usize)> = self
+            .results
+            .lines
+            .iter()
+            .flat_map(|line| &line.cells)
+            .flat_map(|cell| cell.runs.iter().map(move |run| (cell, run)))
+            .filter(|(_, run)| run.status == SystemStatus::Done)
+            .map(|(cell, run)| {
+                (run.system.as_str(), cell.language.as_str(), run.unrated, run.failed + run.missing)
+            })
+            .collect();
+        // A run that stands in two lines is one run.
+        runs.sort_unstable();
+        runs.dedup();
+        let unrated: usize = runs.iter().map(|run| run.2).sum();
+        let unanswered: usize = runs.iter().map(|run| run.3).sum();
+        let parts: Vec<String> = [
+            (failed, counted(failed, "run failed", "runs failed")),
+            (missing, counted(missing, "run is missing", "runs are missing")),
+            (unrated, counted(unrated, "response is unrated", "responses are unrated")),
+            (
+                unanswered,
+                counted(unanswered, "prompt has no gated response", "prompts have no gated response"),
+            ),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(_, text)| text)
+        .collect();
+        if parts.is_empty() {
+            return None;
+        }
+        Some(Finding {
+            text: format!("Incomplete: {}.", listed(&parts)),
+            detail: "None of these counts as a zero. A total is over the rated prompts, scaled to all of them, and is \
+                     marked wherever something is left out."
+                .to_owned(),
+        })
+    }
+}
+
+/// Operations and time, those that are known.
+fn spent(flops: f64, seconds: f64) -> String {
+    let mut parts = Vec::new();
+    if flops > 0.0 {
+        parts.push(format!("{flops:.2e} floating-point operations"));
+    }
+    if seconds > 0.0 {
+        parts.push(duration(seconds));
+    }
+    if parts.is_empty() { "its cost in time was not recorded".to_owned() } else { parts.join(" in ") }
+}
+
+/// Seconds as a person says them.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.1} s"),
+        s if s < 5400.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
