@@ -38,6 +38,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use instructions::recipe::Recipe;
+use judge::price::Price;
 use serde::{Deserialize, Serialize};
 
 pub use check::is_file_name;
@@ -62,7 +63,8 @@ pub struct Experiment {
     /// What the recipes are held equal in.
     #[serde(default)]
     pub budget: Budget,
-    /// Prompt files of each language: JSONL with `id` and `prompt`, and `reference` for the reference judge.
+    /// Prompt files of each language: JSONL with `id` and `prompt`, and `reference` (a text or several) for
+    /// the reference judge.
     #[serde(default)]
     pub prompts: BTreeMap<String, Files>,
     /// How systems are tuned.
@@ -383,24 +385,33 @@ pub struct Judge {
     /// `openai`: the model's name.
     #[serde(default)]
     pub model: Option<String>,
-    /// `openai`: the environment variable that holds the key; `OPENAI_API_KEY` unless given.
-    #[serde(default = "openai_key")]
-    pub key_variable: String,
+    /// `openai`: the environment variable that holds the key; without it, none is sent.
+    #[serde(default)]
+    pub key_variable: Option<String>,
     /// `openai`: a file with the request's wording, instead of the built-in one.
     #[serde(default)]
     pub prompt_template: Option<PathBuf>,
     /// `openai`: requests at the same time; 8 unless given.
     #[serde(default = "eight")]
     pub concurrency: usize,
-    /// `openai`: no more than so many requests in one run.
+    /// `openai`: how often a response is asked for before it is left unrated; 6 unless given.
     #[serde(default)]
-    pub cap: Option<u64>,
-    /// `reference`: the prompts' key that holds the reference answer; `reference` unless given.
-    #[serde(default = "reference_key")]
-    pub reference_key: String,
+    pub tries: Option<u32>,
+    /// `openai`: seconds of the wait after the first failure, doubled after each further one; 1 unless given.
+    #[serde(default)]
+    pub backoff: Option<f64>,
+    /// `openai`: what a million tokens cost in dollars, `{ prompt = 0.15, completion = 0.60 }`.
+    #[serde(default)]
+    pub price: Option<Price>,
+    /// `openai`: the most that may be spent on one experiment, in dollars; needs `price`.
+    #[serde(default)]
+    pub cap: Option<f64>,
     /// `reference`: the chrF++ from which a response is rated 2, and 3.
     #[serde(default)]
     pub thresholds: Option<[f64; 2]>,
+    /// Whether it only stands in for a judge, as in tests: every table then says that its ratings measure nothing.
+    #[serde(default)]
+    pub stand_in: bool,
     /// A caption that stands wherever ratings are shown, `ratings by a stand-in`.
     #[serde(default)]
     pub caption: Option<String>,
@@ -436,9 +447,9 @@ pub struct ExtraSystem {
     /// Endpoint: the model's name.
     #[serde(default)]
     pub model: Option<String>,
-    /// Endpoint: the environment variable that holds the key; `OPENAI_API_KEY` unless given.
-    #[serde(default = "openai_key")]
-    pub key_variable: String,
+    /// Endpoint: the environment variable that holds the key; without it, none is sent.
+    #[serde(default)]
+    pub key_variable: Option<String>,
 }
 
 impl Experiment {
@@ -548,12 +559,15 @@ impl Default for Judge {
             kind: JudgeKind::default(),
             endpoint: None,
             model: None,
-            key_variable: openai_key(),
+            key_variable: None,
             prompt_template: None,
             concurrency: eight(),
+            tries: None,
+            backoff: None,
+            price: None,
             cap: None,
-            reference_key: reference_key(),
             thresholds: None,
+            stand_in: false,
             caption: None,
         }
     }
@@ -592,12 +606,4 @@ fn one() -> f64 {
 
 fn eight() -> usize {
     8
-}
-
-fn openai_key() -> String {
-    "OPENAI_API_KEY".to_owned()
-}
-
-fn reference_key() -> String {
-    "reference".to_owned()
 }

@@ -538,7 +538,6 @@ fn judge(determinants: &mut Determinants, judge: &experiment::Judge, template: O
         }
         JudgeKind::Reference => {
             determinants.add("judge.kind", "reference");
-            determinants.add("judge.reference_key", &judge.reference_key);
             determinants.add("judge.thresholds", format!("{:?}", judge.thresholds));
         }
     }

@@ -297,6 +297,11 @@ impl Checker<'_> {
                 self.problem(&["judge", key], format!("`{key}` is only for `kind = \"openai\"`"));
             }
         }
+        self.not_negative(&["judge", "backoff"], judge.backoff);
+        self.above_zero(&["judge", "tries"], judge.tries.map(f64::from));
+        if judge.cap.is_some() && judge.price.is_none() {
+            self.problem(&["judge", "cap"], "`cap` needs `price = { prompt = ..., completion = ... }`");
+        }
         if let Some(endpoint) = &judge.endpoint {
             self.url(&["judge", "endpoint"], endpoint);
         }

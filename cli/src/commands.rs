@@ -1,0 +1,47 @@
+//! The commands: a file each, with its flags, what it calls, and what it prints.
+
+mod agree;
+mod data;
+mod experiment;
+mod judge;
+mod plan;
+mod report;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show an experiment's cells: which are done, missing or changed
+    Plan(plan::Plan),
+    /// Check, mix and count instruction data
+    #[command(subcommand)]
+    Data(data::Data),
+    /// Rate responses
+    Judge(judge::Judge),
+    /// How far a judge and people agree, per language
+    Agree(agree::Agree),
+    /// Write an experiment's tables and figures again, from its records
+    Report(report::Report),
+    /// List, explain or clear finished cells
+    #[command(subcommand)]
+    Store(store::Store),
+}
+
+/// Runs a command.
+pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Plan(command) => command.run(output),
+        Command::Data(command) => command.run(output),
+        Command::Judge(command) => command.run(output),
+        Command::Agree(command) => command.run(output),
+        Command::Report(command) => command.run(output),
+        Command::Store(command) => command.run(output),
+    }
+}

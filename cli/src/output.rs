@@ -1,0 +1,85 @@
+//! Results on standard output, messages on standard error.
+
+use std::io::{self, IsTerminal, Write};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::arguments::Color;
+
+/// How a command speaks.
+#[derive(Debug)]
+pub(crate) struct Output {
+    json: bool,
+    color: bool,
+}
+
+impl Output {
+    pub(crate) fn new(color: Color, json: bool) -> Self {
+        Self { json, color: colored(color) }
+    }
+
+    /// Whether a result is to be one JSON object.
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+
+    /// A line of the result.
+    pub(crate) fn line(&self, text: impl AsRef<str>) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{}", text.as_ref())
+    }
+
+    /// The result as one JSON object.
+    pub(crate) fn object(&self, value: &impl serde::Serialize) -> io::Result<()> {
+        let text = serde_json::to_string(value).map_err(io::Error::other)?;
+        self.line(text)
+    }
+
+    /// Something to know that stops nothing.
+    pub(crate) fn warning(&self, text: impl AsRef<str>) {
+        self.message("warning", "33", text.as_ref());
+    }
+
+    /// Why the command ended early, with its causes.
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        self.message("error", "31", &error.to_string());
+        for cause in error.chain().skip(1) {
+            self.cause(&cause.to_string());
+        }
+    }
+
+    fn cause(&self, text: &str) {
+        let (before, after) = self.colors("31");
+        // A terminal that is gone is told nothing; the exit code still says what happened.
+        let _ = writeln!(io::stderr().lock(), "  {before}Caused by{after}: {text}");
+    }
+
+    fn message(&self, kind: &str, color: &str, text: &str) {
+        let (before, after) = self.colors(color);
+        let _ = writeln!(io::stderr().lock(), "{before}{kind}{after}: {text}");
+    }
+
+    fn colors(&self, color: &str) -> (String, &str) {
+        if self.color { (format!("\x1b[1;{color}m"), "\x1b[0m") } else { (String::new(), "") }
+    }
+}
+
+/// Messages of the rooms: warnings unless POLYPACA_LOG says otherwise.
+pub(crate) fn log(color: Color) {
+    let filter = EnvFilter::try_from_env("POLYPACA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colored(color))
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+fn colored(color: Color) -> bool {
+    let off = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => !off && io::stderr().is_terminal(),
+    }
+}

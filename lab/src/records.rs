@@ -1,0 +1,283 @@
+//! The report's records, from what a run came to.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use instructions::language::Language;
+use instructions::prompt::Prompt;
+use instructions::recipe::Mixes;
+use report::records::{
+    self, Budget, Cost, EXPERIMENT_FILE, Gate, JudgeKind, SCORES_FILE, SYSTEMS_FILE, Score, ScoreStatus,
+    SystemStatus,
+};
+
+use crate::experiment::{self, Experiment};
+use crate::inputs::Inputs;
+use crate::plan::{Plan, System, flattened};
+use crate::run::Outcome;
+use crate::store::write_atomically;
+use crate::work::{read_scores, read_tuning};
+
+/// What is known of a base model beside its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// `llama`.
+    pub family: String,
+    /// How many.
+    pub parameters: u64,
+}
+
+/// Everything that records are made from.
+pub struct Sources<'a> {
+    /// What was asked for.
+    pub experiment: &'a Experiment,
+    /// Its sets and prompts.
+    pub inputs: &'a Inputs,
+    /// Its cells.
+    pub plan: &'a Plan,
+    /// What became of them.
+    pub outcome: &'a Outcome,
+    /// By base model.
+    pub models: &'a BTreeMap<String, ModelFacts>,
+    /// The identifier's name.
+    pub identifier: &'a str,
+    /// The judge's name.
+    pub judge: &'a str,
+}
+
+/// Writes `experiment.json`, `systems.jsonl` and `scores.jsonl` into a folder.
+///
+/// # Errors
+/// A cell's file that cannot be read, or a record that cannot be written.
+pub fn write(sources: &Sources, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let mut systems = Vec::new();
+    let mut scores = Vec::new();
+    for system in &sources.plan.systems {
+        line(&mut systems, &sources.system(system)?)?;
+        for (language, answers, cell) in &system.answers {
+            for score in sources.scores(system, language, *answers, *cell)? {
+                line(&mut scores, &score)?;
+            }
+        }
+    }
+    let mut experiment = serde_json::to_vec_pretty(&sources.experiment()?)?;
+    experiment.push(b'\n');
+    write_atomically(&folder.join(SCORES_FILE), &scores)?;
+    write_atomically(&folder.join(SYSTEMS_FILE), &systems)?;
+    write_atomically(&folder.join(EXPERIMENT_FILE), &experiment)?;
+    Ok(())
+}
+
+fn line(lines: &mut Vec<u8>, value: &impl serde::Serialize) -> Result<()> {
+    serde_json::to_writer(&mut *lines, value)?;
+    lines.push(b'\n');
+    Ok(())
+}
+
+impl Sources<'_> {
+    fn experiment(&self) -> Result<records::Experiment> {
+        let grid = &self.experiment.experiment;
+        let mut languages = Vec::new();
+        for code in self.experiment.all_languages() {
+            let language: Language = code.parse()?;
+            languages.push(records::Language {
+                code: code.to_owned(),
+                name: language.english_name().to_owned(),
+                native_name: Some(language.own_name().to_owned()),
+                seen: grid.languages.iter().any(|seen| seen == code),
+            });
+        }
+        let recipes = grid.recipes.iter().filter_map(|name| self.experiment.recipe(name));
+        Ok(records::Experiment {
+            name: grid.name.clone(),
+            description: grid.description.clone(),
+            // The same results are the same bytes, whenever they were made.
+            date: None,
+            languages,
+            recipes: recipes
+                .map(|recipe| records::Recipe {
+                    name: recipe.name,
+                    description: recipe.description,
+                    per_language: recipe.mixes == Mixes::PerLanguage,
+                })
+                .collect(),
+            methods: grid.methods.iter().map(|method| method.name().to_owned()).collect(),
+            base_models: self.experiment.base_model.iter().map(|model| self.base_model(model)).collect(),
+            seeds: grid.seeds.clone(),
+            prompts: self
+                .inputs
+                .prompts
+                .iter()
+                .map(|(language, prompts)| (language.code().to_owned(), prompts.len()))
+                .collect(),
+            rating_range: [1.0, judge::rating::HIGHEST_RATING],
+            judge: self.judge(),
+            gate: Gate {
+                identifier: self.identifier.to_owned(),
+                description: if self.experiment.gate.set_aside_code {
+                    "code and URLs are set aside before identifying".to_owned()
+                } else {
+                    String::new()
+                },
+            },
+            budget: Budget {
+                rows: self.plan.c,
+                held: "rows".to_owned(),
+                description: match self.experiment.budget.rows {
+                    Some(_) => "C is given".to_owned(),
+                    None => "C is the smallest set; larger sets were cut to it".to_owned(),
+                },
+            },
+            minimum_score: grid.minimum_score,
+            versions: BTreeMap::from([("polypaca".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+            hashes: self
+                .plan
+                .base_hashes
+                .iter()
+                .map(|(name, hash)| (format!("base model {name}"), format!("blake3:{hash}")))
+                .collect(),
+            settings: self.settings()?,
+            hardware: hardware(),
+            licences: self.experiment.licences.clone(),
+            problems: self.problems(),
+        })
+    }
+
+    fn base_model(&self, model: &experiment::BaseModel) -> records::BaseModel {
+        let facts = self.models.get(&model.name);
+        let family = model.family.clone().or_else(|| facts.map(|facts| facts.family.clone()));
+        records::BaseModel {
+            name: model.name.clone(),
+            family: family.unwrap_or_else(|| model.name.clone()),
+            parameters: facts.map_or(1, |facts| facts.parameters),
+            fertility: BTreeMap::new(),
+        }
+    }
+
+    fn judge(&self) -> records::Judge {
+        let judge = &self.experiment.judge;
+        let kind = match judge.kind {
+            _ if judge.stand_in => JudgeKind::StandIn,
+            experiment::JudgeKind::Openai => JudgeKind::Openai,
+            experiment::JudgeKind::Reference => JudgeKind::Reference,
+        };
+        records::Judge { name: self.judge.to_owned(), kind, caption: judge.caption.clone() }
+    }
+
+    /// The settings that were given, without paths: what lies behind those is told by its hash.
+    fn settings(&self) -> Result<BTreeMap<String, serde_json::Value>> {
+        let mut settings = BTreeMap::new();
+        settings.insert("preset".to_owned(), serde_json::to_value(self.experiment.experiment.preset)?);
+        settings.extend(flattened("tune", &serde_json::to_value(&self.experiment.tune)?));
+        settings.extend(flattened("answer", &serde_json::to_value(&self.experiment.answer)?));
+        for model in self.experiment.base_model.iter().filter(|model| model.pretraining.is_some()) {
+            let name = format!("base_model.{}.pretraining", model.name);
+            settings.extend(flattened(&name, &serde_json::to_value(&model.pretraining)?));
+        }
+        Ok(settings)
+    }
+
+    fn problems(&self) -> Vec<records::Problem> {
+        let problems = self.inputs.problems.iter().map(|problem| records::Problem {
+            place: problem.file.display().to_string(),
+            message: problem.to_string(),
+        });
+        let differences = self
+            .inputs
+            .differences
+            .iter()
+            .map(|message| records::Problem { place: "prompts".to_owned(), message: message.clone() });
+        problems.chain(differences).collect()
+    }
+
+    fn system(&self, system: &System) -> Result<records::System> {
+        let reason = system.made_by.iter().find_map(|cell| self.outcome.reason(self.plan, *cell));
+        let made = system.made_by.iter().all(|cell| self.outcome.finished.contains_key(cell));
+        let status = match (&reason, made) {
+            (Some(_), _) => SystemStatus::Failed,
+            (None, true) => SystemStatus::Done,
+            (None, false) => SystemStatus::Missing,
+        };
+        let tuned = system.tuning.and_then(|cell| self.outcome.finished.get(&cell));
+        let tuning = tuned.map(|folder| read_tuning(folder)).transpose()?;
+        let cost = tuning.as_ref().map(|tuning| Cost {
+            rows: system.cost.map_or(tuning.rows, |(_, rows)| rows),
+            tokens: tuning.tokens,
+            updates: tuning.updates,
+            flops: tuning.flops,
+            seconds: tuning.seconds,
+            in_c: system.cost.map_or(0.0, |(in_c, _)| in_c),
+        });
+        Ok(records::System {
+            id: system.id.clone(),
+            kind: system.kind,
+            base_model: system.base_model.clone(),
+            method: system.method.map(|method| method.name().to_owned()),
+            recipe: system.recipe.clone(),
+            languages: system.languages.iter().map(|language| language.code().to_owned()).collect(),
+            seed: system.seed,
+            status,
+            message: reason,
+            cost,
+            learning_curve: tuning.as_ref().map(|tuning| tuning.curve.clone()).unwrap_or_default(),
+            best_update: tuning.and_then(|tuning| tuning.best_update),
+        })
+    }
+
+    /// The scores of one system in one language: as its cell has them, or as failed or missing.
+    fn scores(
+        &self,
+        system: &System,
+        language: &Language,
+        answers: usize,
+        cell: usize,
+    ) -> Result<Vec<Score>> {
+        if let Some(folder) = self.outcome.finished.get(&cell) {
+            let mut scores = read_scores(folder)?;
+            for score in &mut scores {
+                score.system.clone_from(&system.id);
+            }
+            return Ok(scores);
+        }
+        let reason = self.outcome.reason(self.plan, cell).or_else(|| self.outcome.reason(self.plan, answers));
+        let prompts = self.inputs.prompts.get(language).map(Vec::as_slice).unwrap_or_default();
+        Ok(prompts.iter().map(|prompt| absent(system, language, prompt, reason.clone())).collect())
+    }
+}
+
+fn absent(system: &System, language: &Language, prompt: &Prompt, reason: Option<String>) -> Score {
+    let status = if reason.is_some() { ScoreStatus::Failed } else { ScoreStatus::Missing };
+    Score {
+        system: system.id.clone(),
+        language: language.code().to_owned(),
+        prompt_id: prompt.id.clone(),
+        prompt: prompt.prompt.clone(),
+        reference: prompt.reference().map(str::to_owned),
+        response: None,
+        gate: None,
+        label: None,
+        identified: None,
+        probability: None,
+        rating: None,
+        reason,
+        explanation: None,
+        status,
+    }
+}
+
+/// The processor's name and its cores, where the system tells them.
+fn hardware() -> BTreeMap<String, String> {
+    let mut hardware = BTreeMap::new();
+    if let Ok(cores) = std::thread::available_parallelism() {
+        hardware.insert("cores".to_owned(), cores.to_string());
+    }
+    let information = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    if let Some((_, name)) = name {
+        hardware.insert("cpu".to_owned(), name.trim().to_owned());
+    }
+    hardware
+}

@@ -1,0 +1,110 @@
+//! Gating and rating the responses of one system in one language.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use instructions::language::Language;
+use instructions::prompt::{Prompt, Response, read_responses};
+use judge::judging::{Silent, judge_responses};
+use report::records::{Score, ScoreStatus};
+
+use super::{RESPONSES_FILE, Rooms};
+use crate::run::INCOMPLETE_FILE;
+use crate::store::write_atomically;
+
+/// In a scores folder: a [`Score`] a line, under the name of its responses' cell.
+pub const SCORES_FILE: &str = "scores.jsonl";
+
+/// In a scores folder: the judge's ratings as they come.
+const RATINGS_FILE: &str = "ratings.jsonl";
+
+/// Identifies the language of a text.
+pub trait Identifier {
+    /// Its name, as the report shows it: `lid.176.ftz`.
+    fn name(&self) -> String;
+
+    /// What a text is identified as; `None` where nothing can be said of it.
+    fn identify(&self, text: &str) -> Option<Identified>;
+}
+
+/// What a text was identified as.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identified {
+    /// The model's own label.
+    pub label: String,
+    /// As a language.
+    pub language: Language,
+    /// Of the label.
+    pub probability: f64,
+}
+
+/// Scores the responses of one cell. Ratings are kept as they come: a killed judging goes on where it was.
+pub(super) fn score(rooms: &Rooms, answers: &Path, prompts: &[Prompt], folder: &Path) -> Result<()> {
+    let reading = read_responses(&answers.join(RESPONSES_FILE))?;
+    let mut answered: HashMap<&str, &Response> = HashMap::new();
+    for response in &reading.items {
+        answered.insert(&response.prompt.id, response);
+    }
+    // The prompt as it is now: its reference may be newer than its response.
+    let responses: Vec<Response> = prompts
+        .iter()
+        .filter_map(|prompt| {
+            let response = answered.get(prompt.id.as_str())?;
+            Some(Response { prompt: prompt.clone(), ..(*response).clone() })
+        })
+        .collect();
+    let judged = judge_responses(rooms.judge, &responses, &folder.join(RATINGS_FILE), &Silent)?;
+    let mut lines = Vec::new();
+    let mut unrated = 0;
+    for (response, rating) in responses.iter().zip(&judged.ratings) {
+        let identified = rooms.identifier.identify(&response.response);
+        let expected = response.prompt.expected_language();
+        let gate = identified.as_ref().is_some_and(|found| expected.accepts(&found.language));
+        unrated += usize::from(rating.rating.is_none());
+        let score = Score {
+            system: response.system.clone(),
+            language: response.prompt.language.code().to_owned(),
+            prompt_id: response.prompt.id.clone(),
+            prompt: response.prompt.prompt.clone(),
+            reference: response.prompt.reference().map(str::to_owned),
+            response: Some(response.response.clone()),
+            gate: Some(u8::from(gate)),
+            label: identified.as_ref().map(|found| found.label.clone()),
+            identified: identified.as_ref().map(|found| found.language.code().to_owned()),
+            probability: identified.as_ref().map(|found| found.probability),
+            rating: rating.rating,
+            reason: rating.unrated.clone(),
+            explanation: Some(rating.explanation.clone()).filter(|text| !text.is_empty()),
+            status: if rating.rating.is_some() { ScoreStatus::Rated } else { ScoreStatus::Unrated },
+        };
+        serde_json::to_writer(&mut lines, &score)?;
+        lines.push(b'\n');
+    }
+    write_atomically(&folder.join(SCORES_FILE), &lines)?;
+    if unrated > 0 {
+        let reasons: Vec<String> =
+            judged.unrated.iter().map(|(reason, count)| format!("{count} times {reason}")).collect();
+        let reason = format!(
+            "{unrated} of {} responses are unrated, and asked for again in the next run: {}\n",
+            responses.len(),
+            reasons.join("; ")
+        );
+        write_atomically(&folder.join(INCOMPLETE_FILE), reason.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Reads the scores of a finished cell.
+///
+/// # Errors
+/// Where the file cannot be read.
+pub fn read_scores(folder: &Path) -> Result<Vec<Score>> {
+    let path = folder.join(SCORES_FILE);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let line = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).with_context(|| format!("{}, line {}", path.display(), number + 1))
+    };
+    text.lines().enumerate().map(line).collect()
+}
