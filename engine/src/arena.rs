@@ -131,7 +131,8 @@ impl<K: Kernels> Workspace<K> {
         let (config, kernels) = (&decoder.config, &decoder.kernels);
         let (blocks, inputs) = plan.kept(config);
         let rows = |width: usize| kernels.buffer(plan.tokens * width);
-        let when = |present: bool, width: usize| kernels.buffer(if present { plan.tokens * width } else { 0 });
+        let when =
+            |present: bool, width: usize| kernels.buffer(if present { plan.tokens * width } else { 0 });
         let gated = config.activation.gated();
         let block = |index: usize| BlockActivations {
             attention_stats: rows(2),

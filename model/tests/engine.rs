@@ -1,5 +1,7 @@
 //! The engine against transformers and PEFT: logits, losses and gradients of the tiny models under `oracle/goldens`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -206,7 +208,11 @@ fn full_gradients_equal_transformers() {
             let found = tensors(&folder.path().join("model.safetensors"));
             for (tensor, expected) in tensors(&golden(name).join("gradients_full.safetensors")) {
                 // Published GPT-NeoX folders, and ours, call the head embed_out; transformers 5 renames it on load.
-                let ours = if name.starts_with("gpt-neox") { tensor.replace("lm_head", "embed_out") } else { tensor.clone() };
+                let ours = if name.starts_with("gpt-neox") {
+                    tensor.replace("lm_head", "embed_out")
+                } else {
+                    tensor.clone()
+                };
                 let Some(found) = found.get(&ours) else { panic!("{name}: {tensor} is not there") };
                 let size = expected.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
                 if size < 1e-6 {

@@ -22,7 +22,9 @@ pub(crate) fn activate(kind: Activation, gate: Option<&[f32]>, up: &[f32], out: 
             (Activation::GeluTanh, _) => gelu_tanh(up, out),
             (Activation::SwiGlu, Some(gate)) => swiglu(&gate[at..], up, out),
             (Activation::GeGluTanh, Some(gate)) => geglu(&gate[at..], up, out),
-            (Activation::SwiGlu | Activation::GeGluTanh, None) => unreachable!("a gated activation has a gate"),
+            (Activation::SwiGlu | Activation::GeGluTanh, None) => {
+                unreachable!("a gated activation has a gate")
+            }
         }
     });
 }

@@ -97,7 +97,9 @@ pub(crate) fn attention(
                         unsafe { *log_sums.0.add((sequence.start + row) * shape.heads + head) = log_sum };
                     }
                     let target = View {
-                        start: out.0.wrapping_add((sequence.start + first) * shape.width() + head * shape.head_size),
+                        start: out
+                            .0
+                            .wrapping_add((sequence.start + first) * shape.width() + head * shape.head_size),
                         row: shape.width(),
                         column: 1,
                     };
@@ -157,22 +159,45 @@ pub(crate) fn attention_backward(
                     // SAFETY: `dweights` holds `count * keys`; the gradients' columns of this sequence and of this
                     // group's heads are written by this task alone; all else is read only.
                     unsafe {
-                        product([keys, shape.head_size, count], dvalues, true, weights_view.transposed(), douts);
-                        product([count, keys, shape.head_size], dweights_view, false, douts, views.values.transposed());
+                        product(
+                            [keys, shape.head_size, count],
+                            dvalues,
+                            true,
+                            weights_view.transposed(),
+                            douts,
+                        );
+                        product(
+                            [count, keys, shape.head_size],
+                            dweights_view,
+                            false,
+                            douts,
+                            views.values.transposed(),
+                        );
                     }
                     for (row, (weights, dweights)) in
                         queries.clone().zip(weights.chunks_exact(keys).zip(dweights.chunks_exact_mut(keys)))
                     {
                         let at = (sequence.start + row) * width + head * shape.head_size;
                         let at = at..at + shape.head_size;
-                        softmax_backward(weights, math::dot(&dout[at.clone()], &out[at]), shape.scale(), dweights);
+                        softmax_backward(
+                            weights,
+                            math::dot(&dout[at.clone()], &out[at]),
+                            shape.scale(),
+                            dweights,
+                        );
                     }
-                    let dqueries = dqueries.from_row(first);
+                    let dqueries = dqueries.at_row(first);
                     // SAFETY: as above.
                     unsafe {
                         product([count, shape.head_size, keys], dqueries, false, dweights_view, views.keys);
-                        let queries = views.queries(shape, head).from_row(first);
-                        product([keys, shape.head_size, count], dkeys, true, dweights_view.transposed(), queries);
+                        let queries = views.queries(shape, head).at_row(first);
+                        product(
+                            [keys, shape.head_size, count],
+                            dkeys,
+                            true,
+                            dweights_view.transposed(),
+                            queries,
+                        );
                     }
                 });
             }
@@ -181,7 +206,11 @@ pub(crate) fn attention_backward(
 }
 
 /// Calls `f(sequence, key-value head)` for all of them, on all threads.
-fn each_head(shape: &AttentionShape, sequences: &[Range<usize>], f: impl Fn(Range<usize>, usize) + Sync + Send) {
+fn each_head(
+    shape: &AttentionShape,
+    sequences: &[Range<usize>],
+    f: impl Fn(Range<usize>, usize) + Sync + Send,
+) {
     let groups = shape.key_value_heads;
     (0..sequences.len() * groups)
         .into_par_iter()
@@ -207,7 +236,7 @@ impl View {
         Self { row: self.column, column: self.row, ..self }
     }
 
-    fn from_row(self, row: usize) -> Self {
+    fn at_row(self, row: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.row), ..self }
     }
 }
@@ -245,7 +274,7 @@ impl Views {
     fn scores(&self, shape: &AttentionShape, head: usize, queries: Range<usize>, scores: &mut Buffer) {
         let (count, keys) = (queries.len(), queries.end);
         scores.reserve(count * keys);
-        let rows = self.queries(shape, head).from_row(queries.start);
+        let rows = self.queries(shape, head).at_row(queries.start);
         // SAFETY: `scores` holds `count * keys`, and is the task's own; queries and keys lie in the sequence's rows.
         unsafe {
             let size = [count, keys, shape.head_size];

@@ -41,10 +41,13 @@ pub(crate) fn cross_entropy(
     let part = rows.div_ceil(tasks);
     let parts = targets.par_chunks(part).zip(losses.par_chunks_mut(part)).zip(x.par_chunks(part * hidden));
     match dx {
-        None => parts.with_max_len(1).for_each(|((targets, losses), x)| stream(x, head, targets, losses, None)),
-        Some(dx) => parts.zip(dx.par_chunks_mut(part * hidden)).with_max_len(1).for_each(
-            |(((targets, losses), x), dx)| stream(x, head, targets, losses, Some((dx, scale))),
-        ),
+        None => {
+            parts.with_max_len(1).for_each(|((targets, losses), x)| stream(x, head, targets, losses, None))
+        }
+        Some(dx) => parts
+            .zip(dx.par_chunks_mut(part * hidden))
+            .with_max_len(1)
+            .for_each(|(((targets, losses), x), dx)| stream(x, head, targets, losses, Some((dx, scale)))),
     }
 }
 
@@ -170,7 +173,8 @@ pub(crate) fn cross_entropy_full(
     for first in (0..targets.len()).step_by(FULL_ROWS) {
         let part = first..targets.len().min(first + FULL_ROWS);
         let rows = part.len();
-        let (x, dx) = (&x[part.start * hidden..][..rows * hidden], &mut dx[part.start * hidden..][..rows * hidden]);
+        let (x, dx) =
+            (&x[part.start * hidden..][..rows * hidden], &mut dx[part.start * hidden..][..rows * hidden]);
         let logits = &mut logits[..rows * vocabulary];
         multiply(Left::new(x, rows, hidden), &Forward::all(head), Out::rows(logits, vocabulary, false));
         let (targets, losses) = (&targets[part.clone()], &mut losses[part]);

@@ -181,7 +181,8 @@ pub(crate) fn multiply_packed(
     let end = (rows - 1) * out.row_stride + (panels - 1) * out.panel_stride + last_panel;
     assert!(end <= out.values.len(), "the product's outputs end at {end} of {}", out.values.len());
     assert!(
-        out.panel_stride >= rows * out.row_stride || out.row_stride >= (panels - 1) * out.panel_stride + last_panel,
+        out.panel_stride >= rows * out.row_stride
+            || out.row_stride >= (panels - 1) * out.panel_stride + last_panel,
         "outputs would overlap"
     );
 
@@ -238,4 +239,128 @@ thread_local! {
     static SCRATCH: RefCell<Buffer> = RefCell::new(Buffer::default());
     /// A thread's place for a packed left-hand side; taken while in use, so that a nested product gets its own.
     static PACKED: RefCell<Buffer> = RefCell::new(Buffer::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::panels::{Backward, Forward, Matrix, Rows, RowsTransposed, packed_length, unpack};
+    use super::super::tile::all_kernels;
+    use super::*;
+    use crate::decoder::weights::{HostData, HostTensor};
+
+    /// Values of a small linear congruential generator: no two alike, none large.
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
+        Matrix::pack(&HostTensor { shape: vec![rows, columns], data: HostData::F32(values.into()) }, false)
+    }
+
+    /// `left[rows, depth] · right[depth, columns]` in f64.
+    fn expected(
+        left: &[f32],
+        right: impl Fn(usize, usize) -> f32,
+        [rows, depth, columns]: [usize; 3],
+    ) -> Vec<f64> {
+        let sum = |row: usize, column: usize| -> f64 {
+            (0..depth).map(|d| f64::from(left[row * depth + d]) * f64::from(right(d, column))).sum()
+        };
+        (0..rows * columns).map(|i| sum(i / columns, i % columns)).collect()
+    }
+
+    fn close(found: &[f32], expected: &[f64], depth: usize) -> Result<(), TestCaseError> {
+        for (found, expected) in found.iter().zip(expected) {
+            // Rounding of `depth` sums of products below one.
+            let bound = 1e-6 * (depth as f64).sqrt().max(1.0) * 4.0;
+            prop_assert!((f64::from(*found) - expected).abs() < bound, "{} against {}", found, expected);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn every_kernel_and_every_layout_gives_the_product(
+            rows in 1usize..50, depth in 1usize..600, columns in 1usize..100, seed: u32, threads in 1usize..4,
+        ) {
+            let left = values(rows * depth, seed);
+            let weight = values(columns * depth, seed ^ 1);
+            let product = expected(&left, |d, c| weight[c * depth + d], [rows, depth, columns]);
+            let packed = matrix(columns, depth, &weight);
+            let transposed: Vec<f32> =
+                (0..depth * columns).map(|i| weight[(i % columns) * depth + i / columns]).collect();
+            let backward = matrix(depth, columns, &transposed);
+            for (_, kernel) in all_kernels() {
+                let mut out = vec![f32::NAN; rows * columns];
+                let view = Left::new(&left, rows, depth);
+                multiply_with(kernel, view, &Forward::all(&packed), Out::rows(&mut out, columns, false), threads);
+                close(&out, &product, depth)?;
+                // Adding it twice doubles it.
+                multiply_with(kernel, view, &Forward::all(&packed), Out::rows(&mut out, columns, true), threads);
+                close(&out, &product.iter().map(|x| 2.0 * x).collect::<Vec<_>>(), 4 * depth)?;
+                multiply_with(kernel, view, &Backward::all(&backward), Out::rows(&mut out, columns, false), threads);
+                close(&out, &product, depth)?;
+                let right = RowsTransposed { values: &weight, depth, columns };
+                multiply_with(kernel, view, &right, Out::rows(&mut out, columns, false), threads);
+                close(&out, &product, depth)?;
+                let right = Rows { values: &transposed, stride: columns, depth, columns };
+                let mut panels = vec![0.0; packed_length(columns, rows)];
+                multiply_with(kernel, view, &right, Out::panels(&mut panels, rows, true), threads);
+                let turned = unpack(&panels, columns, rows);
+                let out: Vec<f32> = (0..rows * columns).map(|i| turned[(i % columns) * rows + i / columns]).collect();
+                close(&out, &product, depth)?;
+            }
+        }
+
+        #[test]
+        fn a_row_does_not_depend_on_the_rows_beside_it(
+            rows in 1usize..60, depth in 1usize..700, columns in 1usize..80, seed: u32,
+        ) {
+            let left = values(rows * depth, seed);
+            let weight = values(columns * depth, seed ^ 1);
+            let packed = matrix(columns, depth, &weight);
+            for (_, kernel) in all_kernels() {
+                let mut all = vec![0.0; rows * columns];
+                let view = Left::new(&left, rows, depth);
+                multiply_with(kernel, view, &Forward::all(&packed), Out::rows(&mut all, columns, false), 2);
+                for row in 0..rows {
+                    let mut alone = vec![0.0; columns];
+                    let view = Left::new(&left[row * depth..][..depth], 1, depth);
+                    multiply_with(kernel, view, &Forward::all(&packed), Out::rows(&mut alone, columns, false), 1);
+                    prop_assert_eq!(&alone[..], &all[row * columns..][..columns]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn half_types_are_widened_without_loss() {
+        let weight = values(70 * 33, 5);
+        let left = values(20 * 33, 6);
+        let half: Vec<half::bf16> = weight.iter().map(|x| half::bf16::from_f32(*x)).collect();
+        let float: Vec<half::f16> = weight.iter().map(|x| half::f16::from_f32(*x)).collect();
+        let wide = |values: Vec<f32>| HostData::F32(values.into());
+        let pairs = [
+            (HostData::Bf16(half.clone().into()), wide(half.iter().map(|x| x.to_f32()).collect())),
+            (HostData::F16(float.clone().into()), wide(float.iter().map(|x| x.to_f32()).collect())),
+        ];
+        for (narrow, wide) in pairs {
+            let product = |data: HostData<'static>| {
+                let matrix = Matrix::pack(&HostTensor { shape: vec![70, 33], data }, false);
+                let mut out = vec![0.0; 20 * 70];
+                multiply(Left::new(&left, 20, 33), &Forward::all(&matrix), Out::rows(&mut out, 70, false));
+                out
+            };
+            assert_eq!(product(narrow), product(wide));
+        }
+    }
 }

@@ -116,7 +116,10 @@ impl Kernels for Cpu {
 
     fn add(&self, length: usize, x: &Buffer, out: &mut Buffer) {
         const CHUNK: usize = 16 * 1024;
-        out[..length].par_chunks_mut(CHUNK).zip(x[..length].par_chunks(CHUNK)).for_each(|(out, x)| add(out, x));
+        out[..length]
+            .par_chunks_mut(CHUNK)
+            .zip(x[..length].par_chunks(CHUNK))
+            .for_each(|(out, x)| add(out, x));
     }
 
     fn gather(&self, width: usize, rows: &[usize], x: &Buffer, out: &mut Buffer) {
@@ -211,7 +214,14 @@ impl Kernels for Cpu {
         multiply(Left::new(x, rows, inputs), &Forward::all(weight), out);
     }
 
-    fn product_backward(&self, rows: usize, dout: &Buffer, weight: &Matrix, dx: &mut Buffer, accumulate: bool) {
+    fn product_backward(
+        &self,
+        rows: usize,
+        dout: &Buffer,
+        weight: &Matrix,
+        dx: &mut Buffer,
+        accumulate: bool,
+    ) {
         let (inputs, outputs) = (weight.columns(), weight.rows());
         let out = Out::rows(&mut dx[..rows * inputs], inputs, accumulate);
         multiply(Left::new(dout, rows, outputs), &Backward::all(weight), out);
@@ -325,7 +335,8 @@ impl Kernels for Cpu {
         query_key_value: &mut Buffer,
         stats: &mut Buffer,
     ) {
-        let (stride, first, heads) = (shape.query_key_value_width(), heads.start * shape.head_size, heads.len());
+        let (stride, first, heads) =
+            (shape.query_key_value_width(), heads.start * shape.head_size, heads.len());
         let (x, stats) = (&mut query_key_value[..rows * stride], &mut stats[..rows * heads]);
         norm::head_norm(epsilon, x, stride, first, heads, weight, stats);
     }
@@ -341,7 +352,8 @@ impl Kernels for Cpu {
         dquery_key_value: &mut Buffer,
         dweight: Option<&mut Buffer>,
     ) {
-        let (stride, first, heads) = (shape.query_key_value_width(), heads.start * shape.head_size, heads.len());
+        let (stride, first, heads) =
+            (shape.query_key_value_width(), heads.start * shape.head_size, heads.len());
         let (dx, stats) = (&mut dquery_key_value[..rows * stride], &stats[..rows * heads]);
         if let Some(dweight) = dweight {
             norm::head_norm_backward_weight(x, stride, first, heads, stats, dx, dweight);
@@ -370,7 +382,15 @@ impl Kernels for Cpu {
         dout: &Buffer,
         dquery_key_value: &mut Buffer,
     ) {
-        attention::attention_backward(shape, sequences, query_key_value, out, log_sums, dout, dquery_key_value);
+        attention::attention_backward(
+            shape,
+            sequences,
+            query_key_value,
+            out,
+            log_sums,
+            dout,
+            dquery_key_value,
+        );
     }
 
     fn store_key_values(
@@ -402,7 +422,14 @@ impl Kernels for Cpu {
         attention_cached::attention(shape, page_size, rows, query_key_value, cache, out);
     }
 
-    fn activate(&self, kind: Activation, length: usize, gate: Option<&Buffer>, up: &Buffer, out: &mut Buffer) {
+    fn activate(
+        &self,
+        kind: Activation,
+        length: usize,
+        gate: Option<&Buffer>,
+        up: &Buffer,
+        out: &mut Buffer,
+    ) {
         activation::activate(kind, gate.map(|gate| &gate[..length]), &up[..length], &mut out[..length]);
     }
 
@@ -453,7 +480,13 @@ impl Kernels for Cpu {
         adamw::adamw(settings, values, gradient, first, second);
     }
 
-    fn adamw_matrix(&self, settings: &AdamW, values: &mut Matrix, gradient: &Buffer, moments: &mut [Buffer; 2]) {
+    fn adamw_matrix(
+        &self,
+        settings: &AdamW,
+        values: &mut Matrix,
+        gradient: &Buffer,
+        moments: &mut [Buffer; 2],
+    ) {
         let [first, second] = moments;
         let Some(values) = values.values_mut() else { unreachable!("a trained matrix is kept in f32") };
         adamw::adamw(settings, values, gradient, first, second);

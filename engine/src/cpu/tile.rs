@@ -52,8 +52,8 @@ pub(crate) fn best_kernel() -> TileKernel {
     portable_tile
 }
 
-/// All kernels that this processor runs, with their names: for tests and benchmarks.
-#[doc(hidden)]
+/// All kernels that this processor runs, with their names.
+#[cfg(test)]
 pub(crate) fn all_kernels() -> Vec<(&'static str, TileKernel)> {
     let mut kernels: Vec<(&'static str, TileKernel)> = vec![("portable", portable_tile)];
     #[cfg(target_arch = "x86_64")]
@@ -158,7 +158,8 @@ mod avx512 {
                 right = right.add(PANEL);
             }
         }
-        for (vector, columns) in (0..VECTORS).map(|vector| (vector, tile.columns.saturating_sub(16 * vector))) {
+        for (vector, columns) in (0..VECTORS).map(|vector| (vector, tile.columns.saturating_sub(16 * vector)))
+        {
             let mask: __mmask16 = if columns >= 16 { !0 } else { (1 << columns) - 1 };
             for (row, sums) in sums.iter().enumerate() {
                 // SAFETY: the mask keeps to `tile.columns`; `row < tile.rows`.

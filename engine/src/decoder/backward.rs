@@ -63,7 +63,14 @@ impl<K: Kernels> Decoder<K> {
             if workspace.plan.recompute {
                 self.recompute_block(layer, &pass, &batch.sequences, workspace);
             }
-            self.block_backward(layer, layer == lowest && sink.full.is_none(), &pass, batch, &mut sink, workspace);
+            self.block_backward(
+                layer,
+                layer == lowest && sink.full.is_none(),
+                &pass,
+                batch,
+                &mut sink,
+                workspace,
+            );
         }
         if let Some(gradients) = sink.full {
             self.embed_backward(batch, gradients, workspace);
@@ -85,9 +92,13 @@ impl<K: Kernels> Decoder<K> {
                 let (x, dx) = (&w.selected_normed, &mut w.dselected);
                 k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, dhead)
             }
-            None => {
-                k.cross_entropy(&w.selected_normed, self.head(), &batch.targets, scale, Some(&mut w.dselected))
-            }
+            None => k.cross_entropy(
+                &w.selected_normed,
+                self.head(),
+                &batch.targets,
+                scale,
+                Some(&mut w.dselected),
+            ),
         };
         if let Some(gradients) = sink.full.as_deref_mut() {
             let (weight, bias) = (Slot::FinalNormWeight, Slot::FinalNormBias);
@@ -121,7 +132,11 @@ impl<K: Kernels> Decoder<K> {
 
         // The output product of a parallel block reads the same gradient as the feed-forward layer: before it is
         // added to.
-        let output = |dx: &K::Buffer, dmixed: &mut K::Buffer, dropped: &mut K::Buffer, sink: &mut Sink<'_, K>, block: &BlockActivations<K>| {
+        let output = |dx: &K::Buffer,
+                      dmixed: &mut K::Buffer,
+                      dropped: &mut K::Buffer,
+                      sink: &mut Sink<'_, K>,
+                      block: &BlockActivations<K>| {
             linear.run(Linear::Output, &block.mixed, dx, Some((dmixed, false)), sink, &block.lora, dropped);
         };
         if parallel {
@@ -136,7 +151,15 @@ impl<K: Kernels> Decoder<K> {
             let gate = gated.then_some(&block.gate);
             k.activate(config.activation, length, gate, &block.up, &mut w.activated);
         }
-        linear.run(Linear::Down, &w.activated, &w.dx, Some((&mut w.dup, false)), sink, &block.lora, &mut w.dropped);
+        linear.run(
+            Linear::Down,
+            &w.activated,
+            &w.dx,
+            Some((&mut w.dup, false)),
+            sink,
+            &block.lora,
+            &mut w.dropped,
+        );
         let (gate, dgate) = (gated.then_some(&block.gate), gated.then_some(&mut w.dgate));
         k.activate_backward(config.activation, length, gate, &block.up, &mut w.dup, dgate);
         let weight = self.vector(layer, LayerSlot::FeedForwardNormWeight);
@@ -146,14 +169,23 @@ impl<K: Kernels> Decoder<K> {
             let stats = &mut block.feed_forward_stats;
             k.norm(config.norm, rows, stream, weight, bias, &mut w.normed, stats);
         }
-        linear.run(Linear::Up, &w.normed, &w.dup, Some((&mut w.dnormed, false)), sink, &block.lora, &mut w.dropped);
+        linear.run(
+            Linear::Up,
+            &w.normed,
+            &w.dup,
+            Some((&mut w.dnormed, false)),
+            sink,
+            &block.lora,
+            &mut w.dropped,
+        );
         if gated {
             let dx = Some((&mut w.dnormed, true));
             linear.run(Linear::Gate, &w.normed, &w.dgate, dx, sink, &block.lora, &mut w.dropped);
         }
         if let Some(gradients) = sink.full.as_deref_mut() {
             let slot = |slot| Slot::Layer(layer, slot);
-            let (weight, bias) = (slot(LayerSlot::FeedForwardNormWeight), slot(LayerSlot::FeedForwardNormBias));
+            let (weight, bias) =
+                (slot(LayerSlot::FeedForwardNormWeight), slot(LayerSlot::FeedForwardNormBias));
             self.norm_gradient(gradients, weight, bias, rows, stream, &block.feed_forward_stats, &w.dnormed);
         }
         k.norm_backward(config.norm, rows, stream, weight, &block.feed_forward_stats, &w.dnormed, &mut w.dx);
@@ -203,7 +235,8 @@ impl<K: Kernels> Decoder<K> {
         if !self.config.query_key_norm {
             return;
         }
-        let (queries, keys) = (0..self.config.heads, self.config.heads..self.config.heads + self.config.key_value_heads);
+        let (queries, keys) =
+            (0..self.config.heads, self.config.heads..self.config.heads + self.config.key_value_heads);
         let parts = [
             (queries, LayerSlot::QueryNormWeight, &block.query_stats),
             (keys, LayerSlot::KeyNormWeight, &block.key_stats),
@@ -281,7 +314,8 @@ impl<K: Kernels> LinearBackward<'_, K> {
             k.product_backward(rows, dout, weight, dx, *accumulate);
         }
         if let Some(gradients) = sink.full.as_deref_mut() {
-            let slots = (Slot::Layer(self.layer, linear.weight_slot()), Slot::Layer(self.layer, linear.bias_slot()));
+            let slots =
+                (Slot::Layer(self.layer, linear.weight_slot()), Slot::Layer(self.layer, linear.bias_slot()));
             if let Some((mut dweight, mut dbias)) = gradients.take(slots.0, slots.1) {
                 k.product_backward_weight(rows, weight, x, dout, &mut dweight, dbias.as_mut());
                 gradients.put(slots.0, slots.1, (dweight, dbias));

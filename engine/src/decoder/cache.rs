@@ -78,7 +78,7 @@ impl<K: Kernels> KeyValueCache<K> {
         batch: &mut CachedBatch,
     ) -> Result<(), CacheFull> {
         let needed = (sequence.length + tokens.len()).div_ceil(PAGE_SIZE) - sequence.pages.len();
-        let shared = sequence.length % PAGE_SIZE != 0
+        let shared = !sequence.length.is_multiple_of(PAGE_SIZE)
             && sequence.pages.last().is_some_and(|page| self.users[*page as usize] > 1);
         if needed + usize::from(shared) > self.free.len() {
             return Err(CacheFull);

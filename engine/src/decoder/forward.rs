@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use super::Decoder;
 use super::cache::CachedBatch;
 use super::config::{Head, Residual};
 use super::lora::{Adapter, Linear};
 use super::weights::{LayerSlot, Slot};
-use super::Decoder;
 use crate::arena::{BlockActivations, Workspace};
 use crate::batch::Batch;
 use crate::kernels::{CachedRow, DropoutPlace, Kernels};
@@ -40,7 +40,12 @@ pub(super) struct Pass<'a, K: Kernels> {
 
 impl<K: Kernels> Decoder<K> {
     /// The loss of each supervised row of a batch, without gradients.
-    pub fn loss(&self, adapter: Option<&Adapter<K>>, batch: &Batch, workspace: &mut Workspace<K>) -> Vec<f32> {
+    pub fn loss(
+        &self,
+        adapter: Option<&Adapter<K>>,
+        batch: &Batch,
+        workspace: &mut Workspace<K>,
+    ) -> Vec<f32> {
         let adapters = whole_batch(adapter, batch);
         self.run_blocks(&Pass::evaluation(batch, &adapters), &batch.sequences, workspace);
         self.select(&batch.supervised, workspace);
@@ -276,18 +281,15 @@ impl<'a, K: Kernels> Pass<'a, K> {
 impl<K: Kernels> Workspace<K> {
     /// The buffers that a block's forward uses: its activations, its input, its output, and scratch for a norm's
     /// output, the activation's and a module's dropped-out input.
-    #[expect(clippy::type_complexity, reason = "a tuple of buffers, split once so that they can be borrowed apart")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "a tuple of buffers, split once so that they can be borrowed apart"
+    )]
     fn block_parts(
         &mut self,
         layer: usize,
-    ) -> (
-        &mut BlockActivations<K>,
-        &K::Buffer,
-        &mut K::Buffer,
-        &mut K::Buffer,
-        &mut K::Buffer,
-        &mut K::Buffer,
-    ) {
+    ) -> (&mut BlockActivations<K>, &K::Buffer, &mut K::Buffer, &mut K::Buffer, &mut K::Buffer, &mut K::Buffer)
+    {
         let block = if self.blocks.len() == 1 { 0 } else { layer };
         let (x, out) = if self.inputs.len() == 2 {
             let [first, second] = &mut self.inputs[..] else { unreachable!("two inputs") };
@@ -301,6 +303,9 @@ impl<K: Kernels> Workspace<K> {
 }
 
 /// One adapter, if any, on all rows of a batch.
-pub(super) fn whole_batch<'a, K: Kernels>(adapter: Option<&'a Adapter<K>>, batch: &Batch) -> Vec<AdapterRows<'a, K>> {
+pub(super) fn whole_batch<'a, K: Kernels>(
+    adapter: Option<&'a Adapter<K>>,
+    batch: &Batch,
+) -> Vec<AdapterRows<'a, K>> {
     adapter.into_iter().map(|adapter| AdapterRows { adapter, rows: 0..batch.rows() }).collect()
 }

@@ -128,7 +128,8 @@ impl<K: Kernels> Adapter<K> {
 
     /// The modules as they are now, in the host's memory.
     pub fn to_host(&self, kernels: &K) -> Vec<HostLora> {
-        let modules = self.blocks.iter().enumerate().flat_map(|(layer, block)| block.iter().map(move |m| (layer, m)));
+        let modules =
+            self.blocks.iter().enumerate().flat_map(|(layer, block)| block.iter().map(move |m| (layer, m)));
         let to_host = |(layer, module): (usize, &LoraModule<K>)| HostLora {
             layer,
             linear: module.linear,
@@ -147,7 +148,9 @@ impl<K: Kernels> Adapter<K> {
         let of_module = |module: &LoraModule<K>| {
             [kernels.buffer(module.rank * module.inputs), kernels.buffer(module.rows * module.rank)]
         };
-        AdapterGradients { blocks: self.blocks.iter().map(|block| block.iter().map(of_module).collect()).collect() }
+        AdapterGradients {
+            blocks: self.blocks.iter().map(|block| block.iter().map(of_module).collect()).collect(),
+        }
     }
 
     /// The lowest block with a module: below it nothing needs a gradient.

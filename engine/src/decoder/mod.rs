@@ -8,14 +8,14 @@ pub mod config;
 pub mod lora;
 pub mod weights;
 
-mod backward;
+pub mod backward;
 mod forward;
 
 use std::collections::BTreeMap;
 
+use self::config::{DecoderConfig, Head, Position};
 pub use self::forward::AdapterRows;
 pub use self::lora::{Adapter, AdapterGradients, LoraModule};
-use self::config::{DecoderConfig, Head, Position};
 use self::weights::{HostData, HostTensor, LayerSlot, Slot, slots};
 use crate::kernels::{AdamW, AttentionShape, Kernels};
 
@@ -58,11 +58,11 @@ impl<K: Kernels> Decoder<K> {
     ///
     /// # Errors
     /// What `source` returns, or a tensor of another shape than the configuration's.
-    pub fn load<E>(
+    pub fn load<'a, E>(
         kernels: K,
         config: &DecoderConfig,
         trained: bool,
-        mut source: impl FnMut(Slot) -> Result<HostTensor<'static>, E>,
+        mut source: impl FnMut(Slot) -> Result<HostTensor<'a>, E>,
     ) -> Result<Self, LoadError<E>> {
         check(config).map_err(LoadError::Unsupported)?;
         if trained && config.head == Head::Normalised {

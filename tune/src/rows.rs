@@ -1,0 +1,177 @@
+//! Records as tokens, and micro-batches cut from them.
+
+use std::ops::Range;
+
+use engine::Batch;
+use engine::kernels::DropoutKey;
+use instructions::record::Record;
+use instructions::template::Template;
+use model::Tokenizer;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::settings::{Settings, Supervise};
+
+/// One sequence to learn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainingRow {
+    /// The record's id.
+    pub id: String,
+    /// The record's language.
+    pub language: String,
+    /// At most the cutoff.
+    pub tokens: Vec<u32>,
+    /// First token that is supervised: 0 where the prompt is.
+    pub supervised_from: usize,
+}
+
+impl TrainingRow {
+    /// Tokens that the loss is taken over: the first of a sequence has nothing before it.
+    pub fn supervised(&self) -> usize {
+        self.tokens.len().saturating_sub(self.supervised_from.max(1))
+    }
+}
+
+/// The rows of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// In the file's order.
+    pub rows: Vec<TrainingRow>,
+    /// Ids of records whose response lies beyond the cutoff: with the response alone supervised they teach nothing.
+    pub unsupervised: Vec<String>,
+    /// Ids of records that the cutoff shortened.
+    pub shortened: Vec<String>,
+}
+
+impl Rows {
+    /// Records as sequences: template, response and end token, as the training scripts of the paper write them.
+    ///
+    /// # Errors
+    /// A template or a text that the tokenizer refuses, with the record's id.
+    pub fn encode(
+        records: &[Record],
+        template: &Template,
+        tokenizer: &Tokenizer,
+        settings: &Settings,
+    ) -> Result<Self> {
+        let encoded: Vec<(TrainingRow, bool)> = records
+            .par_iter()
+            .map(|record| encode(record, template, tokenizer, settings))
+            .collect::<Result<_>>()?;
+        let mut rows = Self::default();
+        for (row, shortened) in encoded {
+            if row.supervised() == 0 {
+                rows.unsupervised.push(row.id.clone());
+            }
+            if shortened {
+                rows.shortened.push(row.id.clone());
+            }
+            rows.rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// Plain text as sequences of `cutoff` tokens, document after document, each ending in the end token.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
+    pub fn from_text(documents: &[String], tokenizer: &Tokenizer, cutoff: usize) -> Result<Self> {
+        let ids: Vec<Vec<u32>> =
+            documents.par_iter().map(|text| tokenizer.encode(text)).collect::<Result<_, _>>()?;
+        let mut stream = Vec::new();
+        for document in ids {
+            stream.extend(document);
+            stream.extend(tokenizer.special().eos);
+        }
+        let row = |(number, tokens): (usize, &[u32])| TrainingRow {
+            id: number.to_string(),
+            language: String::new(),
+            tokens: tokens.to_vec(),
+            supervised_from: 0,
+        };
+        Ok(Self { rows: stream.chunks(cutoff.max(2)).enumerate().map(row).collect(), ..Self::default() })
+    }
+
+    /// Real tokens of all rows.
+    pub fn tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.tokens.len()).sum()
+    }
+}
+
+fn encode(
+    record: &Record,
+    template: &Template,
+    tokenizer: &Tokenizer,
+    settings: &Settings,
+) -> Result<(TrainingRow, bool)> {
+    let prompt = template.render(record).map_err(|error| Error::Template {
+        id: record.id.clone(),
+        language: record.language.to_string(),
+        reason: format!("{error:#}"),
+    })?;
+    let encoded = tokenizer.encode_training(&prompt, &record.output, settings.cutoff)?;
+    let supervised_from = match settings.supervise {
+        Supervise::All => 0,
+        Supervise::Response => encoded.prompt_length,
+    };
+    let shortened =
+        encoded.ids.len() == settings.cutoff && encoded.ids.last() != tokenizer.special().eos.as_ref();
+    let row = TrainingRow {
+        id: record.id.clone(),
+        language: record.language.to_string(),
+        tokens: encoded.ids,
+        supervised_from,
+    };
+    Ok((row, shortened))
+}
+
+/// Cuts rows into micro-batches of whole sequences, each of at most `tokens` tokens (a longer sequence is one alone)
+/// and `sequences` sequences.
+pub fn micro_batches(lengths: &[usize], tokens: usize, sequences: usize) -> Vec<Range<usize>> {
+    let mut cuts = Vec::new();
+    let (mut start, mut sum) = (0, 0);
+    for (index, length) in lengths.iter().enumerate() {
+        if index > start && (sum + length > tokens || index - start == sequences) {
+            cuts.push(start..index);
+            (start, sum) = (index, 0);
+        }
+        sum += length;
+    }
+    if start < lengths.len() {
+        cuts.push(start..lengths.len());
+    }
+    cuts
+}
+
+/// Rows as a packed batch. Dropout is drawn from the update and the row's number in the set.
+pub fn pack(rows: &[TrainingRow], numbers: &[usize], seed: u64, update: u64) -> Batch {
+    let mut batch = Batch::default();
+    for &number in numbers {
+        let row = &rows[number];
+        let supervised: Vec<bool> = (0..row.tokens.len()).map(|i| i >= row.supervised_from).collect();
+        batch.push(&row.tokens, &supervised, DropoutKey::new(seed, update, number as u64));
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn micro_batches_hold_every_row_once_and_keep_the_bounds(
+            lengths in prop::collection::vec(1usize..50, 0..40), tokens in 1usize..120, sequences in 1usize..10,
+        ) {
+            let cuts = micro_batches(&lengths, tokens, sequences);
+            let all: Vec<usize> = cuts.iter().cloned().flatten().collect();
+            prop_assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+            for cut in cuts {
+                let sum: usize = lengths[cut.clone()].iter().sum();
+                prop_assert!(cut.len() <= sequences && (sum <= tokens || cut.len() == 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! A run: rows in, a tuned system out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use engine::decoder::weights::{HostData, HostTensor};
+use engine::decoder::{Adapter, Decoder, LoadError};
+use engine::kernels::AdamW;
+use engine::{Batch, Cpu, Workspace, WorkspacePlan};
+use model::BaseModel;
+use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
+use model::folder::Precision;
+
+use crate::checkpoint::{Checkpoints, State};
+use crate::error::{Error, Result};
+use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics, peak_bytes};
+use crate::order::RowOrder;
+use crate::rows::{Rows, TrainingRow, micro_batches, pack};
+use crate::schedule::learning_rate;
+use crate::settings::{Keep, Method, Settings};
+use crate::trained::Trained;
+
+/// Where a run's files go.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The tuned system: a PEFT folder (LoRA) or a Hugging Face folder (full).
+    pub out: PathBuf,
+    /// The checkpoints, until the run has ended.
+    pub checkpoints: PathBuf,
+    /// A JSON line an update and a measurement, if wanted.
+    pub metrics: Option<PathBuf>,
+}
+
+impl Places {
+    /// All under `out`.
+    pub fn under(out: &Path) -> Self {
+        Self { out: out.to_owned(), checkpoints: out.join("checkpoint"), metrics: None }
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Outcome {
+    /// Updates done.
+    pub updates: u64,
+    /// The update whose values were kept.
+    pub kept_update: u64,
+    /// Real tokens trained on, each as often as it was met.
+    pub tokens: u64,
+    /// Multiply-adds counted as two operations, of all matrix products.
+    pub flops: f64,
+    /// Values that were trained.
+    pub trained_parameters: usize,
+    /// All measurements.
+    pub validations: Vec<ValidationMetrics>,
+}
+
+/// Tunes `base` on `rows`. A checkpoint in `places` is gone on from; without one the run begins anew.
+///
+/// # Errors
+/// Files, settings that do not fit the model, a loss that is no number, or [`Error::Stopped`] when the listener asked.
+pub fn tune(
+    base: &BaseModel,
+    rows: &Rows,
+    validation: &Rows,
+    initial: Option<&PeftAdapter>,
+    settings: &Settings,
+    places: &Places,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
+    let mut run = Run::new(base, rows, validation, initial, settings, places)?;
+    run.resume(progress)?;
+    run.train(progress)?;
+    run.finish()
+}
+
+/// Trains a new model on plain text: full tuning without validation.
+///
+/// # Errors
+/// As for [`tune`].
+pub fn pretrain(
+    base: &BaseModel,
+    rows: &Rows,
+    settings: &Settings,
+    places: &Places,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
+    tune(base, rows, &Rows::default(), None, settings, places, progress)
+}
+
+/// Mean cross-entropy over the supervised tokens of `rows`, in nats, with their number; and language by language.
+///
+/// # Errors
+/// The model or adapter does not fit.
+pub fn loss(
+    base: &BaseModel,
+    adapter: Option<&PeftAdapter>,
+    rows: &Rows,
+    micro_batch_tokens: usize,
+) -> Result<Loss> {
+    let decoder = load(base, false)?;
+    let adapter = adapter.map(|adapter| upload(base, adapter)).transpose()?;
+    let longest = rows.rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
+    let plan = WorkspacePlan { tokens: micro_batch_tokens.max(longest), training: false, recompute: false };
+    let mut workspace = Workspace::new(&decoder, adapter.as_slice_of_refs().as_slice(), plan);
+    Ok(measure(&decoder, adapter.as_ref(), &rows.rows, micro_batch_tokens, &mut workspace))
+}
+
+/// A mean cross-entropy.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Loss {
+    /// In nats, over all supervised tokens.
+    pub loss: f64,
+    /// How many there are.
+    pub supervised_tokens: usize,
+    /// The same for each language's rows.
+    pub by_language: BTreeMap<String, f64>,
+}
+
+/// An option of an adapter as a slice of references.
+trait AsSliceOfRefs<T> {
+    fn as_slice_of_refs(&self) -> Vec<&T>;
+}
+
+impl<T> AsSliceOfRefs<T> for Option<T> {
+    fn as_slice_of_refs(&self) -> Vec<&T> {
+        self.iter().collect()
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    base: &'a BaseModel,
+    rows: &'a [TrainingRow],
+    validation: &'a [TrainingRow],
+    settings: &'a Settings,
+    places: &'a Places,
+    checkpoints: Checkpoints,
+    config: Option<AdapterConfig>,
+    decoder: Decoder<Cpu>,
+    trained: Trained,
+    workspace: Workspace<Cpu>,
+    order: RowOrder,
+    updates: u64,
+    state: State,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        base: &'a BaseModel,
+        rows: &'a Rows,
+        validation: &'a Rows,
+        initial: Option<&PeftAdapter>,
+        settings: &'a Settings,
+        places: &'a Places,
+    ) -> Result<Self> {
+        check(rows, settings)?;
+        let decoder = load(base, settings.method == Method::Full)?;
+        let (config, trained) = match settings.method {
+            Method::Full => (None, Trained::full(&decoder)),
+            Method::Lora => {
+                let peft = match initial {
+                    Some(peft) => peft.clone(),
+                    None => PeftAdapter::fresh(
+                        adapter_config(base, settings),
+                        base.family(),
+                        base.config(),
+                        settings.seed,
+                    )?,
+                };
+                let config = AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config.clone() };
+                (Some(config), Trained::adapter(upload(base, &peft)?))
+            }
+        };
+        let longest = rows.rows.iter().chain(&validation.rows).map(|row| row.tokens.len()).max().unwrap_or(0);
+        let plan = WorkspacePlan {
+            tokens: settings.micro_batch_tokens.max(longest),
+            training: true,
+            recompute: settings.recompute,
+        };
+        let adapters: Vec<&Adapter<Cpu>> = trained.as_adapter().into_iter().collect();
+        let workspace = Workspace::new(&decoder, &adapters, plan);
+        let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
+        Ok(Self {
+            base,
+            rows: &rows.rows,
+            validation: &validation.rows,
+            settings,
+            places,
+            checkpoints: Checkpoints::new(places.checkpoints.clone()),
+            config,
+            decoder,
+            trained,
+            workspace,
+            order: RowOrder {
+                rows: rows.rows.len(),
+                batch: settings.batch,
+                order: settings.order,
+                seed: settings.seed,
+            },
+            updates: settings.updates(rows.rows.len()),
+            state: State::new(fingerprint),
+        })
+    }
+
+    /// Goes on from a checkpoint, if there is one; the metrics after it are cut off, since they will be written again.
+    fn resume(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        let found = self.checkpoints.read_state(&self.state.fingerprint)?;
+        if let Some((state, mut tensors)) = found {
+            let restored = self.trained.restore(&mut self.decoder, |name, length| tensors.take(name, length));
+            restored.ok_or_else(|| Error::Checkpoint {
+                path: self.places.checkpoints.clone(),
+                reason: "a tensor is missing or has another size".into(),
+            })?;
+            self.state = state;
+            progress.note(&format!("going on from update {} of {}", self.state.update, self.updates));
+        }
+        if let Some(path) = &self.places.metrics {
+            cut_metrics(path, self.state.update)?;
+        }
+        Ok(())
+    }
+
+    /// All updates that are left.
+    fn train(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        let mut metrics = self.open_metrics()?;
+        while self.state.update < self.updates && !self.state.exhausted {
+            let line = self.update()?;
+            write_line(&mut metrics, self.places, &line)?;
+            progress.update(&line);
+            self.state.update += 1;
+            let last = self.state.update == self.updates;
+            if !self.validation.is_empty()
+                && (last || self.state.update.is_multiple_of(self.settings.validate_every))
+            {
+                let line = self.validate()?;
+                write_line(&mut metrics, self.places, &line)?;
+                progress.validation(&line);
+            }
+            let stop = progress.should_stop() && !last;
+            if stop || self.state.update.is_multiple_of(self.settings.checkpoint_every) {
+                self.checkpoints.write_state(&self.state, &self.trained.tensors(&self.decoder, true))?;
+            }
+            if stop {
+                return Err(Error::Stopped { update: self.state.update });
+            }
+        }
+        Ok(())
+    }
+
+    /// One update.
+    fn update(&mut self) -> Result<UpdateMetrics> {
+        let begin = Instant::now();
+        let update = self.state.update;
+        let numbers = self.order.update(update);
+        let supervised: usize = numbers.iter().map(|number| self.rows[*number].supervised()).sum();
+        let tokens: usize = numbers.iter().map(|number| self.rows[*number].tokens.len()).sum();
+        // Of the whole batch: so the loss does not depend on how the batch is cut.
+        let scale = 1.0 / supervised.max(1) as f32;
+        let mut sum = 0.0;
+        for batch in self.cut(self.rows, &numbers) {
+            let dropout = if self.settings.method == Method::Lora { self.settings.dropout } else { 0.0 };
+            let losses = self.trained.step(&self.decoder, &batch, scale, dropout, &mut self.workspace);
+            sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        }
+        let loss = sum / supervised.max(1) as f64;
+        let norm = self.trained.gradient_norm();
+        if !loss.is_finite() || !norm.is_finite() {
+            let ids: Vec<&str> = numbers.iter().map(|number| self.rows[*number].id.as_str()).collect();
+            return Err(Error::NotFinite {
+                update: update + 1,
+                loss,
+                gradient: norm,
+                records: ids.join(", "),
+            });
+        }
+        let rate = learning_rate(self.settings, update, self.updates);
+        // As torch.nn.utils.clip_grad_norm_ does it.
+        let clip = self.settings.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
+        let adamw = AdamW {
+            learning_rate: rate as f32,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: self.settings.weight_decay as f32,
+            step: update + 1,
+            gradient_scale: clip as f32,
+        };
+        self.trained.update(&mut self.decoder, &adamw);
+        let seconds = begin.elapsed().as_secs_f64();
+        Ok(UpdateMetrics {
+            update: update + 1,
+            updates: self.updates,
+            loss,
+            learning_rate: rate,
+            gradient_norm: norm,
+            tokens,
+            supervised_tokens: supervised,
+            tokens_per_second: tokens as f64 / seconds,
+            seconds,
+            peak_bytes: peak_bytes(),
+        })
+    }
+
+    /// The micro-batches of some rows.
+    fn cut(&self, rows: &[TrainingRow], numbers: &[usize]) -> Vec<Batch> {
+        let lengths: Vec<usize> = numbers.iter().map(|number| rows[*number].tokens.len()).collect();
+        let most = self.settings.micro_batch.unwrap_or(usize::MAX);
+        let cuts = micro_batches(&lengths, self.settings.micro_batch_tokens, most);
+        let seed = self.settings.seed;
+        cuts.into_iter().map(|cut| pack(rows, &numbers[cut], seed, self.state.update)).collect()
+    }
+
+    /// Measures the validation loss, and keeps the values if it is the lowest.
+    fn validate(&mut self) -> Result<ValidationMetrics> {
+        let adapter = self.trained.as_adapter();
+        let tokens = self.settings.micro_batch_tokens;
+        let loss = measure(&self.decoder, adapter, self.validation, tokens, &mut self.workspace);
+        let best = self.state.best().is_none_or(|best| loss.loss < best.validation_loss);
+        let line = ValidationMetrics {
+            update: self.state.update,
+            validation_loss: loss.loss,
+            validation_loss_by_language: loss.by_language,
+            best,
+        };
+        self.state.validations.push(line.clone());
+        self.state.worse = if best { 0 } else { self.state.worse + 1 };
+        self.state.exhausted = self.settings.patience.is_some_and(|patience| self.state.worse >= patience);
+        if best && self.settings.keep == Keep::Best {
+            self.checkpoints.write_best(&self.state, &self.trained.tensors(&self.decoder, false))?;
+        }
+        Ok(line)
+    }
+
+    /// Writes the system that is kept, and removes the checkpoints.
+    fn finish(mut self) -> Result<Outcome> {
+        let mut kept_update = self.state.update;
+        if self.settings.keep == Keep::Best
+            && let Some((best, mut tensors)) = self.checkpoints.read_best(&self.state.fingerprint)?
+        {
+            kept_update = best.update;
+            let restored = self.trained.restore(&mut self.decoder, |name, length| tensors.take(name, length));
+            restored.ok_or_else(|| Error::Checkpoint {
+                path: self.places.checkpoints.clone(),
+                reason: "a tensor of the best checkpoint is missing or has another size".into(),
+            })?;
+        }
+        let trained_parameters = match (&self.trained, self.config.take()) {
+            (Trained::Adapter { adapter, .. }, Some(config)) => {
+                let peft = PeftAdapter { config, modules: adapter.to_host(&Cpu) };
+                peft.write(&self.places.out, self.base.family(), self.base.config())?;
+                adapter.parameters()
+            }
+            _ => {
+                model::folder::write(&self.places.out, self.base, Precision::F32, |slot| {
+                    let data = HostData::F32(self.decoder.tensor(slot).into());
+                    Ok(HostTensor { shape: slot.shape(self.base.config()), data })
+                })?;
+                self.base.config().parameters()
+            }
+        };
+        let (tokens, supervised) = self.counts();
+        let outcome = Outcome {
+            updates: self.state.update,
+            kept_update,
+            tokens,
+            flops: flops(self.base, self.settings.method, tokens, supervised),
+            trained_parameters,
+            validations: self.state.validations.clone(),
+        };
+        self.checkpoints.remove()?;
+        Ok(outcome)
+    }
+
+    /// Tokens trained on and tokens supervised, each as often as it was met.
+    fn counts(&self) -> (u64, u64) {
+        let met = (0..self.state.update).flat_map(|update| self.order.update(update));
+        met.fold((0, 0), |(tokens, supervised), number| {
+            let row = &self.rows[number];
+            (tokens + row.tokens.len() as u64, supervised + row.supervised() as u64)
+        })
+    }
+
+    fn open_metrics(&self) -> Result<Option<File>> {
+        let open = |path: &PathBuf| {
+            File::options().create(true).append(true).open(path).map_err(Error::io(path.clone()))
+        };
+        self.places.metrics.as_ref().map(open).transpose()
+    }
+}
+
+/// Operations of the matrix products: forward and, for full tuning, two backward products; for LoRA one, since no
+/// frozen weight has a gradient. The head counts at supervised positions alone.
+pub fn flops(base: &BaseModel, method: Method, tokens: u64, supervised: u64) -> f64 {
+    let config = base.config();
+    let gate = usize::from(config.activation.gated());
+    let block = config.hidden * (config.query_key_value_rows() + config.attention_width())
+        + (2 + gate) * config.hidden * config.intermediate;
+    let products = match method {
+        Method::Lora => 2.0,
+        Method::Full => 3.0,
+    };
+    let head = (config.vocabulary * config.hidden) as f64;
+    2.0 * products * (tokens as f64 * (config.layers * block) as f64 + supervised as f64 * head)
+}
+
+/// Settings that no run can have.
+fn check(rows: &Rows, settings: &Settings) -> Result<()> {
+    let refuse = |message: String| Err(Error::Settings(message));
+    if rows.rows.is_empty() {
+        return refuse("there is no row to train on".into());
+    }
+    if settings.batch == 0 || settings.micro_batch_tokens == 0 || settings.micro_batch == Some(0) {
+        return refuse("a batch has at least one row, and a micro-batch at least one token".into());
+    }
+    if settings.validate_every == 0 || settings.checkpoint_every == 0 {
+        return refuse("validation and checkpoints are at least one update apart".into());
+    }
+    if !(0.0..1.0).contains(&settings.dropout) {
+        return refuse(format!("dropout is {}, expected at least 0 and below 1", settings.dropout));
+    }
+    if rows.rows.iter().all(|row| row.supervised() == 0) {
+        return refuse("no row has a supervised token: is the cutoff shorter than the prompts?".into());
+    }
+    Ok(())
+}
+
+/// The base model's weights in the engine.
+fn load(base: &BaseModel, trained: bool) -> Result<Decoder<Cpu>> {
+    Decoder::load(Cpu, base.config(), trained, |slot| base.tensor(slot)).map_err(|error| match error {
+        LoadError::Source(error) => Error::Model(error),
+        other => Error::Decoder { model: base.name(), reason: other.to_string() },
+    })
+}
+
+/// An adapter in the engine.
+fn upload(base: &BaseModel, peft: &PeftAdapter) -> Result<Adapter<Cpu>> {
+    Adapter::load(&Cpu, base.config(), &peft.modules)
+        .map_err(|reason| Error::Decoder { model: base.name(), reason })
+}
+
+/// The settings' adapter, with PEFT's names for the modules.
+fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterConfig {
+    let paper = AdapterConfig::paper(base.family());
+    let targets = if settings.modules.is_empty() {
+        paper.targets.clone()
+    } else {
+        Targets::Names(settings.modules.clone())
+    };
+    AdapterConfig {
+        rank: settings.rank,
+        alpha: settings.alpha,
+        dropout: f64::from(settings.dropout),
+        targets,
+        base_model: Some(base.name()),
+        ..paper
+    }
+}
+
+/// Mean loss over rows; the sums are in f64 and in the rows' order.
+fn measure(
+    decoder: &Decoder<Cpu>,
+    adapter: Option<&Adapter<Cpu>>,
+    rows: &[TrainingRow],
+    micro_batch_tokens: usize,
+    workspace: &mut Workspace<Cpu>,
+) -> Loss {
+    let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+    let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+    for cut in micro_batches(&lengths, micro_batch_tokens, usize::MAX) {
+        let numbers: Vec<usize> = cut.clone().collect();
+        let losses = decoder.loss(adapter, &pack(rows, &numbers, 0, 0), workspace);
+        let mut losses = losses.into_iter();
+        for row in &rows[cut] {
+            let (sum, count) = sums.entry(row.language.clone()).or_default();
+            *sum += losses.by_ref().take(row.supervised()).map(f64::from).sum::<f64>();
+            *count += row.supervised();
+        }
+    }
+    let (sum, count) = sums.values().fold((0.0, 0), |(sum, count), (s, c)| (sum + s, count + c));
+    Loss {
+        loss: sum / count.max(1) as f64,
+        supervised_tokens: count,
+        by_language: sums
+            .into_iter()
+            .map(|(language, (sum, count))| (language, sum / count.max(1) as f64))
+            .collect(),
+    }
+}
+
+/// A hash of all that determines a run's bytes.
+fn fingerprint(
+    base: &BaseModel,
+    rows: &Rows,
+    validation: &Rows,
+    initial: Option<&PeftAdapter>,
+    settings: &Settings,
+) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(base.content_hash()?.as_bytes());
+    // How often a checkpoint is written does not change the result.
+    let settings = Settings { checkpoint_every: 1, ..settings.clone() };
+    hasher.update(
+        serde_json::to_string(&settings).map_err(|error| Error::Settings(error.to_string()))?.as_bytes(),
+    );
+    for rows in [rows, validation] {
+        hasher.update(&(rows.rows.len() as u64).to_le_bytes());
+        for row in &rows.rows {
+            hasher.update(&(row.tokens.len() as u64).to_le_bytes());
+            hasher.update(&(row.supervised_from as u64).to_le_bytes());
+            hasher.update(bytemuck::cast_slice(&row.tokens));
+        }
+    }
+    for module in initial.iter().flat_map(|adapter| &adapter.modules) {
+        hasher.update(bytemuck::cast_slice(&module.a));
+        hasher.update(bytemuck::cast_slice(&module.b));
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// One line of the metrics' file.
+fn write_line(file: &mut Option<File>, places: &Places, line: &impl serde::Serialize) -> Result<()> {
+    if let (Some(file), Some(path)) = (file, &places.metrics) {
+        let mut text = serde_json::to_string(line).map_err(|error| Error::Settings(error.to_string()))?;
+        text.push('\n');
+        file.write_all(text.as_bytes()).map_err(Error::io(path))?;
+    }
+    Ok(())
+}
+
+/// Keeps the metrics' lines up to an update; they come again after it.
+fn cut_metrics(path: &Path, update: u64) -> Result<()> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(path)(error)),
+    };
+    let of_line = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        line.get("update")?.as_u64()
+    };
+    let kept: String = text
+        .lines()
+        .filter(|line| of_line(line).is_some_and(|of_line| of_line <= update))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    instructions::files::atomic_write(path, |file| Ok(file.write_all(kept.as_bytes())?))
+        .map_err(|error| Error::io(path)(std::io::Error::other(format!("{error:#}"))))
+}

@@ -1,0 +1,192 @@
+//! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags.
+
+use serde::{Deserialize, Serialize};
+
+/// How a base model is tuned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Low-rank adaptation (Hu et al. 2022): the base model is frozen.
+    Lora,
+    /// All weights.
+    Full,
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// Updates of the optimizer.
+    Updates(u64),
+    /// Passes over the rows.
+    Epochs(f64),
+}
+
+/// The way of the learning rate after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Straight down to zero.
+    Linear,
+    /// Half a cosine down to zero.
+    Cosine,
+    /// It stays.
+    Constant,
+}
+
+/// Which tokens the loss is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supervise {
+    /// Prompt and response.
+    All,
+    /// The response alone.
+    Response,
+}
+
+/// The order in which rows are met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Drawn anew each epoch from the seed.
+    Shuffle,
+    /// The file's own.
+    File,
+}
+
+/// Which checkpoint is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The one with the lowest validation loss.
+    Best,
+    /// The last one.
+    Last,
+}
+
+/// Everything that determines a run, apart from the model and the rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// LoRA or full.
+    pub method: Method,
+    /// Sequences an update.
+    pub batch: usize,
+    /// Most tokens in a micro-batch; the loss and its gradient do not depend on it but for rounding.
+    pub micro_batch_tokens: usize,
+    /// Most sequences in a micro-batch, where that is to be bound as well.
+    pub micro_batch: Option<usize>,
+    /// How long.
+    pub length: Length,
+    /// Tokens of the longest sequence; the rest of a longer one is cut off.
+    pub cutoff: usize,
+    /// The greatest learning rate.
+    pub learning_rate: f64,
+    /// Updates, or a share of them where it is below 1, over which the rate rises.
+    pub warmup: f64,
+    /// The way of the rate after that.
+    pub schedule: Schedule,
+    /// AdamW's decay, on matrices (not on norms and biases).
+    pub weight_decay: f64,
+    /// Share of an adapter's inputs that is dropped.
+    pub dropout: f32,
+    /// The gradient's greatest norm; none is no limit.
+    pub clip: Option<f64>,
+    /// Which tokens are supervised.
+    pub supervise: Supervise,
+    /// The order of the rows.
+    pub order: Order,
+    /// Updates between two measurements of the validation loss.
+    pub validate_every: u64,
+    /// Which checkpoint is kept.
+    pub keep: Keep,
+    /// Stop after this many measurements without a better one.
+    pub patience: Option<u32>,
+    /// An adapter's inner width.
+    pub rank: usize,
+    /// An adapter's product is scaled by this over the rank.
+    pub alpha: f64,
+    /// The modules that have an adapter, by PEFT's names or as `query`, `key`, `value`; empty: query, key and value.
+    pub modules: Vec<String>,
+    /// Compute a block's activations again in the backward pass, to save memory.
+    pub recompute: bool,
+    /// For the adapter's first values, the order of the rows, and dropout.
+    pub seed: u64,
+    /// Updates between two checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// Named settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// As the paper's authors ran each method.
+    Paper,
+    /// Both methods under the same settings wherever they can be: what is supervised, which checkpoint is kept,
+    /// epochs, batch, warm-up.
+    Fair,
+}
+
+impl Settings {
+    /// A preset's settings for a method. Sources: the paper's Section 2 and Table 1, and the authors' two scripts
+    /// (alpaca-lora's for LoRA, Stanford Alpaca's for full tuning).
+    pub fn preset(preset: Preset, method: Method) -> Self {
+        let lora = Self {
+            method,
+            batch: 128,
+            micro_batch_tokens: 1024,
+            micro_batch: None,
+            length: Length::Epochs(5.0),
+            cutoff: 512,
+            learning_rate: 3e-4,
+            warmup: 100.0,
+            schedule: Schedule::Linear,
+            weight_decay: 0.0,
+            dropout: 0.05,
+            clip: Some(1.0),
+            supervise: Supervise::All,
+            order: Order::Shuffle,
+            validate_every: 200,
+            keep: Keep::Best,
+            patience: None,
+            rank: 8,
+            alpha: 16.0,
+            modules: Vec::new(),
+            recompute: false,
+            seed: 0,
+            checkpoint_every: 50,
+        };
+        match (preset, method) {
+            (Preset::Paper, Method::Lora) => lora,
+            (Preset::Paper, Method::Full) => Self {
+                batch: 256,
+                length: Length::Epochs(3.0),
+                learning_rate: 2e-5,
+                warmup: 0.03,
+                schedule: Schedule::Cosine,
+                dropout: 0.0,
+                supervise: Supervise::Response,
+                keep: Keep::Last,
+                ..lora
+            },
+            (Preset::Fair, Method::Lora) => {
+                Self { length: Length::Epochs(3.0), warmup: 0.03, supervise: Supervise::Response, ..lora }
+            }
+            (Preset::Fair, Method::Full) => Self {
+                length: Length::Epochs(3.0),
+                learning_rate: 2e-5,
+                warmup: 0.03,
+                dropout: 0.0,
+                supervise: Supervise::Response,
+                ..lora
+            },
+        }
+    }
+
+    /// Updates of a run over `rows` rows. An epoch's last batch takes what is left of its rows.
+    pub fn updates(&self, rows: usize) -> u64 {
+        match self.length {
+            Length::Updates(updates) => updates,
+            Length::Epochs(epochs) => (rows.div_ceil(self.batch) as f64 * epochs).round() as u64,
+        }
+    }
+}

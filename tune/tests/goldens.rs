@@ -1,0 +1,316 @@
+//! Three updates against PEFT and transformers: losses, and every tuned tensor. Then resume, threads and cuts.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use instructions::language::Language;
+use instructions::record::{Record, read_records};
+use instructions::template::Template;
+use model::BaseModel;
+use model::adapter::Adapter;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tune::run::Places;
+use tune::{
+    Error, Keep, Length, Method, Order, Preset, Progress, Rows, Schedule, Settings, Supervise, UpdateMetrics,
+    ValidationMetrics, tune,
+};
+
+const MODELS: [&str; 15] = [
+    "llama-grouped",
+    "llama-tied",
+    "llama-bf16",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt-neox-parallel",
+    "gpt-neox-sequential",
+    "gpt-neox-wide",
+    "bloom",
+    "bloom-one-head",
+    "bloom-four-heads",
+    "baichuan-7b-like",
+    "baichuan-13b-like",
+    "baichuan-one-head",
+];
+
+fn golden(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens").join(model)
+}
+
+/// The shared real material, if it is there.
+fn real(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("POLYPACA_REAL").map(PathBuf::from);
+    let root = root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/real"));
+    let path = root.join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats =
+        |data: &[u8]| data.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+    file.tensors().into_iter().map(|(name, tensor)| (name, floats(tensor.data()))).collect()
+}
+
+fn updates(model: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(golden(model).join("updates.json")).unwrap()).unwrap()
+}
+
+/// ‖a − b‖ / ‖b‖, the given ranges left out.
+fn relative(found: &[f32], expected: &[f32], left_out: &Value) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let mut keep = vec![true; found.len()];
+    for range in left_out.as_array().into_iter().flatten() {
+        let (start, end) = (range[0].as_u64().unwrap() as usize, range[1].as_u64().unwrap() as usize);
+        keep[start..end].fill(false);
+    }
+    let (mut difference, mut size) = (0.0, 0.0);
+    for ((a, b), _) in found.iter().zip(expected).zip(keep).filter(|(_, keep)| *keep) {
+        difference += f64::from(a - b).powi(2);
+        size += f64::from(*b).powi(2);
+    }
+    (difference / f64::max(size, 1e-30)).sqrt()
+}
+
+fn own_rows() -> Vec<Record> {
+    let text = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/rows.json")).unwrap();
+    let rows: Vec<Value> = serde_json::from_slice(&text).unwrap();
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let record = |(number, row): (usize, &Value)| Record {
+        id: number.to_string(),
+        language: if number % 3 == 0 { "en" } else { "fi" }.parse::<Language>().unwrap(),
+        instruction: text(row, "instruction"),
+        input: text(row, "input"),
+        output: text(row, "output"),
+    };
+    rows.iter().enumerate().map(record).collect()
+}
+
+/// PEFT's three updates: all rows in file order, a constant rate, no clipping, no dropout.
+fn three_updates(method: Method, supervise: Supervise, cutoff: usize) -> Settings {
+    Settings {
+        batch: 64,
+        length: Length::Updates(3),
+        cutoff,
+        learning_rate: if method == Method::Lora { 3e-4 } else { 1e-3 },
+        warmup: 0.0,
+        schedule: Schedule::Constant,
+        dropout: 0.0,
+        clip: None,
+        supervise,
+        order: Order::File,
+        keep: Keep::Last,
+        micro_batch_tokens: 256,
+        ..Settings::preset(Preset::Paper, method)
+    }
+}
+
+#[derive(Default)]
+struct Heard {
+    losses: Vec<f64>,
+    stop_after: Option<u64>,
+}
+
+impl Progress for Heard {
+    fn update(&mut self, metrics: &UpdateMetrics) {
+        self.losses.push(metrics.loss);
+    }
+    fn validation(&mut self, _: &ValidationMetrics) {}
+    fn note(&mut self, _: &str) {}
+    fn should_stop(&self) -> bool {
+        self.stop_after.is_some_and(|after| self.losses.len() as u64 >= after)
+    }
+}
+
+fn encode(records: &[Record], base: &BaseModel, settings: &Settings) -> Rows {
+    Rows::encode(records, &Template::alpaca(), base.tokenizer(), settings).unwrap()
+}
+
+fn run(name: &str, records: &[Record], settings: &Settings, out: &Path) -> Vec<f64> {
+    let base = BaseModel::open(golden(name).join("model")).unwrap();
+    let initial = (settings.method == Method::Lora)
+        .then(|| Adapter::read(&golden(name).join("adapter"), base.family(), base.config()).unwrap());
+    let rows = encode(records, &base, settings);
+    let mut heard = Heard::default();
+    tune(&base, &rows, &Rows::default(), initial.as_ref(), settings, &Places::under(out), &mut heard)
+        .unwrap();
+    heard.losses
+}
+
+/// The bound for losses: f32 sums in another order.
+fn assert_losses(name: &str, found: &[f64], expected: &Value) {
+    for (found, expected) in found.iter().zip(expected["losses"].as_array().unwrap()) {
+        let expected = expected.as_f64().unwrap();
+        assert!(((found - expected) / expected).abs() < 1e-5, "{name}: {found} against {expected}");
+    }
+    assert_eq!(found.len(), expected["losses"].as_array().unwrap().len());
+}
+
+/// The bound for tuned tensors.
+const TUNED: f64 = 1e-3;
+
+#[test]
+fn three_lora_updates_equal_pefts() {
+    for name in MODELS {
+        let updates = updates(name);
+        for (supervise, kind) in [(Supervise::All, "all"), (Supervise::Response, "response")] {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = three_updates(Method::Lora, supervise, 64);
+            let losses = run(name, &own_rows(), &settings, folder.path());
+            assert_losses(name, &losses, &updates["runs"][format!("lora/{kind}")]);
+            if supervise == Supervise::All {
+                let found = tensors(&folder.path().join("adapter_model.safetensors"));
+                for (tensor, expected) in tensors(&golden(name).join("tuned_lora/adapter_model.safetensors"))
+                {
+                    let left_out = &updates["vanishing_gradients"]["lora"][&tensor];
+                    let error = relative(&found[&tensor], &expected, left_out);
+                    assert!(error < TUNED, "{name}: {tensor}: {error:.2e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn three_full_updates_equal_transformers() {
+    for name in MODELS.into_iter().filter(|name| !name.starts_with("baichuan")) {
+        let updates = updates(name);
+        for (supervise, kind) in [(Supervise::All, "all"), (Supervise::Response, "response")] {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = Settings { recompute: true, ..three_updates(Method::Full, supervise, 64) };
+            let losses = run(name, &own_rows(), &settings, folder.path());
+            assert_losses(name, &losses, &updates["runs"][format!("full/{kind}")]);
+            if supervise == Supervise::All {
+                let found = tensors(&folder.path().join("model.safetensors"));
+                for (tensor, expected) in tensors(&golden(name).join("tuned_full.safetensors")) {
+                    let left_out = &updates["vanishing_gradients"]["full"][&tensor];
+                    let ours = if name.starts_with("gpt-neox") {
+                        tensor.replace("lm_head", "embed_out")
+                    } else {
+                        tensor.clone()
+                    };
+                    let error = relative(&found[&ours], &expected, left_out);
+                    assert!(error < TUNED, "{name}: {tensor}: {error:.2e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn three_updates_on_real_rows_equal_pefts() {
+    let Some(path) = real("instructions/alpaca_en_demo.json") else { return };
+    let records = read_records(&path, &"en".parse().unwrap()).unwrap().items;
+    for name in ["llama-grouped", "gpt-neox-parallel"] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = three_updates(Method::Lora, Supervise::All, 512);
+        let losses = run(name, &records[..64], &settings, folder.path());
+        assert_losses(name, &losses, &updates(name)["runs"]["lora/all/alpaca_en_demo"]);
+        let found = tensors(&folder.path().join("adapter_model.safetensors"));
+        for (tensor, expected) in
+            tensors(&golden(name).join("tuned_lora_alpaca_en_demo/adapter_model.safetensors"))
+        {
+            let error = relative(&found[&tensor], &expected, &Value::Null);
+            assert!(error < TUNED, "{name}: {tensor}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn any_cut_into_micro_batches_gives_the_same_loss() {
+    let base = BaseModel::open(golden("llama-grouped").join("model")).unwrap();
+    let mut reference = None;
+    for tokens in [1, 70, 300, 100_000] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            micro_batch_tokens: tokens,
+            dropout: 0.05,
+            ..three_updates(Method::Lora, Supervise::All, 64)
+        };
+        let rows = encode(&own_rows(), &base, &settings);
+        let mut heard = Heard::default();
+        tune(&base, &rows, &Rows::default(), None, &settings, &Places::under(folder.path()), &mut heard)
+            .unwrap();
+        let reference = reference.get_or_insert_with(|| heard.losses.clone());
+        for (found, expected) in heard.losses.iter().zip(reference.iter()) {
+            // Dropout and all: only the order of a few f32 sums differs.
+            assert!(((found - expected) / expected).abs() < 1e-6, "{tokens}: {found} against {expected}");
+        }
+    }
+}
+
+/// A run in which everything is on: dropout, shuffling over an epoch's end, validation, the best checkpoint.
+fn everything(method: Method) -> Settings {
+    Settings {
+        batch: 7,
+        length: Length::Updates(14),
+        cutoff: 48,
+        learning_rate: 2e-3,
+        warmup: 3.0,
+        validate_every: 4,
+        checkpoint_every: 3,
+        micro_batch_tokens: 100,
+        dropout: if method == Method::Lora { 0.1 } else { 0.0 },
+        ..Settings::preset(Preset::Paper, method)
+    }
+}
+
+fn bytes(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    files
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn threads_and_interruptions_do_not_change_a_byte() {
+    for (method, name) in [(Method::Lora, "gpt-neox-parallel"), (Method::Full, "llama-grouped")] {
+        let base = BaseModel::open(golden(name).join("model")).unwrap();
+        let settings = everything(method);
+        let rows = encode(&own_rows()[..50], &base, &settings);
+        let validation = encode(&own_rows()[50..], &base, &settings);
+        let whole = |threads: usize| {
+            let folder = tempfile::tempdir().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let places = Places::under(folder.path());
+            pool.install(|| tune(&base, &rows, &validation, None, &settings, &places, &mut Heard::default()))
+                .unwrap();
+            bytes(folder.path())
+        };
+        let expected = whole(2);
+        assert!(expected == whole(1), "{name}: one thread and two");
+        assert!(expected == whole(2), "{name}: twice the same");
+
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::under(folder.path());
+        for stop_after in [1, 4, 2, 100] {
+            let mut heard = Heard { stop_after: Some(stop_after), ..Heard::default() };
+            match tune(&base, &rows, &validation, None, &settings, &places, &mut heard) {
+                Err(Error::Stopped { .. }) if stop_after < 100 => {}
+                other => drop(other.unwrap()),
+            }
+        }
+        assert!(expected == bytes(folder.path()), "{name}: interrupted three times");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_names_the_records() {
+    let base = BaseModel::open(golden("llama-grouped").join("model")).unwrap();
+    let settings = Settings { learning_rate: 1e30, warmup: 0.0, clip: None, ..everything(Method::Full) };
+    let rows = encode(&own_rows(), &base, &settings);
+    let folder = tempfile::tempdir().unwrap();
+    let places = Places::under(folder.path());
+    let error =
+        tune(&base, &rows, &Rows::default(), None, &settings, &places, &mut Heard::default()).unwrap_err();
+    assert!(matches!(&error, Error::NotFinite { records, .. } if records.contains(',')), "{error}");
+}
