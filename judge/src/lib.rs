@@ -3,13 +3,17 @@
 pub mod agree;
 pub mod cache;
 pub mod chrf;
+pub mod confusion;
 pub mod fasttext;
+pub mod gate;
+pub mod identify;
 pub mod judging;
 pub mod openai;
 mod pace;
 pub mod parse;
 pub mod price;
 pub mod prompt_template;
+pub mod rate;
 pub mod rating;
 pub mod reference;
 pub mod statistics;

@@ -1,6 +1,8 @@
 //! Agreement against the paper's Table 3, and against scipy and scikit-learn on PandaLM's test set
 //! (goldens: `oracle/agreement.py`).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::{Path, PathBuf};
 
 use judge::agree::{Agreement, Bootstrap, Row, agree, read_table};
