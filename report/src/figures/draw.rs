@@ -148,6 +148,12 @@ fn svg(size: (u32, u32), paper: Option<RGBColor>, draw: impl FnOnce(&Area<'_>) -
     Ok(text.replacen(&as_drawn, &format!("width=\"{}\" height=\"{}\"", size.0, size.1), 1))
 }
 
+/// A place of the whole picture as a place of an area: Plotters maps to the one, and draws in the other.
+fn within(area: &Area<'_>, (x, y): (i32, i32)) -> (i32, i32) {
+    let (xs, ys) = area.get_pixel_range();
+    (x - xs.start, y - ys.start)
+}
+
 fn units(pixels: u32) -> i32 {
     pixels as i32 * FINENESS
 }
@@ -187,7 +193,7 @@ fn draw_panel(area: &Area<'_>, panel: &Panel) -> Drawn {
 /// The room left of the axis that its labels take.
 fn label_room(axis: &Axis) -> i32 {
     let letters = axis.ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
-    fine(9.0 + 6.2 * letters as f64)
+    fine(12.0 + 6.2 * letters as f64)
 }
 
 /// The axis's title, above its labels and beside the panel's title: turned text is hard to read.
@@ -222,7 +228,7 @@ fn draw_lines(area: &Area<'_>, panel: &Panel, lines: &Lines) -> Drawn {
         .bold_line_style(GRID.stroke_width(fine(1.0) as u32))
         .light_line_style(TRANSPARENT)
         .axis_style(SOFT_INK.stroke_width(fine(0.75) as u32))
-        .set_tick_mark_size(LabelAreaPosition::Left, fine(0.0))
+        .set_tick_mark_size(LabelAreaPosition::Left, fine(3.0))
         .set_tick_mark_size(LabelAreaPosition::Bottom, fine(3.0))
         .draw()?;
 
@@ -258,11 +264,11 @@ fn draw_lines(area: &Area<'_>, panel: &Panel, lines: &Lines) -> Drawn {
                         let style = colour.mix(0.6).stroke_width(fine(1.0) as u32);
                         plot.draw(&PathElement::new(vec![(x, low), (x, high)], style))?;
                     }
-                    let at = plot.map_coordinate(&(x, y));
+                    let at = within(area, plot.map_coordinate(&(x, y)));
                     draw_marker(area, series.style.marker, at, 3.4, colour, point.partial)?;
                 }
                 None => {
-                    let at = plot.map_coordinate(&(x, lines.y.low));
+                    let at = within(area, plot.map_coordinate(&(x, lines.y.low)));
                     draw_cross(area, (at.0, at.1 - fine(5.0)), colour)?;
                 }
             }
@@ -299,10 +305,12 @@ fn draw_bars(area: &Area<'_>, panel: &Panel, bars: &Bars) -> Drawn {
         .bold_line_style(GRID.stroke_width(fine(1.0) as u32))
         .light_line_style(TRANSPARENT)
         .axis_style(SOFT_INK.stroke_width(fine(0.75) as u32))
-        .set_tick_mark_size(LabelAreaPosition::Left, 0)
+        .set_tick_mark_size(LabelAreaPosition::Left, fine(3.0))
         .draw()?;
     let plot = chart.plotting_area();
     let (xs, ys) = plot.get_pixel_range();
+    let ((left, top), (right, bottom)) = (within(area, (xs.start, ys.start)), within(area, (xs.end, ys.end)));
+    let (xs, ys) = (left..right, top..bottom);
     let height_of = |value: f64| {
         let share = (value - bars.y.low) / (bars.y.high - bars.y.low);
         ys.end - (share * f64::from(ys.end - ys.start)).round() as i32

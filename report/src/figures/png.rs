@@ -19,6 +19,17 @@ impl Painter {
     pub fn new() -> Self {
         let mut fonts = fontdb::Database::new();
         fonts.load_system_fonts();
+        // Where a font lacks a letter the next one that has it is taken: labels stay without serifs if these are gone.
+        let serif: Vec<_> = fonts
+            .faces()
+            .filter(|face| face.families.iter().any(|(family, _)| family.contains("Serif")))
+            .map(|face| face.id)
+            .collect();
+        if serif.len() < fonts.len() {
+            for face in serif {
+                fonts.remove_face(face);
+            }
+        }
         // The generic family must be one that is there, or text that names no other would vanish.
         let known = ["Liberation Sans", "Arial", "Helvetica", "Noto Sans", "DejaVu Sans"];
         let there = known
