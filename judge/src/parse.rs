@@ -114,7 +114,7 @@ pub fn parse_reply(reply: &str, shown: &[&str]) -> Result<f64, NoRating> {
         return Err(NoRating::Empty);
     }
     let words = words(reply);
-    let shown: Vec<Vec<Word<'_>>> =
+    let shown: Vec<Vec<Word>> =
         shown.iter().map(|text| self::words(text)).filter(|text| text.iter().any(Word::is_marker)).collect();
     let mut quoted = false;
     for (index, word) in words.iter().enumerate().rev() {
@@ -140,8 +140,7 @@ pub fn after_thinking(reply: &str) -> &str {
 }
 
 /// A word or a marker, and where it stands.
-struct Word<'a> {
-    text: &'a str,
+struct Word {
     lower: String,
     start: usize,
     end: usize,
@@ -149,12 +148,12 @@ struct Word<'a> {
     number: Option<f64>,
 }
 
-impl Word<'_> {
+impl Word {
     fn is_marker(&self) -> bool {
         self.number.is_some()
     }
 
-    fn same(&self, other: &Word<'_>) -> bool {
+    fn same(&self, other: &Word) -> bool {
         match (self.number, other.number) {
             (Some(a), Some(b)) => a == b,
             (None, None) => self.lower == other.lower,
@@ -168,14 +167,13 @@ impl Word<'_> {
 }
 
 /// Splits a text into words and markers; white space and punctuation are left out.
-fn words(text: &str) -> Vec<Word<'_>> {
+fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut at = 0;
     for found in MARKER.captures_iter(text) {
         let (Some(whole), Some(number)) = (found.get(0), found.get(1)) else { continue };
         plain_words(text, at, whole.start(), &mut words);
         words.push(Word {
-            text: whole.as_str(),
             lower: String::new(),
             start: whole.start(),
             end: whole.end(),
@@ -187,11 +185,11 @@ fn words(text: &str) -> Vec<Word<'_>> {
     words
 }
 
-fn plain_words<'a>(text: &'a str, from: usize, to: usize, words: &mut Vec<Word<'a>>) {
+fn plain_words(text: &str, from: usize, to: usize, words: &mut Vec<Word>) {
     let mut start = None;
     let mut push = |start: usize, end: usize| {
         let piece = &text[start..end];
-        words.push(Word { text: piece, lower: piece.to_lowercase(), start, end, number: None });
+        words.push(Word { lower: piece.to_lowercase(), start, end, number: None });
     };
     for (offset, letter) in text[from..to].char_indices() {
         let here = from + offset;
@@ -213,7 +211,7 @@ fn plain_words<'a>(text: &'a str, from: usize, to: usize, words: &mut Vec<Word<'
 }
 
 /// Whether the marker `words[index]` of the reply is copied from one of the texts shown.
-fn is_copied(reply: &str, words: &[Word<'_>], index: usize, shown: &[Vec<Word<'_>>]) -> bool {
+fn is_copied(reply: &str, words: &[Word], index: usize, shown: &[Vec<Word>]) -> bool {
     let marker = &words[index];
     let mut occurs = false;
     for text in shown {
@@ -227,9 +225,8 @@ fn is_copied(reply: &str, words: &[Word<'_>], index: usize, shown: &[Vec<Word<'_
                 .zip(&text[at + 1..])
                 .take_while(|(word, other)| word.same(other))
                 .count();
-            let telling = |range: &[Word<'_>]| {
-                range.iter().filter(|word| !word.announces() && !word.is_marker()).count()
-            };
+            let telling =
+                |range: &[Word]| range.iter().filter(|word| !word.announces() && !word.is_marker()).count();
             let (before, after) =
                 (telling(&words[index - left..index]), telling(&words[index + 1..index + 1 + right]));
             let reaches_edge = (before > 0 && left == at) || (after > 0 && at + 1 + right == text.len());
@@ -242,7 +239,7 @@ fn is_copied(reply: &str, words: &[Word<'_>], index: usize, shown: &[Vec<Word<'_
 }
 
 /// Whether the marker stands in a quotation that holds nothing but what is the same in both texts.
-fn is_quoted(reply: &str, words: &[Word<'_>], index: usize, left: usize, right: usize) -> bool {
+fn is_quoted(reply: &str, words: &[Word], index: usize, left: usize, right: usize) -> bool {
     let marker = &words[index];
     let line_start = reply[..marker.start].rfind('\n').map_or(0, |at| at + 1);
     let line_end = reply[marker.end..].find('\n').map_or(reply.len(), |at| marker.end + at);
@@ -270,7 +267,7 @@ fn is_quoted(reply: &str, words: &[Word<'_>], index: usize, left: usize, right: 
 }
 
 /// Whether the marker begins its line, or ends words that begin a sentence and announce a rating.
-fn is_announced(reply: &str, words: &[Word<'_>], index: usize) -> bool {
+fn is_announced(reply: &str, words: &[Word], index: usize) -> bool {
     let mut first = index;
     while first > 0
         && words[first - 1].announces()
@@ -283,7 +280,6 @@ fn is_announced(reply: &str, words: &[Word<'_>], index: usize) -> bool {
         reply[..words[first].start].trim_end_matches([' ', '\t', '*', '_', '#', '(', '"', '“', '`', '「']);
     let begins_line = before.is_empty() || before.ends_with('\n');
     let begins_sentence = begins_line || before.ends_with(['.', '!', '?', '。', '！', '？', ';', '；']);
-    debug_assert!(!words[index].text.is_empty());
     if first == index { begins_line } else { named && begins_sentence }
 }
 

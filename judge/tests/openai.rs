@@ -30,7 +30,7 @@ const FAULTS: [Reaction; 10] = [
 
 fn response(number: usize, text: &str) -> Response {
     let line = json!({
-        "id": number.to_string(), "language": if number % 2 == 0 { "fi" } else { "zh" },
+        "id": number.to_string(), "language": if number.is_multiple_of(2) { "fi" } else { "zh" },
         "prompt": format!("Kysymys {number}: 你好？"), "response": text, "system": "s"
     });
     serde_json::from_value(line).unwrap()

@@ -91,7 +91,7 @@ async fn page_of_rater(
 }
 
 async fn standing(State(store): State<Arc<Store>>, Path(token): Path<String>) -> Result<Response, Refusal> {
-    Ok(private(Json(for_rater(store, token, |store, rater| store.standing(rater)).await?)))
+    Ok(private(Json(for_rater(store, token, Store::standing).await?)))
 }
 
 async fn page(
@@ -120,6 +120,6 @@ async fn mark(
 }
 
 async fn undo(State(store): State<Arc<Store>>, Path(token): Path<String>) -> Result<Response, Refusal> {
-    let page = for_rater(store, token, |store, rater| store.undo(rater)).await?;
+    let page = for_rater(store, token, Store::undo).await?;
     Ok(private(Json(serde_json::json!({ "page": page }))))
 }

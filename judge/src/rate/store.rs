@@ -423,7 +423,7 @@ impl Store {
                 let judged = judge.get(&(system, language, id)).map(f64::to_string).unwrap_or_default();
                 table.write_record([system, language, id, name, &judged, &mark.to_string()])?;
             }
-            table.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+            table.into_inner().map_err(csv::IntoInnerError::into_error)?.sync_all()?;
             std::fs::rename(&temporary, out)
         };
         write().map_err(|source| StoreError::Export { path: out.to_path_buf(), source })?;
