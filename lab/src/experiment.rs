@@ -254,6 +254,8 @@ pub struct Tune {
     pub batch: Option<usize>,
     /// Sequences that go through the model at once; the result does not depend on it.
     pub micro_batch: Option<usize>,
+    /// Tokens that go through the model at once.
+    pub micro_batch_tokens: Option<usize>,
     /// Updates of the optimizer. Either these or `epochs`.
     pub updates: Option<u64>,
     /// Passes over the mix. Either these or `updates`.
@@ -282,20 +284,20 @@ pub struct Tune {
     pub validate_every: Option<u64>,
     /// Which checkpoint is kept.
     pub keep: Option<Keep>,
+    /// Stop after so many measurements of the validation loss without a better one.
+    pub patience: Option<u32>,
+    /// Updates between two checkpoints, from which a killed tuning goes on.
+    pub checkpoint_every: Option<u64>,
     /// The rank of an adapter's matrices.
     pub rank: Option<usize>,
     /// An adapter's product is scaled by this over the rank.
     pub alpha: Option<f64>,
     /// The modules that have an adapter: `query`, `key`, `value`, ...
     pub modules: Option<Vec<String>>,
-    /// In which type frozen weights are kept: `f32`, `bf16`, `f16`, `8bit`, `4bit`.
-    pub weights: Option<String>,
     /// Whether activations are computed again on the way back, to save memory.
     pub recompute: Option<bool>,
-    /// `alpaca`, `chat` (the model's own) or a file.
+    /// `alpaca`, `stanford-alpaca` or a file.
     pub template: Option<String>,
-    /// `cpu` or `cuda`.
-    pub device: Option<String>,
     /// Settings for `lora` alone.
     pub lora: Option<Box<Tune>>,
     /// Settings for `full` alone.
@@ -356,7 +358,7 @@ pub struct Answer {
     pub seed: Option<u64>,
     /// Tokens in flight at once; the responses do not depend on it.
     pub batch_tokens: Option<usize>,
-    /// `alpaca`, `chat` (the model's own) or a file; that of `[tune]` unless given.
+    /// `alpaca`, `stanford-alpaca` or a file; that of `[tune]` unless given.
     pub template: Option<String>,
 }
 
@@ -526,6 +528,7 @@ impl Tune {
         Self {
             batch: own.batch.or(common.batch),
             micro_batch: own.micro_batch.or(common.micro_batch),
+            micro_batch_tokens: own.micro_batch_tokens.or(common.micro_batch_tokens),
             updates,
             epochs,
             cutoff: own.cutoff.or(common.cutoff),
@@ -540,13 +543,13 @@ impl Tune {
             validation_rows: own.validation_rows.or(common.validation_rows),
             validate_every: own.validate_every.or(common.validate_every),
             keep: own.keep.or(common.keep),
+            patience: own.patience.or(common.patience),
+            checkpoint_every: own.checkpoint_every.or(common.checkpoint_every),
             rank: own.rank.or(common.rank),
             alpha: own.alpha.or(common.alpha),
             modules: own.modules.or(common.modules),
-            weights: own.weights.or(common.weights),
             recompute: own.recompute.or(common.recompute),
             template: own.template.or(common.template),
-            device: own.device.or(common.device),
             lora: None,
             full: None,
         }
@@ -573,12 +576,15 @@ impl Default for Judge {
     }
 }
 
-/// `alpaca` and `chat` are names; anything else is a path.
+/// What is no template's name is a path.
 fn resolve_template(template: &mut String, folder: &Path) {
-    if template != "alpaca" && template != "chat" {
+    if !TEMPLATES.contains(&template.as_str()) {
         *template = folder.join(&*template).to_string_lossy().into_owned();
     }
 }
+
+/// The templates that have a name.
+const TEMPLATES: [&str; 2] = ["alpaca", "stanford-alpaca"];
 
 fn paper_recipes() -> Vec<String> {
     Recipe::PAPER.iter().map(ToString::to_string).collect()

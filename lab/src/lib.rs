@@ -1,6 +1,7 @@
 //! The experiment file, its plan, the store of finished cells, and the runners.
 //!
-//! Read in this order: [`experiment`], [`inputs`], [`store`], [`plan`], [`progress`], [`run`], [`work`], [`records`],
+//! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
+//! [`records`],
 //! [`local`].
 
 pub mod experiment;
@@ -9,6 +10,8 @@ pub mod local;
 pub mod plan;
 pub mod progress;
 pub mod records;
+pub mod rooms;
 pub mod run;
+pub mod settings;
 pub mod store;
 pub mod work;

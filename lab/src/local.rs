@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use instructions::language::Language;
+use judge::identify::Identifier;
 use judge::judging::Judge;
 use judge::openai::{OpenAiJudge, OpenAiSettings};
 use judge::prompt_template::PromptTemplate;
 use judge::reference::{ReferenceJudge, References, Thresholds};
 
-use crate::experiment::{self, Experiment, JudgeKind};
+use crate::experiment::{Experiment, JudgeKind};
 use crate::inputs::Inputs;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::records::{self, ModelFacts};
 use crate::run::{self, INCOMPLETE_FILE};
 use crate::store::Store;
-use crate::work::{AnswerRoom, Identifier, MODEL_FOLDER, Rooms, Tuner};
+use crate::work::{AnswerRoom, MODEL_FOLDER, Rooms, Tuner};
 
 /// Where an experiment's results go.
 #[derive(Debug, Clone)]
@@ -82,8 +84,6 @@ pub struct Machinery<'a> {
     pub answerer: &'a dyn AnswerRoom,
     /// Opens a base model and tells its family and size; fails where it is damaged.
     pub open_model: &'a dyn Fn(&Path) -> Result<ModelFacts>,
-    /// Opens the gate's identifier: a fastText model, or the embedded one.
-    pub open_identifier: &'a dyn Fn(&experiment::Gate) -> Result<Box<dyn Identifier>>,
 }
 
 /// Reads, checks and plans an experiment.
@@ -123,8 +123,7 @@ pub fn ready<'a>(prepared: &'a Prepared, places: &Places, machinery: &'a Machine
         prepared,
         machinery,
         judge: open_judge(&prepared.experiment, places)?,
-        identifier: (machinery.open_identifier)(&prepared.experiment.gate)
-            .context("the gate's identifier")?,
+        identifier: open_identifier(&prepared.experiment)?,
         models,
     })
 }
@@ -161,7 +160,7 @@ impl Ready<'_> {
             plan,
             outcome: &outcome,
             models: &self.models,
-            identifier: &self.identifier.name(),
+            identifier: &identifier_name(experiment),
             judge: &self.judge.name(),
         };
         records::write(&sources, &report)?;
@@ -222,4 +221,22 @@ fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge>
             Ok(Box::new(OpenAiJudge::new(settings)?))
         }
     }
+}
+
+fn open_identifier(experiment: &Experiment) -> Result<Box<dyn Identifier>> {
+    let identifier = judge::identify::identifier(experiment.gate.lid.as_deref(), None)?;
+    for code in experiment.all_languages() {
+        let language: Language = code.parse()?;
+        anyhow::ensure!(
+            identifier.knows(&language),
+            "[gate]: {} has no label for `{code}`: every response in it would score 0",
+            identifier_name(experiment)
+        );
+    }
+    Ok(identifier)
+}
+
+fn identifier_name(experiment: &Experiment) -> String {
+    let file = experiment.gate.lid.as_deref().and_then(Path::file_name);
+    file.map_or("lingua".to_owned(), |name| name.to_string_lossy().into_owned())
 }

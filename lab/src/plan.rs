@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::experiment::{self, Experiment, ExtraSystem, JudgeKind, Method};
 use crate::inputs::{Inputs, content_hash, value_hash};
+use crate::settings as resolve;
 use crate::store::{Determinants, Key, Store};
 
 /// Each counts up when what computes cells of that kind computes something else.
@@ -320,8 +321,17 @@ impl Plan {
         determinants.add("mix", self.cells[mix.cell].key);
         determinants.add("method", method.name());
         determinants.add("seed", seed);
-        settings(&mut determinants, "tune", &experiment.tune.for_method(method))?;
-        determinants.add("preset", preset(experiment));
+        let given = experiment.tune.for_method(method);
+        let mut resolved =
+            serde_json::to_value(resolve::tuning(experiment.experiment.preset, method, &given, seed))?;
+        if let Some(resolved) = resolved.as_object_mut() {
+            // How often a checkpoint is written changes no result.
+            resolved.remove("checkpoint_every");
+        }
+        let template =
+            resolve::template(experiment.experiment.preset, Some(method), given.template.as_deref());
+        resolved["template"] = template.to_string().into();
+        settings(&mut determinants, "tune", &resolved)?;
         let mut needs: Vec<usize> = base.cell.into_iter().collect();
         needs.push(mix.cell);
         let work =

@@ -20,7 +20,7 @@ use instructions::language::Language;
 use instructions::mix::Mix;
 use instructions::prompt::{Prompt, Response, write_responses};
 
-pub use scores::{Identified, Identifier, SCORES_FILE, read_scores};
+pub use scores::{SCORES_FILE, read_scores};
 pub use seams::{AnswerJob, Answerer as AnswerRoom, Tuner, TuningJob, TuningRecord};
 
 use crate::experiment::{Experiment, Method};
@@ -52,7 +52,7 @@ pub struct Rooms<'a> {
     /// Answers prompts with them.
     pub answerer: &'a dyn AnswerRoom,
     /// Identifies the languages of responses.
-    pub identifier: &'a dyn Identifier,
+    pub identifier: &'a dyn judge::identify::Identifier,
     /// Rates responses.
     pub judge: &'a dyn judge::judging::Judge,
 }

@@ -278,6 +278,8 @@ impl Checker<'_> {
         self.not_negative(&key("weight_decay"), tune.weight_decay);
         self.share(&key("dropout"), tune.dropout, false);
         self.above_zero(&key("clip"), tune.clip);
+        self.above_zero(&key("checkpoint_every"), tune.checkpoint_every.map(|value| value as f64));
+        self.above_zero(&key("micro_batch_tokens"), tune.micro_batch_tokens.map(|value| value as f64));
         self.above_zero(&key("validate_every"), tune.validate_every.map(|value| value as f64));
         self.above_zero(&key("rank"), tune.rank.map(|value| value as f64));
         self.above_zero(&key("alpha"), tune.alpha);
@@ -372,9 +374,10 @@ impl Checker<'_> {
     }
 
     fn template(&mut self, key: &[&str], template: &str) {
-        if template != "alpaca" && template != "chat" && !Path::new(template).exists() {
-            let message =
-                format!("no such template: {template}; expected `alpaca`, `chat` or the path of a file");
+        if !super::TEMPLATES.contains(&template) && !Path::new(template).exists() {
+            let message = format!(
+                "no such template: {template}; expected `alpaca`, `stanford-alpaca` or the path of a file"
+            );
             self.problem(key, message);
         }
     }

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use instructions::language::Language;
 use instructions::prompt::{Prompt, Response, read_responses};
+use judge::gate::{GateRules, SetAside};
 use judge::judging::{Silent, judge_responses};
 use report::records::{Score, ScoreStatus};
 
@@ -19,26 +19,6 @@ pub const SCORES_FILE: &str = "scores.jsonl";
 
 /// In a scores folder: the judge's ratings as they come.
 const RATINGS_FILE: &str = "ratings.jsonl";
-
-/// Identifies the language of a text.
-pub trait Identifier {
-    /// Its name, as the report shows it: `lid.176.ftz`.
-    fn name(&self) -> String;
-
-    /// What a text is identified as; `None` where nothing can be said of it.
-    fn identify(&self, text: &str) -> Option<Identified>;
-}
-
-/// What a text was identified as.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Identified {
-    /// The model's own label.
-    pub label: String,
-    /// As a language.
-    pub language: Language,
-    /// Of the label.
-    pub probability: f64,
-}
 
 /// Scores the responses of one cell. Ratings are kept as they come: a killed judging goes on where it was.
 pub(super) fn score(rooms: &Rooms, answers: &Path, prompts: &[Prompt], folder: &Path) -> Result<()> {
@@ -56,12 +36,16 @@ pub(super) fn score(rooms: &Rooms, answers: &Path, prompts: &[Prompt], folder: &
         })
         .collect();
     let judged = judge_responses(rooms.judge, &responses, &folder.join(RATINGS_FILE), &Silent)?;
+    let set_aside = rooms.experiment.gate.set_aside_code;
+    let rules = GateRules {
+        set_aside: SetAside { code: set_aside, urls: set_aside, ..SetAside::default() },
+        ..GateRules::default()
+    };
     let mut lines = Vec::new();
     let mut unrated = 0;
     for (response, rating) in responses.iter().zip(&judged.ratings) {
-        let identified = rooms.identifier.identify(&response.response);
         let expected = response.prompt.expected_language();
-        let gate = identified.as_ref().is_some_and(|found| expected.accepts(&found.language));
+        let gated = rules.check(rooms.identifier, &response.response, expected);
         unrated += usize::from(rating.rating.is_none());
         let score = Score {
             system: response.system.clone(),
@@ -70,10 +54,10 @@ pub(super) fn score(rooms: &Rooms, answers: &Path, prompts: &[Prompt], folder: &
             prompt: response.prompt.prompt.clone(),
             reference: response.prompt.reference().map(str::to_owned),
             response: Some(response.response.clone()),
-            gate: Some(u8::from(gate)),
-            label: identified.as_ref().map(|found| found.label.clone()),
-            identified: identified.as_ref().map(|found| found.language.code().to_owned()),
-            probability: identified.as_ref().map(|found| found.probability),
+            gate: Some(u8::from(gated.passes)),
+            label: Some(gated.identified.label),
+            identified: Some(gated.identified.language.code().to_owned()),
+            probability: Some(f64::from(gated.identified.probability)),
             rating: rating.rating,
             reason: rating.unrated.clone(),
             explanation: Some(rating.explanation.clone()).filter(|text| !text.is_empty()),

@@ -1,0 +1,179 @@
+//! The rooms that compute, behind the lab's seams.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use model::BaseModel;
+use model::init::{NewSpecialTokens, train_tokenizer};
+use report::records::CurvePoint;
+use serde_json::Value;
+use tune::run::Places;
+use tune::{Rows, UpdateMetrics, ValidationMetrics};
+
+use crate::experiment;
+use crate::progress::Progress;
+use crate::records::ModelFacts;
+use crate::settings;
+use crate::store::write_atomically;
+use crate::work::{MODEL_FOLDER, SYSTEM_FOLDER, Tuner, TuningJob, TuningRecord};
+
+/// In a tuning's folder: a line an update and a measurement.
+const METRICS_FILE: &str = "metrics.jsonl";
+/// In a work folder: where a tuning goes on from.
+const CHECKPOINT_FOLDER: &str = "checkpoint";
+/// In the work folder of a base model from scratch: its configuration and tokenizer, before it has weights.
+const NEW_FOLDER: &str = "new";
+/// A report's learning curve has no more points than this.
+const CURVE_POINTS: usize = 200;
+
+/// The room `tune`.
+#[derive(Debug, Clone, Copy)]
+pub struct TuneRoom;
+
+impl Tuner for TuneRoom {
+    fn pretrain(&self, model: &experiment::BaseModel, folder: &Path, progress: &dyn Progress) -> Result<()> {
+        let config = model.config.as_deref().context("a base model has neither `path` nor `config`")?;
+        let given = model.pretraining.as_ref().context("`pretraining` is missing")?;
+        let documents = documents(model)?;
+        let new = folder.join(NEW_FOLDER);
+        fs::create_dir_all(&new).with_context(|| format!("cannot make the folder {}", new.display()))?;
+        let config = new_model(model, config, &documents, &new)?;
+        let base = BaseModel::fresh(&config, &new, given.seed)?;
+        let settings = settings::pretraining(given);
+        let rows = Rows::from_text(&documents, base.tokenizer(), settings.cutoff)?;
+        let places = Places {
+            out: folder.join(MODEL_FOLDER),
+            checkpoints: folder.join(CHECKPOINT_FOLDER),
+            metrics: Some(folder.join(METRICS_FILE)),
+        };
+        tune::pretrain(&base, &rows, &settings, &places, &mut Told(progress))?;
+        fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
+    }
+
+    fn tune(&self, job: &TuningJob, folder: &Path, progress: &dyn Progress) -> Result<TuningRecord> {
+        let base = BaseModel::open(job.base)?;
+        let settings = settings::tuning(job.preset, job.method, job.settings, job.seed);
+        let choice = settings::template(job.preset, Some(job.method), job.settings.template.as_deref());
+        let template = choice.load(None)?;
+        let rows = Rows::encode(&job.mix.rows, &template, base.tokenizer(), &settings)?;
+        let validation = Rows::encode(&job.mix.validation, &template, base.tokenizer(), &settings)?;
+        for (ids, what) in [
+            (&rows.shortened, "were cut off at the cutoff"),
+            (&rows.unsupervised, "have no token to learn within the cutoff"),
+        ] {
+            if !ids.is_empty() {
+                progress.warn(&format!("{}: {} of {} rows {what}", job.mix.name, ids.len(), rows.rows.len()));
+            }
+        }
+        let metrics = folder.join(METRICS_FILE);
+        let places = Places {
+            out: folder.join(SYSTEM_FOLDER),
+            checkpoints: folder.join(CHECKPOINT_FOLDER),
+            metrics: Some(metrics.clone()),
+        };
+        let outcome = tune::tune(&base, &rows, &validation, None, &settings, &places, &mut Told(progress))?;
+        let (curve, seconds) = read_metrics(&metrics)?;
+        Ok(TuningRecord {
+            rows: job.mix.rows.len() as u64,
+            tokens: outcome.tokens,
+            updates: outcome.updates,
+            flops: outcome.flops,
+            seconds,
+            best_update: Some(outcome.kept_update),
+            curve,
+        })
+    }
+}
+
+/// A base model's family and size; fails where its files are damaged.
+///
+/// # Errors
+/// What [`BaseModel::open`] says.
+pub fn open_model(path: &Path) -> Result<ModelFacts> {
+    let model = BaseModel::open(path)?;
+    Ok(ModelFacts { family: model.family().to_string(), parameters: model.parameters() as u64 })
+}
+
+/// The documents of all languages: a line each.
+fn documents(model: &experiment::BaseModel) -> Result<Vec<String>> {
+    let mut documents = Vec::new();
+    for path in model.text.values().flat_map(experiment::Files::iter) {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the text {} (UTF-8 is expected)", path.display()))?;
+        documents.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    anyhow::ensure!(!documents.is_empty(), "the text of base model `{}` is empty", model.name);
+    Ok(documents)
+}
+
+/// Writes the tokenizer, and the configuration with the tokenizer's vocabulary; gives the configuration's path.
+fn new_model(
+    model: &experiment::BaseModel,
+    config: &Path,
+    documents: &[String],
+    folder: &Path,
+) -> Result<std::path::PathBuf> {
+    let special = NewSpecialTokens { bos: Some("<s>"), eos: Some("</s>"), pad: None };
+    let vocabulary = model.tokenizer_vocabulary.context("`tokenizer_vocabulary` is missing")?;
+    let tokenizer = train_tokenizer(documents.iter().map(String::as_str), vocabulary, &special)?;
+    tokenizer.save(folder)?;
+    let text = fs::read(config).with_context(|| format!("cannot read {}", config.display()))?;
+    let mut json: Value = serde_json::from_slice(&text).with_context(|| config.display().to_string())?;
+    let object = json.as_object_mut().with_context(|| format!("{}: expected an object", config.display()))?;
+    object.insert("vocab_size".to_owned(), tokenizer.vocabulary().into());
+    for (key, id) in [("bos_token_id", tokenizer.special().bos), ("eos_token_id", tokenizer.special().eos)] {
+        object.insert(key.to_owned(), id.into());
+    }
+    let path = folder.join("config.json");
+    write_atomically(&path, &serde_json::to_vec_pretty(&json)?)?;
+    Ok(path)
+}
+
+/// Training and validation losses by update, and the seconds of all updates, whichever program did them.
+fn read_metrics(path: &Path) -> Result<(Vec<CurvePoint>, f64)> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut points: BTreeMap<u64, CurvePoint> = BTreeMap::new();
+    let mut seconds = 0.0;
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
+        let Some(update) = line.get("update").and_then(Value::as_u64) else { continue };
+        let point = points.entry(update).or_insert_with(|| CurvePoint { update, ..CurvePoint::default() });
+        if let Some(loss) = line.get("loss").and_then(Value::as_f64) {
+            point.training_loss = Some(loss);
+            seconds += line.get("seconds").and_then(Value::as_f64).unwrap_or_default();
+        }
+        if let Some(loss) = line.get("validation_loss").and_then(Value::as_f64) {
+            point.validation_loss = Some(loss);
+        }
+        if let Some(losses) = line.get("validation_loss_by_language") {
+            point.validation_loss_by_language = serde_json::from_value(losses.clone())?;
+        }
+    }
+    let step = points.len().div_ceil(CURVE_POINTS).max(1);
+    let last = points.len().saturating_sub(1);
+    let kept = points.into_values().enumerate().filter(|(number, point)| {
+        point.validation_loss.is_some() || number.is_multiple_of(step) || *number == last
+    });
+    Ok((kept.map(|(_, point)| point).collect(), seconds))
+}
+
+/// Tells the lab's listener what a tuning tells.
+struct Told<'a>(&'a dyn Progress);
+
+impl tune::Progress for Told<'_> {
+    fn update(&mut self, metrics: &UpdateMetrics) {
+        let message = format!("loss {:.4}, {:.0} tokens/s", metrics.loss, metrics.tokens_per_second);
+        self.0.step(metrics.update, metrics.updates, &message);
+    }
+
+    fn validation(&mut self, metrics: &ValidationMetrics) {
+        let message = format!("validation loss {:.4}", metrics.validation_loss);
+        self.0.step(metrics.update, metrics.update, &message);
+    }
+
+    fn note(&mut self, message: &str) {
+        self.0.warn(message);
+    }
+}

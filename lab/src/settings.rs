@@ -1,0 +1,103 @@
+//! The experiment file's settings as the rooms take them: a preset, with what is given over it.
+
+use instructions::template::TemplateChoice;
+
+use crate::experiment::{Keep, Method, Order, Preset, Pretraining, Schedule, Supervise, Tune};
+
+/// How a method tunes under a preset, with the settings that are given over the preset's.
+pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::Settings {
+    let base = tune::Settings::preset(preset_of(preset), method_of(method));
+    let length = match (given.updates, given.epochs) {
+        (Some(updates), _) => tune::Length::Updates(updates),
+        (None, Some(epochs)) => tune::Length::Epochs(epochs),
+        (None, None) => base.length,
+    };
+    tune::Settings {
+        method: base.method,
+        batch: given.batch.unwrap_or(base.batch),
+        micro_batch_tokens: given.micro_batch_tokens.unwrap_or(base.micro_batch_tokens),
+        micro_batch: given.micro_batch.or(base.micro_batch),
+        length,
+        cutoff: given.cutoff.unwrap_or(base.cutoff),
+        learning_rate: given.lr.unwrap_or(base.learning_rate),
+        warmup: given.warmup.unwrap_or(base.warmup),
+        schedule: given.schedule.map_or(base.schedule, schedule_of),
+        weight_decay: given.weight_decay.unwrap_or(base.weight_decay),
+        dropout: given.dropout.map_or(base.dropout, |dropout| dropout as f32),
+        clip: given.clip.or(base.clip),
+        supervise: given.supervise.map_or(base.supervise, |supervise| match supervise {
+            Supervise::All => tune::Supervise::All,
+            Supervise::Response => tune::Supervise::Response,
+        }),
+        order: given.order.map_or(base.order, |order| match order {
+            Order::Shuffle => tune::Order::Shuffle,
+            Order::File => tune::Order::File,
+        }),
+        validate_every: given.validate_every.unwrap_or(base.validate_every),
+        keep: given.keep.map_or(base.keep, |keep| match keep {
+            Keep::Best => tune::Keep::Best,
+            Keep::Last => tune::Keep::Last,
+        }),
+        patience: given.patience.or(base.patience),
+        rank: given.rank.unwrap_or(base.rank),
+        alpha: given.alpha.unwrap_or(base.alpha),
+        modules: given.modules.clone().unwrap_or(base.modules),
+        recompute: given.recompute.unwrap_or(base.recompute),
+        seed,
+        checkpoint_every: given.checkpoint_every.unwrap_or(base.checkpoint_every),
+    }
+}
+
+/// How a base model is trained from scratch: every weight, on every token, and the last values are kept.
+pub fn pretraining(given: &Pretraining) -> tune::Settings {
+    let length = match (given.updates, given.epochs) {
+        (Some(updates), _) => tune::Length::Updates(updates),
+        (None, epochs) => tune::Length::Epochs(epochs.unwrap_or(1.0)),
+    };
+    tune::Settings {
+        batch: given.batch,
+        length,
+        cutoff: given.cutoff,
+        learning_rate: given.lr,
+        warmup: given.warmup,
+        schedule: schedule_of(given.schedule),
+        weight_decay: given.weight_decay,
+        clip: Some(given.clip),
+        supervise: tune::Supervise::All,
+        keep: tune::Keep::Last,
+        seed: given.seed,
+        ..tune::Settings::preset(tune::Preset::Paper, tune::Method::Full)
+    }
+}
+
+/// The prompt template of tuning and answering: as given, or the preset's. The authors' two scripts differ in the
+/// white space behind `### Response:`, and under `paper` each method has its own.
+pub fn template(preset: Preset, method: Option<Method>, given: Option<&str>) -> TemplateChoice {
+    match (given, preset, method) {
+        (Some(given), _, _) => given.to_owned().into(),
+        (None, Preset::Paper, Some(Method::Full)) => TemplateChoice::StanfordAlpaca,
+        (None, _, _) => TemplateChoice::Alpaca,
+    }
+}
+
+fn preset_of(preset: Preset) -> tune::Preset {
+    match preset {
+        Preset::Paper => tune::Preset::Paper,
+        Preset::Fair => tune::Preset::Fair,
+    }
+}
+
+fn method_of(method: Method) -> tune::Method {
+    match method {
+        Method::Lora => tune::Method::Lora,
+        Method::Full => tune::Method::Full,
+    }
+}
+
+fn schedule_of(schedule: Schedule) -> tune::Schedule {
+    match schedule {
+        Schedule::Linear => tune::Schedule::Linear,
+        Schedule::Cosine => tune::Schedule::Cosine,
+        Schedule::Constant => tune::Schedule::Constant,
+    }
+}
