@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::read::Records;
 use crate::records::{Language, SystemStatus};
-use crate::results::{Case, Line, Results, UNTUNED};
+use crate::results::{Case, Line, Pair, Results, UNTUNED};
 
 /// A finding: what is found, and how it was counted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -188,6 +188,11 @@ impl Finder<'_> {
             .experiment
             .recipes
             .iter()
+            // monolingual is no rival in a language that was not tuned on.
+            .filter(|recipe| {
+                let is_named = |pair: &Pair| pair.left == recipe.name || pair.right == recipe.name;
+                cases.iter().any(|case| case.leader == recipe.name || case.pairs.iter().any(is_named))
+            })
             .map(|recipe| {
                 let leads = cases.iter().filter(|case| case.leader == recipe.name);
                 let sole = leads.clone().filter(|case| case.level.is_empty()).count();
