@@ -1,9 +1,10 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
 //!
 //! This room knows nothing of tensors. Read in this order: [`language`], [`files`], [`record`], [`prompt`],
-//! [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`].
+//! [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
 
 pub mod budget;
+pub mod check;
 pub mod files;
 pub mod language;
 pub mod mix;

@@ -50,10 +50,7 @@ pub struct Record {
 pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>> {
     let bytes = read_bytes(path)?;
     if bytes.starts_with(b"PAR1") {
-        #[cfg(feature = "parquet")]
-        return crate::parquet::read_parquet(path, language);
-        #[cfg(not(feature = "parquet"))]
-        bail!("{}: a Parquet file, and this build reads none (cargo feature `parquet`)", path.display());
+        bail!("{}: is a Parquet file: expected JSON or JSON Lines", path.display());
     }
     let mut reader = RowReader::new(path, language);
     let start = bytes.iter().find(|byte| !byte.is_ascii_whitespace() && !b"\xEF\xBB\xBF".contains(byte));
@@ -62,7 +59,7 @@ pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>>
         Some(b'[') => reader.read_array(&bytes)?,
         Some(b'{') => reader.read_objects(&bytes)?,
         Some(byte) => bail!(
-            "{}: begins with `{}`: expected a JSON array of records, one record a line, or Parquet",
+            "{}: begins with `{}`: expected a JSON array of records, or one record a line",
             path.display(),
             byte.escape_ascii()
         ),

@@ -55,7 +55,7 @@ fn the_papers_recipes_have_the_papers_sizes_on_real_sets() {
     for (validation_rows, c) in [(0, 5000), (64, 4936)] {
         let options = MixOptions { validation_rows, ..MixOptions::default() };
         let made = mixes(&paper(), &sets, &options).expect("mixes");
-        let sizes: Vec<(&str, Vec<(&str, u64)>, f64)> =
+        let sizes: Vec<_> =
             made.iter().map(|mix| (mix.name.as_str(), counts(mix), mix.manifest.cost.in_c)).collect();
         let thirds = [(c as f64 / 3.0).ceil() as u64, ((c - 1) as f64 / 3.0).ceil() as u64, c / 3];
         assert_eq!(
@@ -202,6 +202,26 @@ fn updates_are_held_by_the_manifest() {
     let made = mixes(&paper(), &sets(&[("en", 10), ("fi", 20)]), &options).expect("mixes");
     let updates: Vec<_> = made.iter().map(|mix| (mix.rows.len(), mix.manifest.updates)).collect();
     assert_eq!(updates, [(10, Some(8)), (10, Some(8)), (20, Some(16)), (10, Some(8)), (10, Some(8))]);
+}
+
+#[test]
+fn the_example_recipes_make_mixes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/recipes");
+    for (name, made) in [("shaham-2024", 9), ("kew-2023", 9), ("ji-chen-2024", 27), ("chen-2024", 11)] {
+        let file = RecipeFile::read(&folder.join(format!("{name}.toml"))).expect(name);
+        let mut sets = Sets::new();
+        for code in ["af", "ar", "az", "bg", "bn", "cs", "de", "en", "es", "et", "fa", "fi", "fr", "ru", "zh"]
+        {
+            for origin in [Origin::Native, Origin::Translated, Origin::RoundTrip] {
+                let records = (0..1500).map(|number| record(code, &number.to_string())).collect();
+                sets.add(Set { language: language(code), origin, records });
+            }
+        }
+        let options =
+            MixOptions { budget: file.budget.clone(), validation_rows: 100, ..MixOptions::default() };
+        let mixes = mixes(&file.recipe, &sets, &options).expect(name);
+        assert_eq!(mixes.len(), made, "{name}");
+    }
 }
 
 #[test]
