@@ -42,7 +42,7 @@ pub(crate) fn cross_entropy(
     let parts = targets.par_chunks(part).zip(losses.par_chunks_mut(part)).zip(x.par_chunks(part * hidden));
     match dx {
         None => {
-            parts.with_max_len(1).for_each(|((targets, losses), x)| stream(x, head, targets, losses, None))
+            parts.with_max_len(1).for_each(|((targets, losses), x)| stream(x, head, targets, losses, None));
         }
         Some(dx) => parts
             .zip(dx.par_chunks_mut(part * hidden))
