@@ -170,3 +170,29 @@ fn a_bad_line_is_named() {
     let error = report::build(folder.path(), folder.path(), &options()).unwrap_err();
     assert!(format!("{error:#}").contains("scores.jsonl:1: gate: found 2, expected 0 or 1"), "{error:#}");
 }
+
+/// The paper's figures: 1, 2 and 7 have a panel a seen language; 3 a method and unseen language; 4 a method and family;
+/// 8 a language.
+#[test]
+fn the_papers_size_has_the_papers_panels() {
+    let (folder, json, _) = built(&synthetic::Size { prompts: 8, ..synthetic::Size::paper() });
+    let panels: BTreeMap<&str, (usize, u64)> = json["figures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|figure| {
+            let count = figure["panels"].as_array().unwrap().len();
+            (figure["id"].as_str().unwrap(), (count, figure["columns"].as_u64().unwrap()))
+        })
+        .collect();
+    for method in ["lora", "full"] {
+        assert_eq!(panels[format!("scores-{method}-alder").as_str()], (6, 3));
+        assert_eq!(panels[format!("families-{method}").as_str()].0, 8);
+    }
+    assert_eq!(panels["unseen-birch"], (4, 2));
+    assert_eq!(panels["gate"], (4, 2));
+    let svg = fs::read_to_string(folder.path().join("figures/scores-lora-alder.svg")).unwrap();
+    assert!(["български", "中文"].iter().all(|name| svg.contains(name)));
+    let svg = fs::read_to_string(folder.path().join("figures/unseen-alder.svg")).unwrap();
+    assert!(svg.contains("বাংলা"));
+}

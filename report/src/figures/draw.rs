@@ -242,7 +242,8 @@ fn draw_lines(area: &Area<'_>, panel: &Panel, lines: &Lines) -> Drawn {
         place.map_or(0.0, |place| (place as f64 - (marked.len() as f64 - 1.0) / 2.0) * step)
     };
     for series in &lines.series {
-        let (colour, shift) = (colour(series.style), if series.joined { shift(series) } else { 0.0 });
+        let (colour, shift) =
+            (colour(series.style), if series.joined && series.marked { shift(series) } else { 0.0 });
         let stroke = if series.marked { 1.6 } else { 1.1 };
         for points in whole_stretches(&series.points).filter(|_| series.joined) {
             let path: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x + shift, y)).collect();
@@ -255,7 +256,8 @@ fn draw_lines(area: &Area<'_>, panel: &Panel, lines: &Lines) -> Drawn {
         }
     }
     for series in lines.series.iter().filter(|series| series.marked) {
-        let (colour, shift) = (colour(series.style), if series.joined { shift(series) } else { 0.0 });
+        let (colour, shift) =
+            (colour(series.style), if series.joined && series.marked { shift(series) } else { 0.0 });
         for point in &series.points {
             let x = point.x + shift;
             match point.y {

@@ -181,14 +181,14 @@ pub struct Heat {
 }
 
 impl Axis {
-    /// From zero to `high`, or a little above it, with about four round ticks.
+    /// From zero to `high`, or a little above it, with three to six round ticks.
     pub fn from_zero(high: f64) -> Self {
-        let step = round_step(high / 3.0);
+        let step = round_step(high / 5.0);
         let ticks = (0..).map(|place| f64::from(place) * step).take_while(|&tick| tick <= high * 1.0001);
         Self { low: 0.0, high, ticks: ticks.map(|tick| (tick, label(tick, step))).collect() }
     }
 
-    /// Around the values, with about four round ticks.
+    /// Around the values, with three to six round ticks.
     pub fn around(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = values
             .filter(|value| value.is_finite())
@@ -198,7 +198,7 @@ impl Axis {
         }
         let room = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-9);
         let (low, high) = (low - room, high + room);
-        let step = round_step((high - low) / 3.5);
+        let step = round_step((high - low) / 5.0);
         let first = (low / step).ceil();
         let ticks = (0..).map(|place| (first + f64::from(place)) * step).take_while(|&tick| tick <= high);
         Self { low, high, ticks: ticks.map(|tick| (tick, label(tick, step))).collect() }
@@ -232,8 +232,8 @@ mod tests {
     fn ticks_are_round() {
         let labels = |axis: Axis| axis.ticks.into_iter().map(|(_, label)| label).collect::<Vec<_>>();
         assert_eq!(labels(Axis::from_zero(150.0)), ["0", "50", "100", "150"]);
-        assert_eq!(labels(Axis::from_zero(90.0)), ["0", "50"]);
+        assert_eq!(labels(Axis::from_zero(90.0)), ["0", "20", "40", "60", "80"]);
         assert_eq!(labels(Axis::around([1.31, 2.9].into_iter())), ["1.5", "2.0", "2.5"]);
-        assert_eq!(labels(Axis::around(std::iter::empty())), ["0.0", "0.5", "1.0"]);
+        assert_eq!(labels(Axis::around(std::iter::empty())), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
     }
 }
