@@ -3,9 +3,11 @@
 mod agree;
 mod data;
 mod experiment;
+mod identify;
 mod judge;
 mod plan;
 mod report;
+mod run;
 mod store;
 
 use std::process::ExitCode;
@@ -18,11 +20,15 @@ use crate::output::Output;
 /// What is to be done.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run the whole experiment: all that is missing or changed
+    Run(run::Run),
     /// Show an experiment's cells: which are done, missing or changed
     Plan(plan::Plan),
     /// Check, mix and count instruction data
     #[command(subcommand)]
     Data(data::Data),
+    /// Identify the languages of responses
+    Identify(identify::Identify),
     /// Rate responses
     Judge(judge::Judge),
     /// How far a judge and people agree, per language
@@ -37,8 +43,10 @@ pub(crate) enum Command {
 /// Runs a command.
 pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure> {
     match command {
+        Command::Run(command) => command.run(output),
         Command::Plan(command) => command.run(output),
         Command::Data(command) => command.run(output),
+        Command::Identify(command) => command.run(output),
         Command::Judge(command) => command.run(output),
         Command::Agree(command) => command.run(output),
         Command::Report(command) => command.run(output),

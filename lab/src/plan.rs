@@ -449,14 +449,18 @@ impl Plan {
                 },
                 _ => None,
             };
-            // Under the preset `paper` the method decides on the repetition penalty.
-            determinants.add("preset", preset(experiment));
-            determinants.add("method", method.map_or("none", Method::name));
-            let mut answer = experiment.answer.clone();
-            answer.template = answer.template.or(experiment.tune.template.clone());
-            // How many tokens are in flight at once changes no response.
-            answer.batch_tokens = None;
-            settings(&mut determinants, "answer", &answer)?;
+            let given = &experiment.answer;
+            let preset = experiment.experiment.preset;
+            let mut resolved = serde_json::to_value(resolve::decoding(preset, method, given))?;
+            if let Some(resolved) = resolved.as_object_mut() {
+                // How much is in flight at once changes no response.
+                resolved.remove("batch_tokens");
+                resolved.remove("cache_bytes");
+            }
+            let template = given.template.as_ref().or(experiment.tune.template.as_ref());
+            resolved["template"] =
+                resolve::template(preset, method, template.map(String::as_str)).to_string().into();
+            settings(&mut determinants, "answer", &resolved)?;
             let work = Work::Answers { answerer: answerer.clone(), language: language.clone() };
             let answers = self.add(determinants, needs.to_vec(), work);
 
@@ -515,13 +519,6 @@ const PAPER_VALIDATION_ROWS: usize = 1000;
 fn languages(experiment: &Experiment) -> Result<Vec<Language>> {
     let parse = |code: &str| code.parse().with_context(|| format!("the language code `{code}`"));
     experiment.all_languages().map(parse).collect()
-}
-
-fn preset(experiment: &Experiment) -> &'static str {
-    match experiment.experiment.preset {
-        experiment::Preset::Paper => "paper",
-        experiment::Preset::Fair => "fair",
-    }
 }
 
 fn from_scratch(model: &experiment::BaseModel) -> Result<Determinants> {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
+use answer::{AnswerModel, System, respond};
 use anyhow::{Context, Result};
 use model::BaseModel;
 use model::init::{NewSpecialTokens, train_tokenizer};
@@ -17,7 +19,7 @@ use crate::progress::Progress;
 use crate::records::ModelFacts;
 use crate::settings;
 use crate::store::write_atomically;
-use crate::work::{MODEL_FOLDER, SYSTEM_FOLDER, Tuner, TuningJob, TuningRecord};
+use crate::work::{AnswerJob, AnswerRoom, MODEL_FOLDER, SYSTEM_FOLDER, Tuner, TuningJob, TuningRecord};
 
 /// In a tuning's folder: a line an update and a measurement.
 const METRICS_FILE: &str = "metrics.jsonl";
@@ -87,6 +89,38 @@ impl Tuner for TuneRoom {
     }
 }
 
+/// The room `answer`. Keeps the model that it answered with last: the next cell mostly needs it again.
+#[derive(Default)]
+pub struct Answers {
+    last: Mutex<Option<(PathBuf, AnswerModel)>>,
+}
+
+impl AnswerRoom for Answers {
+    fn answer(&self, job: &AnswerJob, progress: &dyn Progress) -> Result<Vec<String>> {
+        let mut last =
+            self.last.lock().map_err(|_| anyhow::anyhow!("an earlier cell broke off while answering"))?;
+        let (path, mut model) = match last.take() {
+            Some((path, model)) if path == job.model => (path, model),
+            _ => (job.model.to_owned(), AnswerModel::open(job.model, &[])?),
+        };
+        model.adapters.clear();
+        let system = match job.adapter {
+            Some(folder) => System::adapter("", model.add_adapter("", folder)?),
+            None => System::base(""),
+        };
+        let choice = settings::template(job.preset, job.method, job.settings.template.as_deref());
+        let template = choice.load(None)?;
+        let decoding = settings::decoding(job.preset, job.method, job.settings);
+        let mut done = 0;
+        let responses = respond(&model, &[system], job.prompts, &template, &decoding, &mut |_, _| {
+            done += 1;
+            progress.step(done, job.prompts.len() as u64, "responses");
+        })?;
+        *last = Some((path, model));
+        Ok(responses.into_iter().map(|response| response.response).collect())
+    }
+}
+
 /// A base model's family and size; fails where its files are damaged.
 ///
 /// # Errors
@@ -114,7 +148,7 @@ fn new_model(
     config: &Path,
     documents: &[String],
     folder: &Path,
-) -> Result<std::path::PathBuf> {
+) -> Result<PathBuf> {
     let special = NewSpecialTokens { bos: Some("<s>"), eos: Some("</s>"), pad: None };
     let vocabulary = model.tokenizer_vocabulary.context("`tokenizer_vocabulary` is missing")?;
     let tokenizer = train_tokenizer(documents.iter().map(String::as_str), vocabulary, &special)?;

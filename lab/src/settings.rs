@@ -1,8 +1,9 @@
 //! The experiment file's settings as the rooms take them: a preset, with what is given over it.
 
+use answer::{Decoding, Sampling};
 use instructions::template::TemplateChoice;
 
-use crate::experiment::{Keep, Method, Order, Preset, Pretraining, Schedule, Supervise, Tune};
+use crate::experiment::{Answer, Keep, Method, Order, Preset, Pretraining, Schedule, Supervise, Tune};
 
 /// How a method tunes under a preset, with the settings that are given over the preset's.
 pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::Settings {
@@ -67,6 +68,28 @@ pub fn pretraining(given: &Pretraining) -> tune::Settings {
         keep: tune::Keep::Last,
         seed: given.seed,
         ..tune::Settings::preset(tune::Preset::Paper, tune::Method::Full)
+    }
+}
+
+/// How a system decodes: the paper's beam 4 with no repeated 6-gram and 256 new tokens, with what is given over it.
+/// Under `paper`, full tuning has a repetition penalty of 1.1 as well.
+pub fn decoding(preset: Preset, method: Option<Method>, given: &Answer) -> Decoding {
+    let base = Decoding::default();
+    let penalty = if (preset, method) == (Preset::Paper, Some(Method::Full)) { 1.1 } else { 1.0 };
+    let sample = (given.sample == Some(true)).then(|| Sampling {
+        temperature: given.temperature.map_or(1.0, |temperature| temperature as f32),
+        top_p: given.top_p.map_or(1.0, |top_p| top_p as f32),
+        top_k: given.top_k.unwrap_or(0),
+        seed: given.seed.unwrap_or(0),
+    });
+    Decoding {
+        beams: given.beams.unwrap_or(if sample.is_some() { 1 } else { base.beams }),
+        no_repeat_ngram: given.no_repeat_ngram.unwrap_or(base.no_repeat_ngram),
+        repetition_penalty: given.repetition_penalty.map_or(penalty, |penalty| penalty as f32),
+        new_tokens: given.new_tokens.unwrap_or(base.new_tokens),
+        batch_tokens: given.batch_tokens.unwrap_or(base.batch_tokens),
+        sample,
+        ..base
     }
 }
 

@@ -40,7 +40,7 @@ impl Identify {
             SetAside { code: self.set_aside_code, urls: self.set_aside_code, ..SetAside::default() };
         let rules = GateRules { set_aside, ..GateRules::default() };
         let mut lines = BufWriter::new(stdout().lock());
-        let bad = identify_file(&*identifier, &rules, &self.responses, self.language.as_ref(), &mut lines)
+        let bad = identify_file(&self.responses, self.language.as_ref(), &rules, &*identifier, &mut lines)
             .map_err(Failure::wrong_input)?;
         lines.flush()?;
         for line in &bad {
