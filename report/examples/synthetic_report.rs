@@ -1,7 +1,6 @@
 //! Writes a synthetic experiment and its report: `cargo run -p polypaca-report --example synthetic_report -- DIR [small]`.
 
 #[path = "../tests/synthetic/mod.rs"]
-#[expect(clippy::unwrap_used, reason = "shared with the tests")]
 mod synthetic;
 
 use std::path::PathBuf;

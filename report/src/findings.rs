@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::read::Records;
 use crate::records::{Language, SystemStatus};
-use crate::results::{Case, Line, Pair, Results, UNTUNED};
+use crate::results::{Case, Cell, Line, Pair, Results, UNTUNED};
 
 /// A finding: what is found, and how it was counted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -241,7 +241,7 @@ impl Finder<'_> {
         for line in self.results.lines.iter().filter(|line| line.method.is_some()) {
             candidates += 1;
             let seen: Option<Vec<f64>> =
-                line.cells.iter().filter(|cell| cell.seen).map(|cell| cell.value()).collect();
+                line.cells.iter().filter(|cell| cell.seen).map(Cell::value).collect();
             let least = seen.and_then(|values| values.into_iter().reduce(f64::min));
             if let (Some(least), Some(cost)) = (least, &line.cost)
                 && least >= minimum

@@ -1,5 +1,7 @@
 //! A report as a user builds it, against its own records.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 mod synthetic;
 
 use std::collections::{BTreeMap, BTreeSet};

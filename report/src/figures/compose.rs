@@ -38,6 +38,9 @@ pub fn figures(records: &Records, results: &Results) -> Vec<Figure> {
     figures
 }
 
+/// Where a mark's cell stands, its value and its interval.
+type Mark = (CellState, Option<f64>, Option<(f64, f64)>);
+
 struct Composer<'a> {
     experiment: &'a Experiment,
     results: &'a Results,
@@ -331,7 +334,7 @@ impl Composer<'_> {
         models: &[&BaseModel],
         method: &str,
         names: &mut Vec<String>,
-        value: &dyn Fn(&Line) -> (CellState, Option<f64>, Option<(f64, f64)>),
+        value: &dyn Fn(&Line) -> Mark,
     ) -> Vec<Series> {
         let mut series: Vec<Series> = Vec::new();
         for base in models {

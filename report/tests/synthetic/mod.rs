@@ -1,5 +1,7 @@
 //! A synthetic experiment: invented base models, invented responses, invented ratings. Nothing in it is a result.
 
+#![expect(clippy::unwrap_used, reason = "support of tests: a failure is a failed test")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -345,7 +347,6 @@ impl Maker<'_> {
         // Invented: quality grows with size; each recipe has its way with each language.
         let size = (base.parameters as f64 / 1e6).log10() / 4.0;
         let family = (base.family.len() as f64 - 4.0) * 0.03;
-        let english_only = recipe == "monolingual" && code == "en" || recipe == "english";
         let quality = match recipe {
             "untuned" => -0.45,
             "multilingual" if method.is_some_and(|one| one == "lora") => 0.06 + 0.1 * (size - 0.7),
@@ -367,7 +368,6 @@ impl Maker<'_> {
             _ if !seen => 0.55,
             _ => 0.97,
         };
-        let _ = english_only;
         for number in 1..=self.size.prompts {
             let gate = u8::from(self.random.random_range(0.0..1.0) < in_language);
             let mark: f64 = quality + self.random.random_range(-0.35..0.35);
