@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::preamble::{Preamble, common};
 use crate::request::{Answer, Finish, Request};
 use crate::scores::Candidate;
-use crate::search::{Found, Search, Step, Stops};
+use crate::search::{Found, NotNumbers, Search, Step, Stops};
 use crate::settings::Decoding;
 
 /// Logits that exist at once: 128 MiB of them. A vocabulary of 250,000 has fewer rows to a step.
@@ -50,7 +50,7 @@ impl Limits {
 }
 
 /// What has come of a step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Event {
     /// Greedy search or sampling has found a request's next token; it is not given where it ends the response.
     Token {
@@ -66,6 +66,13 @@ pub enum Event {
         /// The answer.
         answer: Answer,
     },
+    /// A request cannot be answered. The others go on.
+    Failed {
+        /// The request's number.
+        number: usize,
+        /// Why.
+        error: Error,
+    },
 }
 
 /// Requests on their way to answers.
@@ -78,6 +85,8 @@ pub struct Scheduler<'m, K: Kernels> {
     waiting: VecDeque<Waiting>,
     /// In the order in which they were admitted.
     active: Vec<Active>,
+    /// A request has lost its place: nobody gets one before another is answered.
+    crowded: bool,
     pushed: usize,
 }
 
@@ -146,6 +155,7 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
             preambles: BTreeMap::new(),
             waiting: VecDeque::new(),
             active: Vec::new(),
+            crowded: false,
             pushed: 0,
         }
     }
@@ -205,13 +215,20 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
     /// Drops a request, wherever it is: its client has gone. False where it is finished, or was never there.
     pub fn cancel(&mut self, number: usize) -> bool {
         if let Some(place) = self.active.iter().position(|active| active.waiting.number == number) {
-            let active = self.active.remove(place);
-            active.sequences.into_iter().for_each(|sequence| self.cache.release(sequence));
+            self.leave(place);
             return true;
         }
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.number != number);
         self.waiting.len() < before
+    }
+
+    /// Takes a request out of the batch.
+    fn leave(&mut self, place: usize) -> Waiting {
+        let active = self.active.remove(place);
+        active.sequences.into_iter().for_each(|sequence| self.cache.release(sequence));
+        self.crowded = false;
+        active.waiting
     }
 
     /// Whether every request is answered.
@@ -222,14 +239,13 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
     /// One pass over the model, and what comes of it; nothing where all is done.
     ///
     /// # Errors
-    /// The model's scores are no numbers, or the tokenizer cannot decode its own tokens. The request at fault is
-    /// named and dropped; the others can go on.
+    /// The cache of keys and values is full, against all that was counted.
     pub fn step(&mut self) -> Result<Vec<Event>, Error> {
         self.admit();
-        if self.active.is_empty() && self.waiting.is_empty() {
-            return Ok(Vec::new());
-        }
-        let pass = self.next_pass()?;
+        let pass = match self.next_pass()? {
+            Ok(pass) => pass,
+            Err(failed) => return Ok(failed),
+        };
         let adapters: Vec<AdapterRows<'_, K>> = pass
             .adapters
             .iter()
@@ -247,8 +263,7 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
             .zip(&pass.owners)
             .map(|(logits, (place, hypothesis))| active[*place].search.choose(stops, *hypothesis, logits))
             .collect();
-        drop(logits);
-        self.advance(&pass.owners, offered)
+        Ok(self.advance(&pass.owners, offered))
     }
 
     fn stops(&self) -> Stops<'m> {
@@ -269,7 +284,7 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
             let expected: usize = self.active.iter().map(Active::expected_pages).sum();
             let wanted = expected_pages(first.request.prompt_tokens.len(), &first.decoding);
             let fits = beams + first.decoding.beams <= slots && expected + wanted <= self.own_pages();
-            if !fits && !self.active.is_empty() {
+            if (self.crowded || !fits) && !self.active.is_empty() {
                 return;
             }
             let sequence = shared.map(|preamble| self.cache.fork(&preamble.sequence)).unwrap_or_default();
@@ -285,25 +300,34 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
         self.limits.pages.saturating_sub(preambles)
     }
 
-    /// Takes places away, the last one first, until there are pages for a pass; then makes the pass.
-    fn next_pass(&mut self) -> Result<Pass, Error> {
-        loop {
+    /// Takes places away, the last one first, until there are pages for a pass; then makes the pass. Or says who
+    /// failed, where even one request does not fit.
+    fn next_pass(&mut self) -> Result<Result<Pass, Vec<Event>>, Error> {
+        while !self.is_done() {
             let decoding: usize = self.active.iter().map(|active| active.next.len()).sum();
             if decoding <= self.cache.free_pages() {
                 let pass = self.assemble(decoding)?;
                 if !pass.batch.tokens.is_empty() {
-                    return Ok(pass);
+                    return Ok(Ok(pass));
                 }
             }
-            let last = self.active.pop();
-            let Some(last) = last.filter(|_| !self.active.is_empty()) else {
-                let first = self.waiting.front().map(|waiting| waiting.request.id.clone());
-                return Err(Error::CacheFull { id: first.unwrap_or_default(), pages: self.limits.pages });
+            let Some(last) = self.active.len().checked_sub(1) else {
+                // Not even a preamble fits: prompts are read without any.
+                let preambles = std::mem::take(&mut self.preambles);
+                preambles.into_values().for_each(|preamble| self.cache.release(preamble.sequence));
+                self.admit();
+                continue;
             };
-            tracing::debug!("prompt {} starts again later: pages are short", last.waiting.request.id);
-            last.sequences.into_iter().for_each(|sequence| self.cache.release(sequence));
-            self.waiting.push_front(last.waiting);
+            let waiting = self.leave(last);
+            if last == 0 {
+                let error = Error::CacheFull { id: waiting.request.id.clone(), pages: self.limits.pages };
+                return Ok(Err(vec![Event::Failed { number: waiting.number, error }]));
+            }
+            tracing::debug!("prompt {} starts again later: pages are short", waiting.request.id);
+            self.crowded = true;
+            self.waiting.push_front(waiting);
         }
+        Ok(Err(Vec::new()))
     }
 
     /// A pass: all hypotheses, and of prompts what there is room for.
@@ -329,7 +353,7 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
                     self.add(*place, &mut room, &mut pass)?;
                 }
             }
-            if let Some(adapter) = adapter {
+            if let Some(adapter) = adapter.filter(|_| start < pass.batch.tokens.len()) {
                 pass.adapters.push((adapter, start..pass.batch.tokens.len()));
             }
         }
@@ -344,6 +368,9 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
     ) -> Result<(), Error> {
         let Some(preamble) = self.preambles.get_mut(&adapter) else { return Ok(()) };
         let taken = room.take(preamble.unread().len());
+        if taken == 0 {
+            return Ok(());
+        }
         let tokens = preamble.unread()[..taken].to_vec();
         self.cache.extend(&self.model.decoder, &mut preamble.sequence, &tokens, &mut pass.batch).map_err(
             |_| Error::CacheFull { id: "(the common beginning)".to_owned(), pages: self.limits.pages },
@@ -358,6 +385,9 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
             let prompt = &active.waiting.request.prompt_tokens;
             let unread = &prompt[active.sequences[0].length()..];
             let taken = room.take(unread.len());
+            if taken == 0 {
+                return Ok(());
+            }
             let (decoder, sequence) = (&self.model.decoder, &mut active.sequences[0]);
             self.cache.extend(decoder, sequence, &unread[..taken], &mut pass.batch).map_err(full)?;
             if taken == unread.len() {
@@ -376,38 +406,35 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
     }
 
     /// Hands each search what its rows offered.
-    fn advance(
-        &mut self,
-        owners: &[(usize, usize)],
-        mut offered: Vec<Vec<Candidate>>,
-    ) -> Result<Vec<Event>, Error> {
+    fn advance(&mut self, owners: &[(usize, usize)], offered: Vec<Vec<Candidate>>) -> Vec<Event> {
         let mut rows: BTreeMap<usize, Vec<Vec<Candidate>>> = BTreeMap::new();
-        for ((place, _), candidates) in owners.iter().zip(offered.drain(..)) {
+        for ((place, _), candidates) in owners.iter().zip(offered) {
             rows.entry(*place).or_default().push(candidates);
         }
-        let (mut events, mut finished, mut fault) = (Vec::new(), Vec::new(), None);
+        let (mut events, mut ended) = (Vec::new(), Vec::new());
         let stops = self.stops();
         for (place, offered) in rows {
             let active = &mut self.active[place];
             match active.search.advance(stops, &offered) {
                 Ok(Step::Continue(next)) => events.extend(active.go_on(&next, &mut self.cache)),
-                Ok(Step::Finished(found)) => finished.push((place, Some(found))),
-                Err(_) => {
-                    fault = Some(Error::NotNumbers { id: active.waiting.request.id.clone() });
-                    finished.push((place, None));
-                }
+                Ok(Step::Finished(found)) => ended.push((place, Some(found))),
+                Err(NotNumbers) => ended.push((place, None)),
             }
         }
-        for (place, found) in finished.into_iter().rev() {
-            let active = self.active.remove(place);
-            active.sequences.into_iter().for_each(|sequence| self.cache.release(sequence));
-            let Some(found) = found else { continue };
-            match self.read_out(&active.waiting, found) {
-                Ok(answer) => events.push(Event::Finished { number: active.waiting.number, answer }),
-                Err(error) => fault = Some(error),
+        let ended = ended.into_iter().rev().map(|(place, found)| {
+            let waiting = self.leave(place);
+            let id = waiting.request.id.clone();
+            let answer =
+                found.ok_or(Error::NotNumbers { id }).and_then(|found| self.read_out(&waiting, found));
+            match answer {
+                Ok(answer) => Event::Finished { number: waiting.number, answer },
+                Err(error) => Event::Failed { number: waiting.number, error },
             }
-        }
-        fault.map_or(Ok(events), Err)
+        });
+        let mut ended: Vec<Event> = ended.collect();
+        ended.reverse();
+        events.append(&mut ended);
+        events
     }
 
     /// The answer as text.
@@ -507,9 +534,13 @@ pub fn answer<K: Kernels>(
     let mut answers = BTreeMap::new();
     while !scheduler.is_done() {
         for event in scheduler.step()? {
-            if let Event::Finished { number, answer } = event {
-                on_finished(number, &answer);
-                answers.insert(number, answer);
+            match event {
+                Event::Token { .. } => {}
+                Event::Finished { number, answer } => {
+                    on_finished(number, &answer);
+                    answers.insert(number, answer);
+                }
+                Event::Failed { error, .. } => return Err(error),
             }
         }
     }
