@@ -723,12 +723,14 @@ impl Composer<'_> {
     fn confusion(&self, records: &Records) -> Vec<Figure> {
         let codes: Vec<&str> =
             self.experiment.languages.iter().map(|language| language.code.as_str()).collect();
-        let recipes: BTreeMap<&str, Vec<&str>> = {
-            let mut recipes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        // By system and language: what answers for monolingual in English does not in any other.
+        let recipes = {
+            let mut recipes: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
             for line in &self.results.lines {
                 for cell in &line.cells {
                     for run in &cell.runs {
-                        recipes.entry(run.system.as_str()).or_default().push(line.recipe.as_str());
+                        let key = (run.system.as_str(), cell.language.as_str());
+                        recipes.entry(key).or_default().push(line.recipe.as_str());
                     }
                 }
             }
@@ -752,7 +754,8 @@ impl Composer<'_> {
                 score.identified.as_deref()
             };
             let column = codes.iter().position(|code| Some(*code) == identified).unwrap_or(codes.len());
-            for recipe in recipes.get(score.system.as_str()).into_iter().flatten() {
+            for recipe in recipes.get(&(score.system.as_str(), score.language.as_str())).into_iter().flatten()
+            {
                 let table =
                     counts.entry(recipe).or_insert_with(|| vec![vec![0; codes.len() + 1]; codes.len()]);
                 table[row][column] += 1;
