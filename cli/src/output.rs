@@ -65,7 +65,8 @@ impl Output {
 
 /// Messages of the rooms: warnings unless POLYPACA_LOG says otherwise.
 pub(crate) fn log(color: Color) {
-    let filter = EnvFilter::try_from_env("POLYPACA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("POLYPACA_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,usvg=error,resvg=error,tiny_skia=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
