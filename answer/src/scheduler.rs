@@ -87,6 +87,8 @@ pub struct Scheduler<'m, K: Kernels> {
     active: Vec<Active>,
     /// A request has lost its place: nobody gets one before another is answered.
     crowded: bool,
+    /// Whether it was said that a request may be longer than the model was made for.
+    warned: bool,
     pushed: usize,
 }
 
@@ -156,6 +158,7 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
             waiting: VecDeque::new(),
             active: Vec::new(),
             crowded: false,
+            warned: false,
             pushed: 0,
         }
     }
@@ -175,6 +178,15 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
     pub fn push(&mut self, request: Request, decoding: &Arc<Decoding>) -> Result<usize, Error> {
         decoding.check().map_err(Error::Decoding)?;
         self.check(&request, decoding).map_err(|reason| Error::Request { id: request.id.clone(), reason })?;
+        let (length, most) =
+            (request.prompt_tokens.len() + decoding.new_tokens, self.model.decoder.config.max_positions);
+        if length > most && !self.warned {
+            self.warned = true;
+            tracing::warn!(
+                "prompt {} and its new tokens may reach {length} tokens; the model was made for {most}",
+                request.id
+            );
+        }
         let number = self.pushed;
         self.pushed += 1;
         self.waiting.push_back(Waiting { number, request, decoding: Arc::clone(decoding), told: 0 });
