@@ -1,6 +1,6 @@
 //! `polypaca store`: the finished cells.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -78,7 +78,7 @@ impl Store {
 }
 
 /// The manifests of a store that is there.
-fn listed(folder: &PathBuf) -> Result<Vec<Result<Manifest, StoreError>>, Failure> {
+fn listed(folder: &Path) -> Result<Vec<Result<Manifest, StoreError>>, Failure> {
     if !folder.join("cells").is_dir() {
         return Err(Failure::wrong_input(anyhow::anyhow!("{} is no store", folder.display())));
     }

@@ -66,11 +66,12 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
     let folder = tempfile::tempdir().unwrap();
     let before = plan(&write(folder.path(), EXPERIMENT));
     // Of the 32 answers, 28 are a tuned system's.
-    let all = [("tuning", 10), ("answers", 28), ("scores", 28)];
-    let table: [(&str, &str, &[(&str, usize)]); 10] = [
+    const ALL: &[(&str, usize)] = &[("tuning", 10), ("answers", 28), ("scores", 28)];
+    type Row = (&'static str, &'static str, &'static [(&'static str, usize)]);
+    let table: [Row; 10] = [
         ("name = \"small\"", "name = \"other\"", &[]),
-        ("lr = 0.001", "lr = 0.002", &all),
-        ("lr = 0.001", "lr = 0.001\nbatch = 4", &all),
+        ("lr = 0.001", "lr = 0.002", ALL),
+        ("lr = 0.001", "lr = 0.001\nbatch = 4", ALL),
         ("lr = 0.001", "lr = 0.001\n[tune.full]\nlr = 0.1", &[]),
         ("new_tokens = 4", "new_tokens = 5", &[("answers", 32), ("scores", 32)]),
         ("new_tokens = 4", "new_tokens = 4\nbatch_tokens = 100", &[]),
