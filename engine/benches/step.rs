@@ -4,8 +4,6 @@
 //!
 //! The products' operations are counted as `tune` counts them; the limit beside them is measured on the spot.
 
-#![expect(missing_docs, reason = "a benchmark has no public items")]
-
 use std::time::Instant;
 
 use engine::decoder::backward::Trained;

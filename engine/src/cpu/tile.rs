@@ -158,14 +158,16 @@ mod avx512 {
                 right = right.add(PANEL);
             }
         }
-        for (vector, columns) in (0..VECTORS).map(|vector| (vector, tile.columns.saturating_sub(16 * vector)))
-        {
-            let mask: __mmask16 = if columns >= 16 { !0 } else { (1 << columns) - 1 };
-            for (row, sums) in sums.iter().enumerate() {
+        // Loops of constant length alone, so that they are unrolled and the sums never leave the registers: an index
+        // known only at run time would keep a copy of all of them on the stack, written at every step above.
+        for (row, sums) in sums.iter().enumerate() {
+            for (vector, sum) in sums.iter().enumerate() {
+                let columns = tile.columns.saturating_sub(16 * vector);
+                let mask: __mmask16 = if columns >= 16 { !0 } else { (1 << columns) - 1 };
                 // SAFETY: the mask keeps to `tile.columns`; `row < tile.rows`.
                 unsafe {
                     let out = tile.out.add(row * tile.out_stride + 16 * vector);
-                    let mut sum = sums[vector];
+                    let mut sum = *sum;
                     if tile.accumulate {
                         sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
                     }
