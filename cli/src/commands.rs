@@ -1,14 +1,17 @@
 //! The commands: a file each, with its flags, what it calls, and what it prints.
 
 mod agree;
+mod answer;
 mod data;
 mod experiment;
 mod identify;
 mod judge;
+mod loss;
 mod plan;
 mod report;
 mod run;
 mod store;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -27,6 +30,12 @@ pub(crate) enum Command {
     /// Check, mix and count instruction data
     #[command(subcommand)]
     Data(data::Data),
+    /// Tune a base model on instruction data
+    Tune(Box<tune::Tune>),
+    /// Measure a system's loss on instruction data
+    Loss(loss::Loss),
+    /// Answer prompts with a system
+    Answer(answer::Answer),
     /// Identify the languages of responses
     Identify(identify::Identify),
     /// Rate responses
@@ -46,6 +55,9 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure
         Command::Run(command) => command.run(output),
         Command::Plan(command) => command.run(output),
         Command::Data(command) => command.run(output),
+        Command::Tune(command) => command.run(output),
+        Command::Loss(command) => command.run(output),
+        Command::Answer(command) => command.run(output),
         Command::Identify(command) => command.run(output),
         Command::Judge(command) => command.run(output),
         Command::Agree(command) => command.run(output),

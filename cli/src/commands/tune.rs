@@ -1,0 +1,457 @@
+//! `polypaca tune`: one tuning.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use instructions::language::Language;
+use instructions::record::{Record, read_records};
+use instructions::template::{Template, TemplateChoice};
+use lab::progress;
+use model::BaseModel;
+use model::adapter::Adapter;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tune::{
+    Length, Method, Order, Outcome, Places, Preset, Rows, Schedule, Settings, Supervise, UpdateMetrics,
+    ValidationMetrics,
+};
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Tunes a base model on instruction data. A killed tuning, started again, goes on from its last checkpoint.
+/// Settings that are not given are the preset's
+#[derive(Debug, Args)]
+pub(crate) struct Tune {
+    /// The base model: a Hugging Face folder, or a GGUF file
+    #[arg(long, value_name = "MODEL")]
+    model: PathBuf,
+
+    #[command(flatten)]
+    data: DataArguments,
+
+    /// The tuned system's folder: a PEFT folder (lora), or a Hugging Face folder (full)
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// An adapter on the base model, or all weights
+    #[arg(long, default_value = "lora", value_parser = named::<Method>(&["lora", "full"]))]
+    method: Method,
+
+    /// Settings as the paper's authors ran each method, or the same for both wherever they can be
+    #[arg(long, default_value = "paper", value_parser = named::<Preset>(&["paper", "fair"]))]
+    preset: Preset,
+
+    /// A PEFT folder to begin with, instead of a new adapter; its rank, alpha and modules hold
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "modules"])]
+    init_adapter: Option<PathBuf>,
+
+    /// Sequences an update
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+
+    /// Most sequences that go through the model at once; the result does not depend on it but for rounding
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+
+    /// Most tokens that go through the model at once; the result does not depend on it but for rounding
+    #[arg(long, value_name = "N")]
+    micro_batch_tokens: Option<usize>,
+
+    /// Updates of the optimizer
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    updates: Option<u64>,
+
+    /// Passes over the rows
+    #[arg(long, value_name = "N")]
+    epochs: Option<f64>,
+
+    /// Train on the first N rows only, of those that are not set apart for validation
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+
+    /// Tokens of the longest sequence; the rest of a longer one is cut off
+    #[arg(long, value_name = "TOKENS")]
+    cutoff: Option<usize>,
+
+    /// The greatest learning rate
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+
+    /// Updates over which the rate rises; a share of them where it is below 1
+    #[arg(long, value_name = "N")]
+    warmup: Option<f64>,
+
+    /// The way of the rate after that
+    #[arg(long, value_parser = named::<Schedule>(&["linear", "cosine", "constant"]))]
+    schedule: Option<Schedule>,
+
+    /// AdamW's decay, on matrices
+    #[arg(long, value_name = "DECAY")]
+    weight_decay: Option<f64>,
+
+    /// Share of an adapter's inputs that is dropped
+    #[arg(long, value_name = "SHARE")]
+    dropout: Option<f32>,
+
+    /// The gradient's greatest norm
+    #[arg(long, value_name = "NORM")]
+    clip: Option<f64>,
+
+    /// Take the loss over prompt and response, or over the response alone
+    #[arg(long, value_parser = named::<Supervise>(&["all", "response"]))]
+    supervise: Option<Supervise>,
+
+    /// Meet the rows in an order drawn anew each epoch, or in the files' own
+    #[arg(long, value_parser = named::<Order>(&["shuffle", "file"]))]
+    order: Option<Order>,
+
+    /// Set the last N ids of each language apart for validation; a row of the same id in another language goes with
+    /// them, so that no translation of a validation row is trained on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    validation_rows: usize,
+
+    /// Updates between two measurements of the validation loss
+    #[arg(long, value_name = "N")]
+    validate_every: Option<u64>,
+
+    /// Updates between two checkpoints, from which a killed tuning goes on
+    #[arg(long, value_name = "N")]
+    checkpoint_every: Option<u64>,
+
+    /// The rank of an adapter's matrices
+    #[arg(long, value_name = "N")]
+    rank: Option<usize>,
+
+    /// An adapter's product is scaled by this over the rank
+    #[arg(long, value_name = "X")]
+    alpha: Option<f64>,
+
+    /// The modules that have an adapter, by PEFT's names or as query,key,value (the default)
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    modules: Option<Vec<String>>,
+
+    /// Compute activations again on the way back, to save memory
+    #[arg(long)]
+    recompute: bool,
+
+    /// alpaca, stanford-alpaca or a file; under the preset paper each method has its authors' own
+    #[arg(long, value_name = "NAME|FILE")]
+    template: Option<TemplateChoice>,
+
+    /// For a new adapter's values, the order of the rows, and dropout
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+
+    /// A JSON line an update (update, loss, learning_rate, tokens, tokens_per_second, peak_bytes) and a measurement
+    #[arg(long, value_name = "FILE.jsonl")]
+    metrics: Option<PathBuf>,
+}
+
+/// The instruction data of `tune` and `loss`.
+#[derive(Debug, Args)]
+pub(super) struct DataArguments {
+    /// Instruction data, several files one after the other: Alpaca's JSON, JSON Lines, or chats
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+
+    /// The language of rows that name none
+    #[arg(long, value_name = "CODE", default_value = "en")]
+    language: Language,
+}
+
+/// Where a tuning computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// This machine's processor
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+}
+
+/// A flag's value by the name that it has in experiment files as well.
+pub(super) fn named<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| serde_json::from_value::<T>(Value::String(name)))
+}
+
+impl Tune {
+    pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        self.check()?;
+        let (mut records, validation) = set_apart(self.data.read(output)?, self.validation_rows);
+        if let Some(rows) = self.rows {
+            if rows > records.len() {
+                output.warning(format!("--rows {rows}: there are {} to train on", records.len()));
+            }
+            records.truncate(rows);
+        }
+        let settings = self.settings();
+        let template = self.template()?;
+        let base = open(&self.model, output)?;
+        let initial = self.init_adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
+        let rows = encode(&records, &template, &base, &settings, "to train on", output)?;
+        let held_out = encode(&validation, &template, &base, &settings, "for validation", output)?;
+        let places = Places { metrics: self.metrics.clone(), ..Places::under(&self.out) };
+
+        let progress = progress::on_standard_error();
+        progress.cell("tuning");
+        let begin = Instant::now();
+        let outcome =
+            tune::tune(&base, &rows, &held_out, initial.as_ref(), &settings, &places, &mut Told(&*progress));
+        progress.end();
+        let outcome = outcome.map_err(failure)?;
+        self.tell(&outcome, &rows, &held_out, begin.elapsed().as_secs_f64(), output)
+    }
+
+    /// What the flags' own checks cannot see.
+    fn check(&self) -> Result<(), Failure> {
+        if self.device == Device::Cuda {
+            return Err(Failure::wrong_input(anyhow!(
+                "--device cuda: this build computes on the CPU alone; expected --device cpu"
+            )));
+        }
+        if self.method == Method::Full && self.init_adapter.is_some() {
+            return Err(Failure::wrong_input(anyhow!("--init-adapter: expected --method lora, found full")));
+        }
+        // The weights are read from the base model's files as long as the tuning goes.
+        if let (Ok(model), Ok(out)) = (fs::canonicalize(&self.model), fs::canonicalize(&self.out))
+            && model == out
+        {
+            return Err(Failure::wrong_input(anyhow!(
+                "--out {}: is the base model's folder; expected another one",
+                self.out.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The preset's settings, with what is given over them.
+    fn settings(&self) -> Settings {
+        let base = Settings::preset(self.preset, self.method);
+        let length = match (self.updates, self.epochs) {
+            (Some(updates), _) => Length::Updates(updates),
+            (None, Some(epochs)) => Length::Epochs(epochs),
+            (None, None) => base.length,
+        };
+        Settings {
+            method: self.method,
+            batch: self.batch.unwrap_or(base.batch),
+            micro_batch_tokens: self.micro_batch_tokens.unwrap_or(base.micro_batch_tokens),
+            micro_batch: self.micro_batch.or(base.micro_batch),
+            length,
+            cutoff: self.cutoff.unwrap_or(base.cutoff),
+            learning_rate: self.lr.unwrap_or(base.learning_rate),
+            warmup: self.warmup.unwrap_or(base.warmup),
+            schedule: self.schedule.unwrap_or(base.schedule),
+            weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
+            dropout: self.dropout.unwrap_or(base.dropout),
+            clip: self.clip.or(base.clip),
+            supervise: self.supervise.unwrap_or(base.supervise),
+            order: self.order.unwrap_or(base.order),
+            validate_every: self.validate_every.unwrap_or(base.validate_every),
+            keep: base.keep,
+            patience: base.patience,
+            rank: self.rank.unwrap_or(base.rank),
+            alpha: self.alpha.unwrap_or(base.alpha),
+            modules: self.modules.clone().unwrap_or(base.modules),
+            recompute: self.recompute || base.recompute,
+            seed: self.seed,
+            checkpoint_every: self.checkpoint_every.unwrap_or(base.checkpoint_every),
+        }
+    }
+
+    fn template(&self) -> Result<Template, Failure> {
+        let preset = match (self.preset, self.method) {
+            (Preset::Paper, Method::Full) => TemplateChoice::StanfordAlpaca,
+            _ => TemplateChoice::Alpaca,
+        };
+        load_template(self.template.as_ref().unwrap_or(&preset))
+    }
+
+    fn tell(
+        &self,
+        outcome: &Outcome,
+        rows: &Rows,
+        validation: &Rows,
+        seconds: f64,
+        output: &Output,
+    ) -> Result<ExitCode, Failure> {
+        let lowest = outcome.validations.iter().rfind(|measured| measured.best);
+        if output.json() {
+            output.object(&json!({
+                "out": self.out.display().to_string(),
+                "rows": rows.rows.len(),
+                "validation_rows": validation.rows.len(),
+                "updates": outcome.updates,
+                "kept_update": outcome.kept_update,
+                "tokens": outcome.tokens,
+                "flops": outcome.flops,
+                "trained_parameters": outcome.trained_parameters,
+                "validation_loss": lowest.map(|measured| measured.validation_loss),
+                "validation_loss_by_language": lowest.map(|measured| &measured.validation_loss_by_language),
+                "seconds": seconds,
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        output.line(format!(
+            "{} updates on {} rows, {} tokens, {} parameters trained, {seconds:.1} s",
+            outcome.updates,
+            rows.rows.len(),
+            outcome.tokens,
+            outcome.trained_parameters
+        ))?;
+        if let Some(measured) = lowest {
+            output.line(format!(
+                "lowest validation loss {:.4} at update {}; kept: update {}",
+                measured.validation_loss, measured.update, outcome.kept_update
+            ))?;
+        }
+        output.line(self.out.display().to_string())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl DataArguments {
+    /// All files' records. What is wrong with them is told; rows without an output are named and left out.
+    pub(super) fn read(&self, output: &Output) -> Result<Vec<Record>, Failure> {
+        let mut records = Vec::new();
+        for path in &self.data {
+            let reading = read_records(path, &self.language).map_err(Failure::wrong_input)?;
+            for problem in &reading.problems {
+                output.warning(problem.to_string());
+            }
+            let mut left_out = reading.dropped();
+            for record in reading.items {
+                if record.output.trim().is_empty() {
+                    left_out += 1;
+                    output.warning(format!(
+                        "{}: record {} ({}) has an empty output (left out)",
+                        path.display(),
+                        record.id,
+                        record.language
+                    ));
+                } else {
+                    records.push(record);
+                }
+            }
+            if left_out > 0 {
+                output.warning(format!("{}: {left_out} rows left out in all", path.display()));
+            }
+        }
+        if records.is_empty() {
+            return Err(Failure::wrong_input(anyhow!("--data: there is no row with an output")));
+        }
+        Ok(records)
+    }
+}
+
+/// Records to train on, and those for validation: each language's last `ids` ids, and every row of such an id.
+fn set_apart(records: Vec<Record>, ids: usize) -> (Vec<Record>, Vec<Record>) {
+    let mut apart = HashSet::new();
+    let languages: HashSet<&Language> = records.iter().map(|record| &record.language).collect();
+    for language in languages {
+        let mut of_language = HashSet::new();
+        for record in records.iter().rev().filter(|record| record.language == *language) {
+            if of_language.len() == ids {
+                break;
+            }
+            of_language.insert(record.id.clone());
+        }
+        apart.extend(of_language);
+    }
+    records.into_iter().partition(|record| !apart.contains(&record.id))
+}
+
+/// Opens a base model, and tells what there is to know of it.
+pub(super) fn open(path: &Path, output: &Output) -> Result<BaseModel, Failure> {
+    let base = BaseModel::open(path).map_err(Failure::wrong_input)?;
+    for note in base.notes() {
+        output.warning(note);
+    }
+    Ok(base)
+}
+
+/// Reads an adapter for a base model.
+pub(super) fn read_adapter(folder: &Path, base: &BaseModel) -> Result<Adapter, Failure> {
+    Adapter::read(folder, base.family(), base.config()).map_err(Failure::wrong_input)
+}
+
+/// Loads a template.
+pub(super) fn load_template(choice: &TemplateChoice) -> Result<Template, Failure> {
+    if *choice == TemplateChoice::Chat {
+        return Err(Failure::wrong_input(anyhow!(
+            "--template chat: a model's own chat template is not rendered here; expected alpaca, stanford-alpaca or \
+             a file"
+        )));
+    }
+    choice.load(None).context("--template").map_err(Failure::wrong_input)
+}
+
+/// Records as tokens; what the cutoff took is told.
+pub(super) fn encode(
+    records: &[Record],
+    template: &Template,
+    base: &BaseModel,
+    settings: &Settings,
+    purpose: &str,
+    output: &Output,
+) -> Result<Rows, Failure> {
+    let rows = Rows::encode(records, template, base.tokenizer(), settings).map_err(Failure::wrong_input)?;
+    for (ids, what) in
+        [(&rows.shortened, "were cut off"), (&rows.unsupervised, "have no token that the loss is taken over")]
+    {
+        if let Some(first) = ids.first() {
+            output.warning(format!(
+                "{} of {} rows {purpose} {what} within --cutoff {}; the first is {first}",
+                ids.len(),
+                rows.rows.len(),
+                settings.cutoff
+            ));
+        }
+    }
+    Ok(rows)
+}
+
+/// Whether a tuning that failed was asked for something wrong.
+pub(super) fn failure(error: tune::Error) -> Failure {
+    match error {
+        tune::Error::Settings(_) | tune::Error::Decoder { .. } | tune::Error::OtherRun { .. } => {
+            Failure::wrong_input(error)
+        }
+        other => Failure::failed(other),
+    }
+}
+
+/// Tells the screen what a tuning tells.
+struct Told<'a>(&'a dyn progress::Progress);
+
+impl tune::Progress for Told<'_> {
+    fn update(&mut self, metrics: &UpdateMetrics) {
+        let message = format!("loss {:.4}, {:.0} tokens/s", metrics.loss, metrics.tokens_per_second);
+        self.0.step(metrics.update, metrics.updates, &message);
+    }
+
+    fn validation(&mut self, metrics: &ValidationMetrics) {
+        self.0.step(
+            metrics.update,
+            metrics.update,
+            &format!("validation loss {:.4}", metrics.validation_loss),
+        );
+    }
+
+    fn note(&mut self, message: &str) {
+        self.0.warn(message);
+    }
+}
