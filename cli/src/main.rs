@@ -28,9 +28,10 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments, output: &Output) -> Result<ExitCode, Failure> {
-    if let Some(threads) = arguments.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
-        pool.build_global().map_err(|error| Failure::failed(anyhow::Error::new(error)))?;
-    }
-    commands::run(arguments.command, output)
+    // The command runs on one of the pool's own threads: work handed in from outside would cost a switch of threads for
+    // every product.
+    let threads = arguments.threads.map_or(0, std::num::NonZero::get);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| Failure::failed(anyhow::Error::new(error)))?;
+    pool.install(|| commands::run(arguments.command, output))
 }

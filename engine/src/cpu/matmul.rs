@@ -146,19 +146,41 @@ fn pack_block(left: &Left<'_>, block: Range<usize>, part: &mut [f32]) {
     }
 }
 
-/// `part[d][r] = source[r * stride + d]`, a few steps of the depth at a time so that each cache line of the
-/// source is read once.
+/// `part[d][r] = source[r * stride + d]`, in squares of 8 that are turned in registers.
+///
+/// A step's row may be shorter than the 8 or 16 floats written for it: what goes beyond it is the beginning of the next
+/// step's, which is written after it. The last steps, where nothing follows, are written one float at a time.
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn interleave(source: &[f32], stride: usize, rows: usize, depth: usize, part: &mut [f32]) {
-    const STEP: usize = 16;
-    for start in (0..depth).step_by(STEP) {
-        let length = STEP.min(depth - start);
-        let out = &mut part[start * rows..(start + length) * rows];
-        for row in 0..rows {
-            let line = &source[row * stride + start..][..length];
-            for (step, value) in line.iter().enumerate() {
-                out[step * rows + row] = *value;
+    const SIDE: usize = 8;
+    let square = |first: usize, start: usize| -> [[f32; SIDE]; SIDE] {
+        let mut lines = [[0.0f32; SIDE]; SIDE];
+        for (row, line) in lines.iter_mut().enumerate() {
+            let row = (first + row).min(rows - 1);
+            line.copy_from_slice(&source[row * stride + start..][..SIDE]);
+        }
+        std::array::from_fn(|step| std::array::from_fn(|row| lines[row][step]))
+    };
+    let mut start = 0;
+    while start + SIDE <= depth && (start + SIDE - 1) * rows + 2 * SIDE <= part.len() {
+        let first = square(0, start);
+        if rows <= SIDE {
+            for (step, line) in first.iter().enumerate() {
+                part[(start + step) * rows..][..SIDE].copy_from_slice(line);
             }
+        } else {
+            let second = square(SIDE, start);
+            for (step, (first, second)) in first.iter().zip(&second).enumerate() {
+                let out = &mut part[(start + step) * rows..][..2 * SIDE];
+                out[..SIDE].copy_from_slice(first);
+                out[SIDE..].copy_from_slice(second);
+            }
+        }
+        start += SIDE;
+    }
+    for (step, out) in part.chunks_exact_mut(rows).enumerate().skip(start) {
+        for (row, out) in out.iter_mut().enumerate() {
+            *out = source[row * stride + step];
         }
     }
 }
