@@ -100,6 +100,34 @@ fn a_tuned_adapter_changes_the_loss_and_is_the_same_each_time() {
 }
 
 #[test]
+fn the_loss_is_that_of_transformers_and_peft() {
+    let folder = folder();
+    let oracle = model().join("../../..");
+    let read =
+        |path: &str| -> Value { serde_json::from_slice(&fs::read(oracle.join(path)).unwrap()).unwrap() };
+    let goldens = read("goldens/llama-grouped/loss.json");
+    let rows = read("rows.json");
+    // The goldens are of the first six rows.
+    let first = Value::from(rows.as_array().unwrap()[..6].to_vec());
+    fs::write(folder.path().join("first.json"), first.to_string()).unwrap();
+    let adapter = model().join("../adapter");
+    for (name, with_adapter) in [("base", false), ("adapter", true)] {
+        for supervise in ["all", "response"] {
+            let mut flags = vec!["--data", "first.json", "--cutoff", "64", "--supervise", supervise];
+            if with_adapter {
+                flags.extend(["--adapter", adapter.to_str().unwrap()]);
+            }
+            let found = figures(folder.path(), "loss", &flags);
+            let expected = &goldens["losses"][format!("{name}/{supervise}")];
+            assert_eq!(found["supervised_tokens"], expected["tokens"]);
+            let (found, expected) = (found["loss"].as_f64().unwrap(), expected["mean"].as_f64().unwrap());
+            // Both compute in f32, in another order: about 1e-7 for each of some hundred sums.
+            assert!((found - expected).abs() < 1e-5 * expected, "{name}/{supervise}: {found}, {expected}");
+        }
+    }
+}
+
+#[test]
 fn validation_rows_are_set_apart_in_all_languages() {
     let folder = folder();
     let tuned = tune(folder.path(), "out", &["--validation-rows", "1"]);
@@ -161,6 +189,7 @@ fn what_is_wrong_is_named() {
     for (command, flags, expected) in [
         ("tune", [&tuning[..], &["--device", "cuda"]].concat(), "--device cuda"),
         ("tune", [&tuning[..], &["--init-adapter", "gone"]].concat(), "gone"),
+        ("tune", [&tuning[..], &["--modules", "nothing"]].concat(), "`nothing`"),
         ("loss", vec!["--data", "gone.json"], "gone.json"),
         ("loss", vec!["--data", "rows.json", "--cutoff", "3", "--supervise", "response"], "--cutoff 3"),
         ("answer", vec!["--prompts", "prompts.jsonl", "--out", "o", "--beams", "0"], "beams is 0"),

@@ -347,7 +347,7 @@ impl DataArguments {
                 }
             }
             if left_out > 0 {
-                output.warning(format!("{}: {left_out} rows left out in all", path.display()));
+                output.warning(format!("{}: rows left out: {left_out}", path.display()));
             }
         }
         if records.is_empty() {
@@ -427,9 +427,10 @@ pub(super) fn encode(
 /// Whether a tuning that failed was asked for something wrong.
 pub(super) fn failure(error: tune::Error) -> Failure {
     match error {
-        tune::Error::Settings(_) | tune::Error::Decoder { .. } | tune::Error::OtherRun { .. } => {
-            Failure::wrong_input(error)
-        }
+        tune::Error::Settings(_)
+        | tune::Error::Decoder { .. }
+        | tune::Error::OtherRun { .. }
+        | tune::Error::Model(model::Error::Adapter { .. }) => Failure::wrong_input(error),
         other => Failure::failed(other),
     }
 }

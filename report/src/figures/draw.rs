@@ -1,7 +1,7 @@
 //! Figures drawn as SVG.
 //!
 //! Plotters places everything on whole pixels. So that points lie where they should, all is drawn at
-//! [`FINENESS`] times its size, and the picture says so in its `viewBox`.
+//! `FINENESS` times its size, and the picture says so in its `viewBox`.
 //!
 //! Ink, soft ink, grid and paper are colours that nothing else uses: the page's style sheet turns them over in the
 //! dark, by their attribute.
