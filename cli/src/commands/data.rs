@@ -48,7 +48,7 @@ pub(crate) struct Mix {
     #[arg(long, value_name = "NAME", required = true)]
     recipe: Vec<String>,
 
-    /// Recipes of one's own: TOML with [[recipe]] tables
+    /// Recipes of one's own: TOML with `[[recipe]]` tables
     #[arg(long, value_name = "FILE")]
     recipes: Option<PathBuf>,
 
