@@ -153,28 +153,24 @@ fn pack_block(left: &Left<'_>, block: Range<usize>, part: &mut [f32]) {
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn interleave(source: &[f32], stride: usize, rows: usize, depth: usize, part: &mut [f32]) {
     const SIDE: usize = 8;
-    let square = |first: usize, start: usize| -> [[f32; SIDE]; SIDE] {
-        let mut lines = [[0.0f32; SIDE]; SIDE];
-        for (row, line) in lines.iter_mut().enumerate() {
-            let row = (first + row).min(rows - 1);
-            line.copy_from_slice(&source[row * stride + start..][..SIDE]);
-        }
-        std::array::from_fn(|step| std::array::from_fn(|row| lines[row][step]))
-    };
+    // Both halves' first rows; where a half has fewer than 8, its last row stands in and is overwritten.
+    let lines: [&[f32]; 2 * SIDE] = std::array::from_fn(|row| &source[row.min(rows - 1) * stride..][..depth]);
     let mut start = 0;
     while start + SIDE <= depth && (start + SIDE - 1) * rows + 2 * SIDE <= part.len() {
-        let first = square(0, start);
-        if rows <= SIDE {
-            for (step, line) in first.iter().enumerate() {
-                part[(start + step) * rows..][..SIDE].copy_from_slice(line);
-            }
-        } else {
-            let second = square(SIDE, start);
-            for (step, (first, second)) in first.iter().zip(&second).enumerate() {
-                let out = &mut part[(start + step) * rows..][..2 * SIDE];
-                out[..SIDE].copy_from_slice(first);
-                out[SIDE..].copy_from_slice(second);
-            }
+        let mut first = [[0.0f32; SIDE]; SIDE];
+        for (row, line) in first.iter_mut().enumerate() {
+            line.copy_from_slice(&lines[row][start..start + SIDE]);
+        }
+        let mut second = [[0.0f32; SIDE]; SIDE];
+        for (row, line) in second.iter_mut().enumerate() {
+            line.copy_from_slice(&lines[SIDE + row][start..start + SIDE]);
+        }
+        for step in 0..SIDE {
+            let out: &mut [f32] = &mut part[(start + step) * rows..][..2 * SIDE];
+            let column: [f32; SIDE] = std::array::from_fn(|row| first[row][step]);
+            out[..SIDE].copy_from_slice(&column);
+            let column: [f32; SIDE] = std::array::from_fn(|row| second[row][step]);
+            out[SIDE..].copy_from_slice(&column);
         }
         start += SIDE;
     }

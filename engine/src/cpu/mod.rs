@@ -1,6 +1,6 @@
 //! The CPU backend: `f32` on all cores of the current `rayon` pool.
 //!
-//! Read [`tile`] first (the innermost product), then `panels` and `matmul`; the other files are one kernel each,
+//! Read `tile` first (the innermost product), then `panels` and `matmul`; the other files are one kernel each,
 //! forward above backward.
 
 pub(crate) mod activation;

@@ -23,7 +23,7 @@ pub(crate) trait Right: Sync {
 }
 
 /// A weight matrix `[rows, columns]`, laid out for products in the order in which a tile reads it:
-/// panels of [`PANEL`] rows, in each the columns one after another, `[rows / PANEL][columns][PANEL]`.
+/// panels of 32 rows, in each the columns one after another, `[rows / 32][columns][32]`.
 ///
 /// The same copy serves forward (`x · Wᵀ`: panels as they lie) and backward (`dy · W`: 32 × 32 blocks, each
 /// contiguous, transposed on the way), the gradient and the optimizer, so no second copy is kept.
