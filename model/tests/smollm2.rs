@@ -1,8 +1,6 @@
 //! A real model: SmolLM2-135M-Instruct's GGUF file against transformers' logits, in f32, with the same dequantised
 //! weights. `scripts/fetch-smollm2` places the file; without it the test says that it skips.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 
 use engine::decoder::Decoder;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::panels::Right;
-use super::tile::{PANEL, ROWS, Tile, TileKernel, best_kernel};
+use super::tile::{PANEL, ROWS, Tile, TileKernel, best_kernel, pack_squares};
 
 /// Longest stretch of the depth that a tile sums at once: a panel's block of it (64 KiB) stays in the second-level
 /// cache while all rows pass over it.
@@ -146,37 +146,13 @@ fn pack_block(left: &Left<'_>, block: Range<usize>, part: &mut [f32]) {
     }
 }
 
-/// `part[d][r] = source[r * stride + d]`, in squares of 8 that are turned in registers.
-///
-/// A step's row may be shorter than the 8 or 16 floats written for it: what goes beyond it is the beginning of the next
-/// step's, which is written after it. The last steps, where nothing follows, are written one float at a time.
-#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+/// `part[d][r] = source[r * stride + d]`: in squares that are turned in registers, and what is left one by one.
 fn interleave(source: &[f32], stride: usize, rows: usize, depth: usize, part: &mut [f32]) {
-    const SIDE: usize = 8;
-    // Both halves' first rows; where a half has fewer than 8, its last row stands in and is overwritten.
-    let lines: [&[f32]; 2 * SIDE] = std::array::from_fn(|row| &source[row.min(rows - 1) * stride..][..depth]);
-    let mut start = 0;
-    while start + SIDE <= depth && (start + SIDE - 1) * rows + 2 * SIDE <= part.len() {
-        let mut first = [[0.0f32; SIDE]; SIDE];
-        for (row, line) in first.iter_mut().enumerate() {
-            line.copy_from_slice(&lines[row][start..start + SIDE]);
-        }
-        let mut second = [[0.0f32; SIDE]; SIDE];
-        for (row, line) in second.iter_mut().enumerate() {
-            line.copy_from_slice(&lines[SIDE + row][start..start + SIDE]);
-        }
-        for step in 0..SIDE {
-            let out: &mut [f32] = &mut part[(start + step) * rows..][..2 * SIDE];
-            let column: [f32; SIDE] = std::array::from_fn(|row| first[row][step]);
-            out[..SIDE].copy_from_slice(&column);
-            let column: [f32; SIDE] = std::array::from_fn(|row| second[row][step]);
-            out[SIDE..].copy_from_slice(&column);
-        }
-        start += SIDE;
-    }
-    for (step, out) in part.chunks_exact_mut(rows).enumerate().skip(start) {
-        for (row, out) in out.iter_mut().enumerate() {
-            *out = source[row * stride + step];
+    let lines: [&[f32]; 16] = std::array::from_fn(|row| &source[row.min(rows - 1) * stride..][..depth]);
+    let packed = pack_squares(&lines, rows, part);
+    for (step, out) in part.chunks_exact_mut(rows).enumerate().skip(packed) {
+        for (line, out) in lines.iter().zip(out) {
+            *out = line[step];
         }
     }
 }

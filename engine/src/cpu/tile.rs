@@ -1,6 +1,6 @@
 //! The innermost product: a tile of at most [`ROWS`] × [`PANEL`] outputs, kept in registers over the whole depth.
 //!
-//! This is the only file of the engine with instruction-set intrinsics in a product. Each output is the sum over
+//! This is the only file of the engine with instruction-set intrinsics. Each output is the sum over
 //! the depth in order, one fused multiply-add a step, whatever the number of rows beside it: a row's result does
 //! not depend on the other rows.
 
@@ -50,6 +50,84 @@ pub(crate) fn best_kernel() -> TileKernel {
         }
     }
     portable_tile
+}
+
+/// Packs steps of the depth of a left block: `out[d * rows + r] = lines[r][d]`, as many steps as can be written in
+/// squares of 8, whose last lines may reach beyond a step into the next one, which is written after it. Returns how
+/// many steps were packed; the caller packs the rest.
+///
+/// `lines` are the block's rows, the last one repeated up to 16, all of the same length.
+pub(crate) fn pack_squares(lines: &[&[f32]; 16], rows: usize, out: &mut [f32]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx") {
+        let depth = lines.iter().map(|line| line.len()).min().unwrap_or(0);
+        // SAFETY: the processor has AVX, `depth` is the shortest line, and `out` is as long as it says.
+        return unsafe { avx::pack_squares(lines, depth, rows, out) };
+    }
+    let _ = (lines, rows, out);
+    0
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx {
+    use std::arch::x86_64::*;
+
+    /// See [`super::pack_squares`]; every line holds `depth` floats.
+    #[target_feature(enable = "avx")]
+    pub(super) unsafe fn pack_squares(
+        lines: &[&[f32]; 16],
+        depth: usize,
+        rows: usize,
+        out: &mut [f32],
+    ) -> usize {
+        let mut start = 0;
+        // The last float of the last step's second half must lie inside `out`.
+        while start + 8 <= depth && (start + 7) * rows + 16 <= out.len() {
+            // SAFETY: `start + 8 <= depth`, and the condition above for what is written.
+            unsafe {
+                let first = turned(&lines[..8], start);
+                let second = turned(&lines[8..], start);
+                for (step, (first, second)) in first.into_iter().zip(second).enumerate() {
+                    let out = out.as_mut_ptr().add((start + step) * rows);
+                    _mm256_storeu_ps(out, first);
+                    _mm256_storeu_ps(out.add(8), second);
+                }
+            }
+            start += 8;
+        }
+        start
+    }
+
+    /// Eight floats of each of eight lines, turned: the result's vector `i` holds float `start + i` of every line.
+    #[target_feature(enable = "avx")]
+    unsafe fn turned(lines: &[&[f32]], start: usize) -> [__m256; 8] {
+        // SAFETY: the caller's lines hold `start + 8` floats.
+        let line = |row: usize| unsafe { _mm256_loadu_ps(lines[row].as_ptr().add(start)) };
+        let pair = |low: usize| {
+            let (a, b) = (line(low), line(low + 1));
+            [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)]
+        };
+        let four = |low: usize| {
+            let ([a, b], [c, d]) = (pair(low), pair(low + 2));
+            [
+                _mm256_shuffle_ps::<0x44>(a, c),
+                _mm256_shuffle_ps::<0xee>(a, c),
+                _mm256_shuffle_ps::<0x44>(b, d),
+                _mm256_shuffle_ps::<0xee>(b, d),
+            ]
+        };
+        let ([a, b, c, d], [e, f, g, h]) = (four(0), four(4));
+        [
+            _mm256_permute2f128_ps::<0x20>(a, e),
+            _mm256_permute2f128_ps::<0x20>(b, f),
+            _mm256_permute2f128_ps::<0x20>(c, g),
+            _mm256_permute2f128_ps::<0x20>(d, h),
+            _mm256_permute2f128_ps::<0x31>(a, e),
+            _mm256_permute2f128_ps::<0x31>(b, f),
+            _mm256_permute2f128_ps::<0x31>(c, g),
+            _mm256_permute2f128_ps::<0x31>(d, h),
+        ]
+    }
 }
 
 /// All kernels that this processor runs, with their names.
