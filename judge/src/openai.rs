@@ -377,7 +377,11 @@ async fn work(asking: Arc<Asking>, sender: mpsc::Sender<Message>) {
         let message = match asking.conclude(&question, &sender).await {
             Ok(Concluded::Reply(text)) => Message::Reply { question, text },
             Ok(Concluded::Unrated { reason, said }) => Message::Unrated { question, reason, said },
-            Err(error) => Message::Failed(error),
+            Err(error) => {
+                // Before it is told: whoever takes the next question must not ask it.
+                lock(&asking.waiting).clear();
+                Message::Failed(error)
+            }
         };
         // Nobody listens any more once the judging has been given up.
         if sender.send(message).is_err() {

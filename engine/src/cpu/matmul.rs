@@ -78,6 +78,13 @@ impl<'a> Out<'a> {
     }
 }
 
+/// Multiplications below which a product is not worth a second thread: waking one costs some tens of microseconds,
+/// in which a thread does about a million of them.
+const PRODUCT_WORTH_A_THREAD: usize = 1024 * 1024;
+
+/// Elements below which packing is not worth a second thread.
+const PACKING_WORTH_A_THREAD: usize = 128 * 1024;
+
 /// `out (+)= left · right`, on all threads of the current pool.
 pub(crate) fn multiply(left: Left<'_>, right: &impl Right, out: Out<'_>) {
     multiply_with(best_kernel(), left, right, out, rayon::current_num_threads());
@@ -120,7 +127,7 @@ pub(crate) fn pack(left: &Left<'_>, blocks: &[Range<usize>], packed: &mut [f32],
         rest = after;
     }
     let pack_one = |(block, part): (Range<usize>, &mut [f32])| pack_block(left, block, part);
-    if threads > 1 && left.rows * left.depth > 16 * 1024 {
+    if threads > 1 && left.rows * left.depth > PACKING_WORTH_A_THREAD {
         parts.into_par_iter().for_each(pack_one);
     } else {
         parts.into_iter().for_each(pack_one);
@@ -215,7 +222,7 @@ pub(crate) fn multiply_packed(
             }
         });
     };
-    if threads > 1 && rows * depth * columns > 64 * 1024 {
+    if threads > 1 && rows * depth * columns > PRODUCT_WORTH_A_THREAD {
         (0..tasks).into_par_iter().with_max_len(tasks.div_ceil(4 * threads)).for_each(task);
     } else {
         (0..tasks).for_each(task);

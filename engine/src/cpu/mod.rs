@@ -115,7 +115,7 @@ impl Kernels for Cpu {
     }
 
     fn add(&self, length: usize, x: &Buffer, out: &mut Buffer) {
-        const CHUNK: usize = 16 * 1024;
+        const CHUNK: usize = 64 * 1024;
         out[..length]
             .par_chunks_mut(CHUNK)
             .zip(x[..length].par_chunks(CHUNK))

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 /// Elements below which a loop is not worth a second thread.
-const WORTH_A_THREAD: usize = 8 * 1024;
+const WORTH_A_THREAD: usize = 32 * 1024;
 
 /// Calls `f(row, values)` for each row of `width` values. Each row is computed alike wherever it runs.
 pub(crate) fn for_each_row(values: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
