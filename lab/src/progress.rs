@@ -1,5 +1,6 @@
 //! How a run tells how far it is: bars on a terminal, plain lines elsewhere, always on standard error.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ pub trait Progress: Sync {
     fn begin(&self, _cells: usize, _missing: usize) {}
     /// A cell is begun.
     fn cell(&self, _label: &str) {}
-    /// Within the cell: `done` of `total`, and what there is to say.
-    fn step(&self, _done: u64, _total: u64, _message: &str) {}
+    /// Within a cell: `done` of `total`, and what there is to say.
+    fn step(&self, _label: &str, _done: u64, _total: u64, _message: &str) {}
     /// A cell is finished.
     fn done(&self, _label: &str, _took: Duration) {}
     /// A cell failed.
@@ -22,6 +23,29 @@ pub trait Progress: Sync {
     fn warn(&self, _message: &str) {}
     /// The run is over.
     fn end(&self) {}
+}
+
+/// How one of a run's cells tells how far it is.
+pub struct CellProgress<'a> {
+    label: &'a str,
+    run: &'a dyn Progress,
+}
+
+impl<'a> CellProgress<'a> {
+    /// For the cell with this label.
+    pub fn new(label: &'a str, run: &'a dyn Progress) -> Self {
+        Self { label, run }
+    }
+
+    /// `done` of `total`, and what there is to say.
+    pub fn step(&self, done: u64, total: u64, message: &str) {
+        self.run.step(self.label, done, total, message);
+    }
+
+    /// Something to know that stops nothing.
+    pub fn warn(&self, message: &str) {
+        self.run.warn(message);
+    }
 }
 
 /// Tells nobody.
@@ -38,7 +62,8 @@ pub fn on_standard_error() -> Box<dyn Progress> {
 /// A line for each cell, and one every ten seconds within it.
 #[derive(Debug, Default)]
 pub struct Lines {
-    last: Mutex<Option<Instant>>,
+    /// When each cell that is under way was last told of.
+    last: Mutex<HashMap<String, Instant>>,
 }
 
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -50,16 +75,16 @@ impl Progress for Lines {
 
     fn cell(&self, label: &str) {
         if let Ok(mut last) = self.last.lock() {
-            *last = Some(Instant::now());
+            last.insert(label.to_owned(), Instant::now());
         }
         eprintln!("{label} ...");
     }
 
-    fn step(&self, done: u64, total: u64, message: &str) {
+    fn step(&self, label: &str, done: u64, total: u64, message: &str) {
         let Ok(mut last) = self.last.lock() else { return };
-        if last.is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
-            *last = Some(Instant::now());
-            eprintln!("  {done}/{total} {message}");
+        if last.get(label).is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
+            last.insert(label.to_owned(), Instant::now());
+            eprintln!("  {label} {done}/{total} {message}");
         }
     }
 
@@ -76,32 +101,39 @@ impl Progress for Lines {
     }
 }
 
-/// One bar for the cells, and one for the cell that is under way.
+/// One bar for the cells, and one for each cell that is under way.
 #[derive(Debug)]
 pub struct Bars {
-    both: MultiProgress,
+    all: MultiProgress,
     cells: ProgressBar,
-    cell: ProgressBar,
+    under_way: Mutex<HashMap<String, ProgressBar>>,
 }
 
 impl Bars {
     /// No bar is shown before the run begins.
     pub fn new() -> Self {
-        let both = MultiProgress::new();
-        let style = |template: &str| {
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-        };
-        let cells = both.add(ProgressBar::no_length());
+        let all = MultiProgress::new();
+        let cells = all.add(ProgressBar::no_length());
         cells.set_style(style("cells {bar:30} {pos}/{len} {elapsed}"));
-        let cell = both.add(ProgressBar::no_length());
-        cell.set_style(style("{prefix} {bar:30} {pos}/{len} {eta} {wide_msg}"));
-        Self { both, cells, cell }
+        Self { all, cells, under_way: Mutex::default() }
     }
 
     fn print(&self, line: &str) {
         // A terminal that is gone takes no more lines; the work goes on.
-        let _ = self.both.println(line);
+        let _ = self.all.println(line);
     }
+
+    fn clear(&self, label: &str) {
+        let bar = self.under_way.lock().ok().and_then(|mut bars| bars.remove(label));
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+            self.all.remove(&bar);
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Default for Bars {
@@ -118,23 +150,31 @@ impl Progress for Bars {
     }
 
     fn cell(&self, label: &str) {
-        self.cell.reset();
-        self.cell.set_prefix(label.to_owned());
-        self.cell.set_message(String::new());
+        let bar = self.all.add(ProgressBar::no_length());
+        bar.set_style(style("{prefix} {bar:30} {pos}/{len} {eta} {wide_msg}"));
+        bar.set_prefix(label.to_owned());
+        if let Ok(mut bars) = self.under_way.lock() {
+            bars.insert(label.to_owned(), bar);
+        }
     }
 
-    fn step(&self, done: u64, total: u64, message: &str) {
-        self.cell.set_length(total);
-        self.cell.set_position(done);
-        self.cell.set_message(message.to_owned());
+    fn step(&self, label: &str, done: u64, total: u64, message: &str) {
+        let bar = self.under_way.lock().ok().and_then(|bars| bars.get(label).cloned());
+        if let Some(bar) = bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(message.to_owned());
+        }
     }
 
     fn done(&self, label: &str, took: Duration) {
+        self.clear(label);
         self.cells.inc(1);
         self.print(&format!("{label} done in {}", HumanDuration(took)));
     }
 
     fn failed(&self, label: &str, reason: &str) {
+        self.clear(label);
         self.print(&format!("{label} failed: {reason}"));
     }
 
@@ -143,7 +183,6 @@ impl Progress for Bars {
     }
 
     fn end(&self) {
-        self.cell.finish_and_clear();
         self.cells.finish_and_clear();
     }
 }

@@ -15,7 +15,7 @@ use tune::run::Places;
 use tune::{Rows, UpdateMetrics, ValidationMetrics};
 
 use crate::experiment;
-use crate::progress::Progress;
+use crate::progress::CellProgress;
 use crate::records::ModelFacts;
 use crate::settings;
 use crate::store::write_atomically;
@@ -35,7 +35,7 @@ const CURVE_POINTS: usize = 200;
 pub struct TuneRoom;
 
 impl Tuner for TuneRoom {
-    fn pretrain(&self, model: &experiment::BaseModel, folder: &Path, progress: &dyn Progress) -> Result<()> {
+    fn pretrain(&self, model: &experiment::BaseModel, folder: &Path, progress: &CellProgress) -> Result<()> {
         let config = model.config.as_deref().context("a base model has neither `path` nor `config`")?;
         let given = model.pretraining.as_ref().context("`pretraining` is missing")?;
         let documents = documents(model)?;
@@ -54,7 +54,7 @@ impl Tuner for TuneRoom {
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
     }
 
-    fn tune(&self, job: &TuningJob, folder: &Path, progress: &dyn Progress) -> Result<TuningRecord> {
+    fn tune(&self, job: &TuningJob, folder: &Path, progress: &CellProgress) -> Result<TuningRecord> {
         let base = BaseModel::open(job.base)?;
         let settings = settings::tuning(job.preset, job.method, job.settings, job.seed);
         let choice = settings::template(job.preset, Some(job.method), job.settings.template.as_deref());
@@ -96,7 +96,7 @@ pub struct Answers {
 }
 
 impl AnswerRoom for Answers {
-    fn answer(&self, job: &AnswerJob, progress: &dyn Progress) -> Result<Vec<String>> {
+    fn answer(&self, job: &AnswerJob, progress: &CellProgress) -> Result<Vec<String>> {
         let mut last =
             self.last.lock().map_err(|_| anyhow::anyhow!("an earlier cell broke off while answering"))?;
         let (path, mut model) = match last.take() {
@@ -194,7 +194,7 @@ fn read_metrics(path: &Path) -> Result<(Vec<CurvePoint>, f64)> {
 }
 
 /// Tells the lab's listener what a tuning tells.
-struct Told<'a>(&'a dyn Progress);
+struct Told<'a>(&'a CellProgress<'a>);
 
 impl tune::Progress for Told<'_> {
     fn update(&mut self, metrics: &UpdateMetrics) {

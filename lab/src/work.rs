@@ -26,8 +26,8 @@ pub use seams::{AnswerJob, Answerer as AnswerRoom, Tuner, TuningJob, TuningRecor
 use crate::experiment::{Experiment, Method};
 use crate::inputs::Inputs;
 use crate::plan::{Answerer, Cell, Plan, Work, mix_options};
-use crate::progress::Progress;
-use crate::run::{Needs, Worker};
+use crate::progress::CellProgress;
+use crate::run::{Needs, Threads, Worker};
 use crate::store::write_atomically;
 
 /// In a tuning's folder: the adapter or the weights.
@@ -54,11 +54,26 @@ pub struct Rooms<'a> {
     /// Identifies the languages of responses.
     pub identifier: &'a dyn judge::identify::Identifier,
     /// Rates responses.
-    pub judge: &'a dyn judge::judging::Judge,
+    pub judge: &'a (dyn judge::judging::Judge + Sync),
 }
 
+/// A base model of at most so many bytes does not fill a second thread: two tunings of it at once take less time than
+/// one after the other (BENCHMARKS.md), and so small a model's memory does not matter.
+const SMALL_MODEL: u64 = 64 << 20;
+
 impl Worker for Rooms<'_> {
-    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, progress: &dyn Progress) -> Result<()> {
+    fn threads(&self, cell: &Cell, needs: &Needs) -> Threads {
+        match cell.work {
+            Work::Tuning { base_model, base_cell, .. }
+                if self.base(base_model, base_cell, needs).is_ok_and(|base| bytes(&base) <= SMALL_MODEL) =>
+            {
+                Threads::One
+            }
+            _ => Threads::All,
+        }
+    }
+
+    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, progress: &CellProgress) -> Result<()> {
         match &cell.work {
             Work::BaseModel { base_model } => {
                 self.tuner.pretrain(&self.experiment.base_model[*base_model], folder, progress)
@@ -139,7 +154,7 @@ impl Rooms<'_> {
         answerer: &Answerer,
         prompts: &[Prompt],
         needs: &Needs,
-        progress: &dyn Progress,
+        progress: &CellProgress,
     ) -> Result<Vec<String>> {
         let (base_model, base_cell, tuning, adapter) = match answerer {
             Answerer::Endpoint(number) => {
@@ -173,6 +188,15 @@ impl Rooms<'_> {
             settings: &settings,
         };
         self.answerer.answer(&job, progress)
+    }
+}
+
+/// The bytes of a file, or of the files in a folder.
+fn bytes(path: &Path) -> u64 {
+    let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
+        Err(_) => length(path),
     }
 }
 

@@ -7,7 +7,7 @@ use instructions::prompt::Prompt;
 use serde_json::{Value, json};
 
 use crate::experiment::{Answer, ExtraSystem};
-use crate::progress::Progress;
+use crate::progress::CellProgress;
 
 /// How often a prompt is sent before its system fails.
 const TRIES: u32 = 5;
@@ -23,7 +23,7 @@ pub(super) fn answer(
     system: &ExtraSystem,
     settings: &Answer,
     prompts: &[Prompt],
-    progress: &dyn Progress,
+    progress: &CellProgress,
 ) -> Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

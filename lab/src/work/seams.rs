@@ -9,23 +9,23 @@ use report::records::CurvePoint;
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::{Answer, BaseModel, Method, Preset, Tune};
-use crate::progress::Progress;
+use crate::progress::CellProgress;
 
 /// Trains base models from scratch, and tunes base models.
-pub trait Tuner {
+pub trait Tuner: Sync {
     /// Trains a base model from its `config`, `text` and `pretraining` into `folder/model`, a Hugging Face folder.
     /// Whatever it needs to go on after a kill it keeps in `folder`, and removes when it is done.
     ///
     /// # Errors
     /// Why it could not be trained.
-    fn pretrain(&self, model: &BaseModel, folder: &Path, progress: &dyn Progress) -> Result<()>;
+    fn pretrain(&self, model: &BaseModel, folder: &Path, progress: &CellProgress) -> Result<()>;
 
     /// Tunes a base model on a mix into `folder/system`, a PEFT folder (`lora`) or a Hugging Face folder (`full`).
     /// Whatever it needs to go on after a kill it keeps in `folder`, and removes when it is done.
     ///
     /// # Errors
     /// Why it could not be tuned.
-    fn tune(&self, job: &TuningJob, folder: &Path, progress: &dyn Progress) -> Result<TuningRecord>;
+    fn tune(&self, job: &TuningJob, folder: &Path, progress: &CellProgress) -> Result<TuningRecord>;
 }
 
 /// One tuning.
@@ -66,12 +66,12 @@ pub struct TuningRecord {
 }
 
 /// Answers prompts.
-pub trait Answerer {
+pub trait Answerer: Sync {
     /// The responses to a job's prompts, in their order.
     ///
     /// # Errors
     /// Why they could not be answered.
-    fn answer(&self, job: &AnswerJob, progress: &dyn Progress) -> Result<Vec<String>>;
+    fn answer(&self, job: &AnswerJob, progress: &CellProgress) -> Result<Vec<String>>;
 }
 
 /// Prompts of one language for one system.

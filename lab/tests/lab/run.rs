@@ -1,13 +1,13 @@
 //! The local runner, with a worker that writes its cell's label instead of tuning.
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
+use std::sync::{Barrier, Mutex};
 
 use crate::common::{EXPERIMENT, plan, write};
 use lab::plan::{Cell, Plan};
-use lab::progress::{Progress, Silent};
-use lab::run::{INCOMPLETE_FILE, Needs, Outcome, Worker, run};
+use lab::progress::{CellProgress, Silent};
+use lab::run::{INCOMPLETE_FILE, Needs, Outcome, Threads, Worker, run};
 use lab::store::Store;
 
 #[derive(Default)]
@@ -16,13 +16,13 @@ struct Writes {
     fails: Option<&'static str>,
     /// The cell with this label is incomplete when it is done for the first time.
     incomplete: Option<&'static str>,
-    worked: RefCell<Vec<String>>,
+    worked: Mutex<Vec<String>>,
 }
 
 impl Worker for Writes {
-    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, _: &dyn Progress) -> anyhow::Result<()> {
+    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, _: &CellProgress) -> anyhow::Result<()> {
         let label = &cell.determinants.label;
-        self.worked.borrow_mut().push(label.clone());
+        self.worked.lock().expect("no worker panics").push(label.clone());
         anyhow::ensure!(Some(label.as_str()) != self.fails, "the disk of {label} is full");
         let mut text = label.clone();
         for need in &cell.needs {
@@ -48,10 +48,10 @@ fn what_is_done_is_not_done_again() {
     let store = folder.path().join("store");
     let worker = Writes::default();
     assert_eq!(run_all(&plan, &store, &worker).kept, 0);
-    assert_eq!(worker.worked.borrow().len(), plan.cells.len());
+    assert_eq!(worker.worked.lock().unwrap().len(), plan.cells.len());
     let again = run_all(&plan, &store, &worker);
     assert_eq!(again.kept, plan.cells.len());
-    assert_eq!(worker.worked.borrow().len(), plan.cells.len());
+    assert_eq!(worker.worked.lock().unwrap().len(), plan.cells.len());
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_failed_cell_stops_those_that_need_it_and_no_other() {
     // The next run does what is missing.
     let worker = Writes::default();
     assert_eq!(run_all(&plan, &store, &worker).finished.len(), plan.cells.len());
-    assert_eq!(worker.worked.borrow().len(), 9);
+    assert_eq!(worker.worked.lock().unwrap().len(), 9);
 }
 
 #[test]
@@ -81,12 +81,12 @@ fn an_incomplete_cell_is_gone_on_with_in_the_next_run() {
     let store = folder.path().join("store");
     let worker = Writes { incomplete: Some("scores/tiny/base/fi"), ..Writes::default() };
     assert_eq!(run_all(&plan, &store, &worker).finished.len(), plan.cells.len());
-    worker.worked.borrow_mut().clear();
+    worker.worked.lock().unwrap().clear();
     assert_eq!(run_all(&plan, &store, &worker).finished.len(), plan.cells.len());
-    assert_eq!(*worker.worked.borrow(), ["scores/tiny/base/fi"]);
-    worker.worked.borrow_mut().clear();
+    assert_eq!(*worker.worked.lock().unwrap(), ["scores/tiny/base/fi"]);
+    worker.worked.lock().unwrap().clear();
     run_all(&plan, &store, &worker);
-    assert!(worker.worked.borrow().is_empty());
+    assert!(worker.worked.lock().unwrap().is_empty());
 }
 
 #[test]
@@ -99,8 +99,68 @@ fn a_corrupted_cell_is_made_again() {
     let result = Store::read(&store).cell_folder(&plan.cells[0].key).join("result");
     let whole = fs::read(&result).unwrap();
     fs::write(&result, "something else").unwrap();
-    worker.worked.borrow_mut().clear();
+    worker.worked.lock().unwrap().clear();
     run_all(&plan, &store, &worker);
-    assert_eq!(*worker.worked.borrow(), [plan.cells[0].determinants.label.clone()]);
+    assert_eq!(*worker.worked.lock().unwrap(), [plan.cells[0].determinants.label.clone()]);
     assert_eq!(fs::read(&result).unwrap(), whole);
+}
+
+/// Tunings are worth one thread each; two of them meet at a barrier, where one alone would wait for ever.
+struct Meets {
+    writes: Writes,
+    barrier: Barrier,
+    panics: Option<&'static str>,
+}
+
+impl Worker for Meets {
+    fn threads(&self, cell: &Cell, _: &Needs) -> Threads {
+        if is_tuning(cell) { Threads::One } else { Threads::All }
+    }
+
+    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, progress: &CellProgress) -> anyhow::Result<()> {
+        let label = cell.determinants.label.as_str();
+        assert_ne!(Some(label), self.panics, "as it was told to");
+        if is_tuning(cell) && self.panics.is_none() {
+            assert_eq!(rayon::current_num_threads(), 1);
+            self.barrier.wait();
+        }
+        self.writes.work(cell, needs, folder, progress)
+    }
+}
+
+fn is_tuning(cell: &Cell) -> bool {
+    cell.determinants.label.starts_with("tuning/")
+}
+
+fn on_two_threads(plan: &Plan, folder: &Path, worker: &Meets) -> Outcome {
+    let store = Store::open(folder).expect("the store");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
+    pool.install(|| run(plan, &store, "small", worker, &Silent).expect("a run"))
+}
+
+#[test]
+fn cells_worth_one_thread_are_done_side_by_side_with_the_same_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(&write(folder.path(), EXPERIMENT));
+    let tunings = plan.cells.iter().filter(|cell| is_tuning(cell)).count();
+    assert!(tunings > 0 && tunings % 2 == 0, "{tunings} tunings do not pair off at the barrier");
+    let worker = Meets { writes: Writes::default(), barrier: Barrier::new(2), panics: None };
+    let beside = on_two_threads(&plan, &folder.path().join("beside"), &worker);
+    let alone = run_all(&plan, &folder.path().join("alone"), &Writes::default());
+    assert_eq!(beside.finished.len(), plan.cells.len());
+    for (cell, made) in &beside.finished {
+        let [one, other] = [made, &alone.finished[cell]].map(|made| fs::read(made.join("result")).unwrap());
+        assert_eq!(one, other);
+    }
+}
+
+#[test]
+fn a_panic_is_a_failed_cell_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(&write(folder.path(), EXPERIMENT));
+    let label = "tuning/tiny/lora/multilingual/seed-1";
+    let worker = Meets { writes: Writes::default(), barrier: Barrier::new(2), panics: Some(label) };
+    let outcome = on_two_threads(&plan, &folder.path().join("store"), &worker);
+    assert_eq!(outcome.failed.len(), 1);
+    assert_eq!(outcome.finished.len(), plan.cells.len() - 9);
 }
