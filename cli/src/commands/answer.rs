@@ -120,7 +120,7 @@ impl Answer {
         let mut done = 0;
         let answers = answer::answer(&model, &requests, &decoding, &mut |_, _| {
             done += 1;
-            progress.step(done, requests.len() as u64, "responses");
+            progress.step("answering", done, requests.len() as u64, "responses");
         });
         progress.end();
         let answers = answers.map_err(Failure::failed)?;

@@ -208,8 +208,15 @@ impl Tune {
         let progress = progress::on_standard_error();
         progress.cell("tuning");
         let begin = Instant::now();
-        let outcome =
-            tune::tune(&base, &rows, &held_out, initial.as_ref(), &settings, &places, &mut Told(&*progress));
+        let outcome = tune::tune(
+            &base,
+            &rows,
+            &held_out,
+            initial.as_ref(),
+            &settings,
+            &places,
+            &mut Told(progress::CellProgress::new("tuning", &*progress)),
+        );
         progress.end();
         let outcome = outcome.map_err(failure)?;
         self.tell(&outcome, &rows, &held_out, begin.elapsed().as_secs_f64(), output)
@@ -436,7 +443,7 @@ pub(super) fn failure(error: tune::Error) -> Failure {
 }
 
 /// Tells the screen what a tuning tells.
-struct Told<'a>(&'a dyn progress::Progress);
+struct Told<'a>(progress::CellProgress<'a>);
 
 impl tune::Progress for Told<'_> {
     fn update(&mut self, metrics: &UpdateMetrics) {
