@@ -224,6 +224,42 @@ fn three_updates_on_real_rows_equal_pefts() {
     }
 }
 
+/// Slow: fifty updates of a real model. Its file is placed by `scripts/fetch-smollm2`.
+#[test]
+fn fifty_updates_of_smollm2_follow_pefts() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct.gguf");
+    if !file.exists() {
+        eprintln!("skipped: {} is not there; scripts/fetch-smollm2 places it", file.display());
+        return;
+    }
+    let Some(path) = real("instructions/alpaca_en_demo.json") else { return };
+    let updates = updates("smollm2");
+    let losses = updates["losses"].as_array().unwrap();
+    let base = BaseModel::open(file).unwrap();
+    let initial = Adapter::read(&golden("smollm2").join("adapter"), base.family(), base.config()).unwrap();
+    let settings = Settings {
+        batch: 8,
+        length: Length::Updates(losses.len() as u64),
+        micro_batch_tokens: 1024,
+        ..three_updates(Method::Lora, Supervise::All, 512)
+    };
+    let records = read_records(&path, &"en".parse().unwrap()).unwrap().items;
+    let rows = encode(&records[..8 * losses.len()], &base, &settings);
+    let mut heard = Heard::default();
+    let folder = tempfile::tempdir().unwrap();
+    let places = Places::under(folder.path());
+    tune(&base, &rows, &Rows::default(), Some(&initial), &settings, &places, &mut heard).unwrap();
+    assert_eq!(heard.losses.len(), losses.len());
+    let errors = heard.losses.iter().zip(losses).map(|(found, expected)| {
+        let expected = expected.as_f64().unwrap();
+        ((found - expected) / expected).abs()
+    });
+    let worst = errors.fold(0.0, f64::max);
+    println!("the largest relative difference of a loss: {worst:.2e}");
+    // The bound: rounding grows as the updates of two programs part.
+    assert!(worst < 0.01, "{worst:.2e}");
+}
+
 #[test]
 fn any_cut_into_micro_batches_gives_the_same_loss() {
     let base = BaseModel::open(golden("llama-grouped").join("model")).unwrap();
