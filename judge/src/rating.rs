@@ -3,7 +3,7 @@
 //! A ratings file is JSONL: one [`Rating`] a line. A response that a judge would not rate is *unrated*: its
 //! `rating` is null and `unrated` says why. It never counts as 0.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -40,6 +40,17 @@ pub enum RatingError {
     /// Two responses share system, language and id, so that their ratings could not be told apart.
     #[error("two responses of {0}: each system may answer a prompt once")]
     Twice(ResponseKey),
+    /// A file holds several judges' ratings, and one is wanted.
+    #[error("expected ratings of one judge, found {}; name one of them", .0.join(", "))]
+    SeveralJudges(Vec<String>),
+    /// A judge has no ratings.
+    #[error("expected ratings of the judge {asked:?}, found {}", .found.join(", "))]
+    NoSuchJudge {
+        /// Whom one asked for.
+        asked: String,
+        /// Who is there.
+        found: Vec<String>,
+    },
     /// A rated response has no gate.
     #[error("no gate for {0}: expected one for every rated response")]
     NoGate(ResponseKey),
@@ -157,20 +168,41 @@ pub fn read_ratings(path: &Path) -> Result<RatingsRead, RatingError> {
 /// # Errors
 /// [`RatingError::File`].
 pub fn write_ratings(path: &Path, ratings: &[Rating]) -> Result<(), RatingError> {
-    let temporary = beside(path, ".tmp");
     let write = || -> std::io::Result<()> {
         let mut text = Vec::new();
         for rating in ratings {
             serde_json::to_writer(&mut text, rating)?;
             text.push(b'\n');
         }
-        let mut file = File::create(&temporary)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        sync_folder(path)
+        write_atomically(path, &text)
     };
     write().map_err(|source| RatingError::File { path: path.to_path_buf(), source })
+}
+
+/// The ratings of one judge: of `judge`, or of the only one that there is.
+///
+/// # Errors
+/// [`RatingError::SeveralJudges`], [`RatingError::NoSuchJudge`].
+pub fn of_judge<'a>(ratings: &'a [Rating], judge: Option<&str>) -> Result<Vec<&'a Rating>, RatingError> {
+    let judges: BTreeSet<&str> = ratings.iter().map(|rating| rating.judge.as_str()).collect();
+    let found = || judges.iter().map(|judge| (*judge).to_owned()).collect();
+    match judge {
+        Some(asked) if !judges.contains(asked) => {
+            Err(RatingError::NoSuchJudge { asked: asked.to_owned(), found: found() })
+        }
+        None if judges.len() > 1 => Err(RatingError::SeveralJudges(found())),
+        _ => Ok(ratings.iter().filter(|rating| judge.is_none_or(|judge| rating.judge == judge)).collect()),
+    }
+}
+
+/// Writes a file whole: to a temporary name in the same folder, then renamed.
+pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let temporary = beside(path, ".tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_folder(path)
 }
 
 /// The file's path with `suffix` after its name.
