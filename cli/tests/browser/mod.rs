@@ -147,10 +147,13 @@ impl Connection {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Asked to close it also ends the processes that it has started; killed it might leave some.
-        let connection = self.connection.get_mut();
-        let message = json!({"id": u32::MAX, "method": "Browser.close"}).to_string();
-        let _ = connection.socket.send(Message::text(message));
+        // Asked to close, it also ends the processes that it has started; killed, it might leave some.
+        self.connection.get_mut().send(None, "Browser.close", &json!({}));
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
