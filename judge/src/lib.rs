@@ -1,6 +1,7 @@
 //! The language gate, judges, ratings and their agreement with people.
 
 pub mod agree;
+pub mod asking;
 pub mod cache;
 pub mod chrf;
 pub mod confusion;

@@ -101,7 +101,7 @@ pub fn prepare(path: &Path) -> Result<Prepared> {
 pub struct Ready<'a> {
     prepared: &'a Prepared,
     machinery: &'a Machinery<'a>,
-    judge: Box<dyn Judge + Sync>,
+    judge: Box<dyn Judge>,
     identifier: Box<dyn Identifier>,
     models: BTreeMap<String, ModelFacts>,
 }
@@ -186,7 +186,7 @@ impl Ready<'_> {
     }
 }
 
-fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge + Sync>> {
+fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge>> {
     let wanted = &experiment.judge;
     match wanted.kind {
         JudgeKind::Reference => {
