@@ -53,6 +53,9 @@ pub trait Progress: Sync {
         let _ = rating;
     }
 
+    /// Two responses have been compared in one order.
+    fn compared(&self) {}
+
     /// A request failed for `reason`; try number `next` comes after `wait`.
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let _ = (reason, next, wait);

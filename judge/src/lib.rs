@@ -11,6 +11,7 @@ pub mod identify;
 pub mod judging;
 pub mod openai;
 mod pace;
+pub mod pairwise;
 pub mod parse;
 pub mod price;
 pub mod prompt_template;
