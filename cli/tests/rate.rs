@@ -87,14 +87,16 @@ fn drawn() -> tempfile::TempDir {
         }
     }
     fs::write(folder.path().join("responses.jsonl"), lines).expect("the folder takes files");
-    let draw = ["rate", "draw", "--database", "rate.sqlite", "--responses", "responses.jsonl", "--prompts", "3"];
+    let draw =
+        ["rate", "draw", "--database", "rate.sqlite", "--responses", "responses.jsonl", "--prompts", "3"];
     polypaca(folder.path(), &draw);
     folder
 }
 
 /// The path of a new link.
 fn invite(folder: &Path, rater: &str, language: &str) -> String {
-    let invite = ["rate", "invite", "--database", "rate.sqlite", "--rater", rater, "--language", language, "--json"];
+    let invite =
+        ["rate", "invite", "--database", "rate.sqlite", "--rater", rater, "--language", language, "--json"];
     let link = object(&polypaca(folder, &invite))["links"][0]["link"].as_str().expect("a link").to_owned();
     link[link.find("/r/").expect("a path")..].to_owned()
 }
@@ -141,7 +143,8 @@ impl Server {
         let status = head.split(' ').nth(1)?.parse().ok()?;
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
         // A mark is confirmed when its answer is there whole.
-        (body.len() == length.parse::<usize>().ok()?).then(|| (status, serde_json::from_str(body).unwrap_or_default()))
+        (body.len() == length.parse::<usize>().ok()?)
+            .then(|| (status, serde_json::from_str(body).unwrap_or_default()))
     }
 }
 
@@ -198,7 +201,9 @@ fn rate_page_by_touch(page: &Page<'_>) {
     for (place, &system) in systems.iter().enumerate() {
         let mark = mark(prompt, system);
         let button = (mark * 2.0) as usize;
-        page.touch(&format!("document.querySelectorAll('article')[{place}].querySelectorAll('button')[{button}]"));
+        page.touch(&format!(
+            "document.querySelectorAll('article')[{place}].querySelectorAll('button')[{button}]"
+        ));
         wait_for_mark(page, place, mark);
     }
 }
@@ -285,8 +290,12 @@ fn two_people_rate_by_keyboard_and_by_touch_are_cut_off_and_the_export_is_right(
     keep(&phone, "phone-done.png");
     assert_eq!(browser.dialogs(), 0);
 
-    polypaca(folder, &["judge", "--responses", "responses.jsonl", "--out", "ratings.jsonl", "--judge", "reference"]);
-    let export = ["rate", "export", "--database", "rate.sqlite", "--out", "marks.csv", "--ratings", "ratings.jsonl"];
+    polypaca(
+        folder,
+        &["judge", "--responses", "responses.jsonl", "--out", "ratings.jsonl", "--judge", "reference"],
+    );
+    let export =
+        ["rate", "export", "--database", "rate.sqlite", "--out", "marks.csv", "--ratings", "ratings.jsonl"];
     polypaca(folder, &export);
     let table = fs::read_to_string(folder.join("marks.csv")).expect("a table");
     let mut expected = BTreeMap::new();
@@ -299,7 +308,10 @@ fn two_people_rate_by_keyboard_and_by_touch_are_cut_off_and_the_export_is_right(
         }
     }
     assert_eq!(marks(&table), expected);
-    assert!(table.lines().skip(1).all(|line| line.split(',').nth(4) != Some("")), "each has the judge's rating");
+    assert!(
+        table.lines().skip(1).all(|line| line.split(',').nth(4) != Some("")),
+        "each has the judge's rating"
+    );
     let agreement = object(&polypaca(folder, &["agree", "marks.csv", "--json"]));
     assert_eq!(agreement["languages"][0]["responses"]["pairs"], 9);
 }
@@ -339,7 +351,9 @@ fn a_wrong_link_a_guessed_one_and_a_forged_id_get_nothing() {
     let mut guessed = anika.clone();
     let last = guessed.pop().expect("a token");
     guessed.push(if last == '0' { '1' } else { '0' });
-    for path in ["/", "/r/", "/r/1", "/r/Anika", &guessed, &format!("{guessed}/standing"), "/r/%27%20or%201=1"] {
+    for path in
+        ["/", "/r/", "/r/1", "/r/Anika", &guessed, &format!("{guessed}/standing"), "/r/%27%20or%201=1"]
+    {
         let page = browser.open(&server.url(path), Device::Desktop);
         page.wait("document.body?.innerText === 'There is no such page.'");
         page.close();

@@ -57,16 +57,13 @@ pub(crate) fn rate_by_asking(
     let prompts: Vec<String> =
         responses.iter().map(|response| judging::shown_prompt(template, response)).collect();
     let shown = responses.to_vec();
-    let check: Arc<Check> =
-        Arc::new(move |index, reply| match judging::verdict_of(&shown[index], reply).1 {
-            None => Ok(()),
-            Some(error) => Err(error.to_string()),
-        });
+    let check: Arc<Check> = Arc::new(move |index, reply| match judging::verdict_of(&shown[index], reply).1 {
+        None => Ok(()),
+        Some(error) => Err(error.to_string()),
+    });
     asker.ask(&prompts, &check, progress, &mut |index, reply| match reply {
         Reply::Text(text) => give(index, judging::verdict_of(&responses[index], &text).0),
-        Reply::Unanswered { reason, said } => {
-            give(index, Verdict { rating: Err(reason), explanation: said })
-        }
+        Reply::Unanswered { reason, said } => give(index, Verdict { rating: Err(reason), explanation: said }),
     })
 }
 

@@ -117,7 +117,10 @@ pub fn judge_by_all(
     for judge in judges {
         let work_of_judge = Work::new(*judge, responses, out);
         let name = &work_of_judge.name;
-        anyhow::ensure!(work.iter().all(|other: &Work<'_>| other.name != *name), "two judges are named {name}");
+        anyhow::ensure!(
+            work.iter().all(|other: &Work<'_>| other.name != *name),
+            "two judges are named {name}"
+        );
         work.push(work_of_judge);
     }
     let mut others = Others::default();
@@ -134,9 +137,9 @@ pub fn judge_by_all(
     progress.begin(responses.len() * judges.len(), kept);
     let judged: Vec<anyhow::Result<Judged>> = std::thread::scope(|scope| {
         let begun: Vec<_> = work.into_iter().map(|work| scope.spawn(|| work.rate(progress))).collect();
-        let ended = begun.into_iter().map(|judge| {
-            judge.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a judge ended in a panic")))
-        });
+        let ended = begun
+            .into_iter()
+            .map(|judge| judge.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a judge ended in a panic"))));
         ended.collect()
     });
     progress.end();

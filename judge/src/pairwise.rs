@@ -212,9 +212,7 @@ fn shown(template: &PromptTemplate, (first, second): (&Response, &Response)) -> 
 
 fn check<'a>(pairs: impl Iterator<Item = (&'a Response, &'a Response)>) -> Arc<Check> {
     let texts: Vec<[String; 3]> = pairs
-        .map(|(first, second)| {
-            [first.response.clone(), second.response.clone(), first.prompt.prompt.clone()]
-        })
+        .map(|(first, second)| [first.response.clone(), second.response.clone(), first.prompt.prompt.clone()])
         .collect();
     Arc::new(move |index, reply| {
         let texts = texts[index].each_ref().map(String::as_str);
@@ -228,7 +226,8 @@ fn answered(blank: Preference, (first, second): (&Response, &Response), reply: R
             Preference { unrated: Some(reason), explanation: said, ..blank }
         }
         Reply::Text(text) => {
-            let better = parse::parse_preference(&text, &[&first.response, &second.response, &first.prompt.prompt]);
+            let better =
+                parse::parse_preference(&text, &[&first.response, &second.response, &first.prompt.prompt]);
             Preference {
                 unrated: better.as_ref().err().map(ToString::to_string),
                 better: better.ok(),
@@ -254,7 +253,10 @@ pub fn table(preferences: &[Preference]) -> Vec<PairTotal> {
         let orders = cells.entry((&preference.language, first, second)).or_default();
         orders.entry(&preference.id).or_default()[usize::from(swapped)] = better;
     }
-    cells.into_iter().map(|((language, first, second), orders)| total(language, first, second, &orders)).collect()
+    cells
+        .into_iter()
+        .map(|((language, first, second), orders)| total(language, first, second, &orders))
+        .collect()
 }
 
 fn total(

@@ -70,7 +70,11 @@ impl Agree {
 
     fn show(&self, found: &LanguageAgreement, output: &Output) -> Result<(), Failure> {
         let language = &found.language;
-        output.line(format!("{language}: {} systems, {}", found.systems.pairs, correlations(&found.systems)))?;
+        output.line(format!(
+            "{language}: {} systems, {}",
+            found.systems.pairs,
+            correlations(&found.systems)
+        ))?;
         if let Some(responses) = &found.responses {
             output.line(format!("{language}: {} responses, {}", responses.pairs, correlations(responses)))?;
         }

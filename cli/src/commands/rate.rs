@@ -168,7 +168,11 @@ impl Draw {
             for (language, drawn) in &sample.prompts {
                 output.line(format!("{language}: {} prompts", drawn.drawn))?;
             }
-            output.line(format!("{} responses to rate in {}", sample.responses.len(), self.database.display()))?;
+            output.line(format!(
+                "{} responses to rate in {}",
+                sample.responses.len(),
+                self.database.display()
+            ))?;
         }
         Ok(if left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -274,7 +278,11 @@ impl Export {
             judge = judge_column(&ratings, self.judge.as_deref()).map_err(Failure::wrong_input)?;
             let missing = marks.iter().filter(|marked| !judge.contains_key(&marked.key)).count();
             if missing > 0 {
-                output.warning(format!("{}: no rating for {missing} of {} marks", path.display(), marks.len()));
+                output.warning(format!(
+                    "{}: no rating for {missing} of {} marks",
+                    path.display(),
+                    marks.len()
+                ));
             }
         }
         if self.gate {

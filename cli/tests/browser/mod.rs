@@ -83,18 +83,13 @@ impl Browser {
             json!({"url": "about:blank", "browserContextId": context}),
         );
         let target = target["targetId"].as_str().unwrap().to_owned();
-        let session =
-            self.call(None, "Target.attachToTarget", json!({"targetId": target, "flatten": true}));
-        let page = Page {
-            browser: self,
-            session: session["sessionId"].as_str().unwrap().to_owned(),
-            context,
-        };
+        let session = self.call(None, "Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        let page =
+            Page { browser: self, session: session["sessionId"].as_str().unwrap().to_owned(), context };
         page.call("Page.enable", json!({}));
         let (width, height) = device.size();
         let phone = device == Device::Phone;
-        let metrics =
-            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
+        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
         page.call("Emulation.setDeviceMetricsOverride", metrics);
         page.call("Emulation.setTouchEmulationEnabled", json!({"enabled": phone}));
         page.call("Page.navigate", json!({"url": url}));

@@ -30,9 +30,9 @@ pub fn gate_column(
 ) {
     let mut gates: HashMap<&ResponseKey, bool> = HashMap::new();
     for marked in marks {
-        gates.entry(&marked.key).or_insert_with(|| {
-            rules.check(identifier, &marked.response, &marked.response_language).passes
-        });
+        gates
+            .entry(&marked.key)
+            .or_insert_with(|| rules.check(identifier, &marked.response, &marked.response_language).passes);
     }
     for (key, passes) in gates {
         if let Some(rating) = column.get_mut(key) {

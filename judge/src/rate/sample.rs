@@ -53,10 +53,7 @@ pub fn draw_sample(responses: &[Response], settings: SampleSettings) -> Sample {
     for (language, ids) in &languages {
         let shared = draw_prompts(ids, settings);
         let drawn = shared.len().min(settings.prompts);
-        prompts.insert(
-            (*language).to_owned(),
-            Drawn { drawn, shared: shared.len(), answered: ids.len() },
-        );
+        prompts.insert((*language).to_owned(), Drawn { drawn, shared: shared.len(), answered: ids.len() });
         chosen.extend(shared.into_iter().take(drawn).map(|id| (*language, id)));
     }
     let is_chosen = |response: &&Response| {

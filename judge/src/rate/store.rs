@@ -434,7 +434,8 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn marks(&self) -> Result<Vec<Marked>, StoreError> {
-        let select = "select system, responses.language, id, responses.response, response_language, name, mark
+        let select =
+            "select system, responses.language, id, responses.response, response_language, name, mark
                       from marks
                       join responses on responses.number = marks.response
                       join raters on raters.number = marks.rater
