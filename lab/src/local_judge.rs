@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use instructions::language::Language;
 use instructions::prompt::Prompt;
 use instructions::template::TemplateChoice;
-use judge::asking::LocalAsker;
+use judge::asking::{Asker, LocalAsker};
 use serde_json::Map;
 
 use crate::inputs::{content_hash, value_hash};
@@ -30,7 +30,7 @@ pub fn open(
     adapter: Option<&Path>,
     template: &TemplateChoice,
     decoding: Decoding,
-) -> Result<LocalAsker<impl Fn(&[String]) -> Result<Vec<String>> + Sync + use<>>> {
+) -> Result<impl Asker + use<>> {
     let mut opened = AnswerModel::open(model, &[])?;
     let adapter_hash = adapter.map(content_hash).transpose()?;
     let setting = value_hash(&(opened.base.content_hash()?, adapter_hash, template.to_string(), &decoding))?;

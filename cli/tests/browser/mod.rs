@@ -3,6 +3,8 @@
 //! The protocol is spoken here in JSON over a WebSocket: crates with generated types for all of it take minutes to
 //! build, and refuse messages of browsers newer than themselves.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
