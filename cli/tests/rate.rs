@@ -362,11 +362,12 @@ fn a_wrong_link_a_guessed_one_and_a_forged_id_get_nothing() {
     let theirs = theirs["responses"][0]["handle"].as_str().expect("a handle").to_owned();
     let page = browser.open(&server.url(&anika), Device::Desktop);
     wait_for_question(&page, 1);
+    let own = page.value("page.responses[0].handle");
     for (forged, mark, status) in [
         (theirs.as_str(), json!(3), 404),
         ("0", json!(3), 404),
         ("' or 1=1 --", json!(3), 404),
-        (&page.value("page.responses[0].handle").as_str().expect("a handle").to_owned(), json!(17), 422),
+        (own.as_str().expect("a handle"), json!(17), 422),
     ] {
         let body = json!({"handle": forged, "mark": mark});
         let asked = page.value(&format!(

@@ -53,6 +53,11 @@ pub trait Progress: Sync {
         let _ = rating;
     }
 
+    /// What is being waited for.
+    fn note(&self, message: &str) {
+        let _ = message;
+    }
+
     /// Two responses have been compared in one order.
     fn compared(&self) {}
 

@@ -2,6 +2,7 @@
 
 pub mod agree;
 pub mod asking;
+mod batch;
 pub mod cache;
 pub mod chrf;
 pub mod confusion;

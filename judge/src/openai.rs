@@ -12,6 +12,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde_json::{Map, Value, json};
 
 use crate::asking::{Asker, Check, Reply, rate_by_asking};
+use crate::batch::{BatchQuestion, Batches};
 use crate::cache::{Answer, Cache, CacheError, NanoDollars, Reservation};
 use crate::judging::{self, Judge, Progress, Verdict};
 use crate::pace::{self, Pace};
@@ -51,6 +52,8 @@ pub struct OpenAiSettings {
     pub timeout: Duration,
     /// What the model costs.
     pub price: Option<Price>,
+    /// Ask through the batch endpoint, and look at a batch this often; one request a question unless given.
+    pub batch: Option<Duration>,
     /// The most that may be spent, in dollars, over all runs with the same cache and `scope`.
     pub cap: Option<f64>,
     /// What the spending is counted under: the ratings file, say.
@@ -76,6 +79,7 @@ impl OpenAiSettings {
             longest_wait: Duration::from_secs(600),
             timeout: Duration::from_secs(120),
             price: None,
+            batch: None,
             cap: None,
             scope: String::new(),
             cache,
@@ -123,6 +127,14 @@ pub enum OpenAiError {
         /// The status.
         status: StatusCode,
         /// The start of what it said.
+        said: String,
+    },
+    /// The batch endpoint says what cannot be understood, or nothing.
+    #[error("{url}: the batch endpoint: {said}")]
+    Batch {
+        /// Where.
+        url: String,
+        /// What it said, or what went wrong.
         said: String,
     },
     /// The cache failed.
@@ -263,6 +275,9 @@ impl Asker for OpenAiJudge {
                 _ => waiting.push_back(question),
             }
         }
+        if let Some(look) = self.settings.batch {
+            return self.ask_in_batches(&waiting, look, check, progress, give);
+        }
         let workers = self.settings.concurrency.min(waiting.len());
         if workers == 0 {
             return Ok(());
@@ -303,6 +318,55 @@ impl Asker for OpenAiJudge {
         // Requests under way are given up; what they may have cost stays set aside.
         runtime.shutdown_background();
         outcome
+    }
+}
+
+impl OpenAiJudge {
+    fn ask_in_batches(
+        &self,
+        waiting: &VecDeque<Question>,
+        look: Duration,
+        check: &Arc<Check>,
+        progress: &dyn Progress,
+        give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let batches = Batches {
+            url: &self.url,
+            client: &self.client,
+            asker: format!("{} {}", self.url, self.settings.model),
+            cache: &self.cache,
+            price: self.settings.price,
+            cap: self.cap,
+            scope: &self.settings.scope,
+            tries: self.settings.tries,
+            backoff: self.settings.backoff,
+            look,
+        };
+        let questions: Vec<BatchQuestion<'_>> = waiting
+            .iter()
+            .map(|question| BatchQuestion {
+                key: &question.key,
+                body: &question.body,
+                most: self.most(&question.body),
+            })
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut answered = runtime.block_on(batches.ask(&questions, progress))?;
+        for question in waiting {
+            let reply = match answered.remove(&question.key) {
+                Some(Ok(answer)) => match question.fault(&**check, &answer.text) {
+                    None => Reply::Text(answer.text),
+                    Some(reason) => Reply::Unanswered { reason, said: answer.text },
+                },
+                Some(Err(reason)) => Reply::Unanswered { reason, said: String::new() },
+                None => Reply::Unanswered { reason: "no answer in the batch".into(), said: String::new() },
+            };
+            question.hand_over(&reply, give)?;
+        }
+        Ok(())
     }
 }
 
@@ -352,7 +416,7 @@ struct Asking {
 }
 
 /// What became of a request.
-enum Outcome {
+pub(crate) enum Outcome {
     Answered(Answer),
     /// May go better later.
     Failed {
@@ -368,7 +432,7 @@ enum Outcome {
 
 /// Whether a failed request may have been billed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Billed {
+pub(crate) enum Billed {
     No,
     Perhaps,
 }
@@ -561,7 +625,7 @@ fn unanswered(error: &reqwest::Error) -> Outcome {
 }
 
 /// The message in a chat completion.
-fn read_answer(body: &[u8]) -> Outcome {
+pub(crate) fn read_answer(body: &[u8]) -> Outcome {
     if body.iter().all(u8::is_ascii_whitespace) {
         return failed("empty answer", Billed::Perhaps);
     }
@@ -593,7 +657,7 @@ fn read_answer(body: &[u8]) -> Outcome {
 }
 
 /// The start of what a server said, on one line.
-fn excerpt(body: &[u8]) -> String {
+pub(crate) fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(2000)]).into_owned();
     let message = serde_json::from_str::<Value>(&text)
         .ok()

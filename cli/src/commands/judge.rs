@@ -98,6 +98,14 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "N", default_value_t = 512)]
     new_tokens: usize,
 
+    /// openai: ask through the endpoint's batches, which take up to a day and mostly cost half
+    #[arg(long)]
+    batch: bool,
+
+    /// openai: with --batch, seconds between two looks at a batch
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, requires = "batch")]
+    batch_look: f64,
+
     /// openai: the most that may be spent on this file of ratings, in dollars
     #[arg(long, value_name = "DOLLARS", requires = "prices")]
     cap: Option<f64>,
@@ -285,6 +293,9 @@ impl Judge {
         settings.backoff = Duration::try_from_secs_f64(self.backoff).context("--backoff")?;
         settings.timeout = Duration::try_from_secs_f64(self.timeout).context("--timeout")?;
         settings.sampling.insert("max_tokens".to_owned(), json!(self.new_tokens));
+        if self.batch {
+            settings.batch = Some(Duration::try_from_secs_f64(self.batch_look).context("--batch-look")?);
+        }
         settings.cap = self.cap;
         settings.scope = self.out.display().to_string();
         if let Some(path) = &self.prices {
@@ -351,6 +362,14 @@ impl Progress for Bar {
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let line = format!("{reason}; try {next} in {:.0} s", wait.as_secs_f64());
         if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+    }
+
+    fn note(&self, message: &str) {
+        if self.bar.is_hidden() {
+            tracing::info!("{message}");
+        } else {
+            self.bar.set_message(message.to_owned());
+        }
     }
 
     fn end(&self) {
