@@ -53,6 +53,9 @@ pub(crate) struct BatchQuestion<'a> {
     pub(crate) most: Option<NanoDollars>,
 }
 
+/// The questions of one batch, each with the number of the sum set aside for it.
+type Part<'a> = Vec<(&'a BatchQuestion<'a>, Option<i64>)>;
+
 /// What came of each question, by its key.
 pub(crate) type Answered = HashMap<String, Result<Answer, String>>;
 
@@ -112,8 +115,8 @@ impl Batches<'_> {
         &self,
         questions: Vec<&'q BatchQuestion<'q>>,
         answered: &mut Answered,
-    ) -> Result<Vec<Vec<(&'q BatchQuestion<'q>, Option<i64>)>>, OpenAiError> {
-        let mut parts: Vec<Vec<(&BatchQuestion<'_>, Option<i64>)>> = Vec::new();
+    ) -> Result<Vec<Part<'q>>, OpenAiError> {
+        let mut parts: Vec<Part<'_>> = Vec::new();
         let mut bytes = 0;
         for question in questions {
             let reservation = match question.most {
@@ -138,10 +141,7 @@ impl Batches<'_> {
         Ok(parts)
     }
 
-    async fn send(
-        &self,
-        part: &[(&BatchQuestion<'_>, Option<i64>)],
-    ) -> Result<(String, SentBatch), OpenAiError> {
+    async fn send(&self, part: &Part<'_>) -> Result<(String, SentBatch), OpenAiError> {
         let sent = SentBatch {
             tag: format!("{:032x}", rand::rng().random::<u128>()),
             id: None,
