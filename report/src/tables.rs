@@ -290,6 +290,9 @@ pub fn comparisons(results: &Results) -> PlainTable {
                 one_digit(pair.difference.low),
                 one_digit(pair.difference.high),
                 if pair.told_apart { "yes" } else { "no" }.to_owned(),
+                format!("{:.4}", pair.p),
+                format!("{:.4}", pair.p_corrected),
+                one_digit(pair.detectable),
             ]
         })
         .collect();
@@ -306,6 +309,9 @@ pub fn comparisons(results: &Results) -> PlainTable {
             "low",
             "high",
             "told apart",
+            "p",
+            "p (Holm)",
+            "can be found from",
         ]
         .map(str::to_owned)
         .to_vec(),
