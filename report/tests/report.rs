@@ -192,7 +192,8 @@ fn the_papers_size_has_the_papers_panels() {
         assert_eq!(panels[format!("families-{method}").as_str()].0, 8);
     }
     assert_eq!(panels["unseen-birch"], (4, 2));
-    assert_eq!(panels["gate"], (4, 2));
+    assert_eq!(panels["gate"], (6, 3));
+    assert_eq!(panels["seeds-lora"], (8, 4));
     let svg = fs::read_to_string(folder.path().join("figures/scores-lora-alder.svg")).unwrap();
     assert!(["български", "中文"].iter().all(|name| svg.contains(name)));
     let svg = fs::read_to_string(folder.path().join("figures/unseen-alder.svg")).unwrap();
