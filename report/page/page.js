@@ -128,6 +128,11 @@
   document.getElementById("close").addEventListener("click", () => dialog.close());
   seedChoice.addEventListener("change", show);
   filterChoice.addEventListener("change", show);
-  // Paper cannot be opened.
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+  // Paper cannot be opened; what would fill it with hundreds of rows stays closed.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open]):not(.long)")];
+    closed.forEach((one) => { one.open = true; });
+  });
+  addEventListener("afterprint", () => closed.forEach((one) => { one.open = false; }));
 })();

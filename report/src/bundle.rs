@@ -31,6 +31,8 @@ struct Bundle<'a> {
     resamples: usize,
     /// The seed of the bootstrap.
     bootstrap_seed: u64,
+    /// The score that a recipe should reach in every seen language, where one was given.
+    minimum_score: Option<f64>,
     /// The seeds of the tunings.
     seeds: &'a [u64],
     /// The records' files.
@@ -106,6 +108,7 @@ fn bundle<'a>(
         report_version: env!("CARGO_PKG_VERSION"),
         resamples: options.resamples,
         bootstrap_seed: options.seed,
+        minimum_score: options.minimum_score,
         seeds: &experiment.seeds,
         records: files.iter().map(|(name, bytes)| Content::of(name, bytes)).collect(),
         report: Content::of("report.json", json.as_bytes()),
@@ -124,7 +127,7 @@ fn bundle<'a>(
 fn readme(bundle: &Bundle<'_>) -> String {
     format!(
         "# {}: records\n\n\
-         With polypaca {}, in this folder:\n\n    polypaca report . --resamples {} --seed {}\n\n\
+         With polypaca {}, in this folder:\n\n    polypaca report . --resamples {} --seed {}{}\n\n\
          builds the page, figures and tables, and a `report.json` of {} bytes whose BLAKE3 hash is\n`{}`.\n\n\
          | file | holds |\n| --- | --- |\n\
          | `experiment.json` | what was compared, with every setting |\n\
@@ -137,6 +140,7 @@ fn readme(bundle: &Bundle<'_>) -> String {
         bundle.report_version,
         bundle.resamples,
         bundle.bootstrap_seed,
+        bundle.minimum_score.map_or_else(String::new, |minimum| format!(" --minimum-score {minimum}")),
         bundle.report.bytes,
         bundle.report.blake3
     )

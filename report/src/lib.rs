@@ -17,7 +17,9 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+
+use crate::read::Records;
 
 /// How a report is built.
 #[derive(Debug, Clone)]
@@ -32,11 +34,14 @@ pub struct Options {
     pub responses: bool,
     /// Whether the records are packed into a bundle to be passed on.
     pub bundle: bool,
+    /// The score that a recipe should reach in every seen language; without one the experiment's own, or half of the
+    /// greatest.
+    pub minimum_score: Option<f64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { resamples: 1000, seed: 1, png: true, responses: true, bundle: true }
+        Self { resamples: 1000, seed: 1, png: true, responses: true, bundle: true, minimum_score: None }
     }
 }
 
@@ -62,7 +67,18 @@ pub struct Summary {
 /// # Errors
 /// Records that cannot be read (the error names file and line), or files that cannot be written.
 pub fn build(directory: &Path, out: &Path, options: &Options) -> Result<Summary> {
-    let records = read::read(directory)?;
+    build_from(read::read(directory)?, directory, out, options)
+}
+
+/// Builds the report of records that were read from the folder `directory`, as [`build`] does.
+///
+/// # Errors
+/// A minimum score that is no score, or files that cannot be written.
+pub fn build_from(mut records: Records, directory: &Path, out: &Path, options: &Options) -> Result<Summary> {
+    if let Some(minimum) = options.minimum_score {
+        ensure!(minimum.is_finite() && minimum >= 0.0, "minimum score: found {minimum}, expected 0 or more");
+        records.experiment.minimum_score = Some(minimum);
+    }
     let results = results::results(&records, options);
     let figures = figures::figures(&records, &results);
     let report = page::Report::new(&records, &results, &figures, options);
