@@ -8,6 +8,7 @@ mod identify;
 mod judge;
 mod loss;
 mod plan;
+mod rate;
 mod report;
 mod run;
 mod store;
@@ -40,6 +41,9 @@ pub(crate) enum Command {
     Identify(identify::Identify),
     /// Rate responses
     Judge(judge::Judge),
+    /// Have people rate responses on a page
+    #[command(subcommand)]
+    Rate(rate::Rate),
     /// How far a judge and people agree, per language
     Agree(agree::Agree),
     /// Write an experiment's tables and figures again, from its records
@@ -60,6 +64,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure
         Command::Answer(command) => command.run(output),
         Command::Identify(command) => command.run(output),
         Command::Judge(command) => command.run(output),
+        Command::Rate(command) => command.run(output),
         Command::Agree(command) => command.run(output),
         Command::Report(command) => command.run(output),
         Command::Store(command) => command.run(output),

@@ -32,6 +32,17 @@ pub struct Answer {
     pub completion_tokens: Option<u64>,
 }
 
+/// A batch that was sent, or was about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentBatch {
+    /// Our name for it.
+    pub tag: String,
+    /// The server's, once it is known.
+    pub id: Option<String>,
+    /// The keys of its questions, and the numbers of the sums set aside for them.
+    pub requests: Vec<(String, Option<i64>)>,
+}
+
 /// What asking to spend came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reservation {
@@ -65,6 +76,14 @@ const TABLES: &str = "
         at text not null default (datetime('now'))
     ) strict;
     create index if not exists spending_scope on spending (scope);
+    create table if not exists batches (
+        tag text primary key,
+        asker text not null,
+        id text,
+        requests text not null,
+        over integer not null default 0,
+        at text not null default (datetime('now'))
+    ) strict;
 ";
 
 impl Cache {
@@ -178,6 +197,55 @@ impl Cache {
     pub fn settle(&self, number: i64, spent: NanoDollars) -> Result<(), CacheError> {
         let update = "update spending set nano_dollars = ?2, settled = 1 where number = ?1";
         self.connection().execute(update, params![number, spent]).map(drop).map_err(self.at_path())
+    }
+
+    /// Writes a batch down, before it is sent.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn keep_batch(&self, asker: &str, batch: &SentBatch) -> Result<(), CacheError> {
+        let insert = "insert into batches (tag, asker, id, requests) values (?1, ?2, ?3, ?4)";
+        let requests = serde_json::json!(batch.requests).to_string();
+        let values = params![batch.tag, asker, batch.id, requests];
+        self.connection().execute(insert, values).map(drop).map_err(self.at_path())
+    }
+
+    /// Writes the server's name of a batch down.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn name_batch(&self, tag: &str, id: &str) -> Result<(), CacheError> {
+        let update = "update batches set id = ?2 where tag = ?1";
+        self.connection().execute(update, [tag, id]).map(drop).map_err(self.at_path())
+    }
+
+    /// A batch's answers are kept: it is not looked at again.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn close_batch(&self, tag: &str) -> Result<(), CacheError> {
+        let update = "update batches set over = 1 where tag = ?1";
+        self.connection().execute(update, [tag]).map(drop).map_err(self.at_path())
+    }
+
+    /// The batches sent for an asker whose answers are not kept yet.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn sent_batches(&self, asker: &str) -> Result<Vec<SentBatch>, CacheError> {
+        let select = "select tag, id, requests from batches where asker = ?1 and over = 0 order by at, tag";
+        let connection = self.connection();
+        let read = || -> rusqlite::Result<Vec<SentBatch>> {
+            let mut statement = connection.prepare(select)?;
+            let rows = statement.query_map([asker], |row| {
+                let requests: String = row.get(2)?;
+                // Written by this program alone.
+                let requests = serde_json::from_str(&requests).unwrap_or_default();
+                Ok(SentBatch { tag: row.get(0)?, id: row.get(1)?, requests })
+            })?;
+            rows.collect()
+        };
+        read().map_err(self.at_path())
     }
 
     /// What is spent or set aside in `scope`. What an ended program had set aside and not settled counts as

@@ -7,7 +7,9 @@
 //! *language confusion pass rate*.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
+use anyhow::Context;
 use instructions::language::Language;
 use regex::Regex;
 use serde::Serialize;
@@ -77,6 +79,31 @@ impl PassCounts {
 
 /// A list of words for each language, in lower case, by which languages of one script are told apart.
 pub type WordLists = HashMap<Language, HashSet<String>>;
+
+/// Reads word lists from a folder: `CODE.txt` holds the words of the language `CODE`, a line each. A word may be
+/// followed by a space and anything, as by its frequency.
+///
+/// # Errors
+/// Where the folder or a list cannot be read, or a file's name is no language's code.
+pub fn read_word_lists(folder: &Path) -> anyhow::Result<WordLists> {
+    let mut lists = WordLists::new();
+    let files = std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))?;
+    for file in files {
+        let path = file.with_context(|| format!("{} cannot be read", folder.display()))?.path();
+        if path.extension().is_none_or(|extension| extension != "txt") {
+            continue;
+        }
+        let code = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let language: Language = code
+            .parse()
+            .with_context(|| format!("{}: expected a language's code and .txt as name", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{} cannot be read as UTF-8", path.display()))?;
+        let words = text.lines().filter_map(|line| line.split_whitespace().next());
+        lists.entry(language).or_default().extend(words.map(str::to_lowercase));
+    }
+    Ok(lists)
+}
 
 /// Lines of fewer letters are too short to tell their language, and pass.
 const SHORTEST_LINE: usize = 16;

@@ -9,6 +9,7 @@
 //! 4. Line breaks become spaces, and the identifier names a language. The gate is open if the language asked for
 //!    accepts it (`no` accepts `no`, `nb` and `nob`, and not `nn`) with at least the threshold's probability.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -78,9 +79,7 @@ impl GateRules {
 
     /// Identifies a response, with what is to be set aside set aside.
     pub fn identify(&self, identifier: &dyn Identifier, response: &str) -> Identified {
-        let rest = self.set_aside.apply(response);
-        let is_left = rest.chars().any(char::is_alphabetic);
-        identifier.identify(if is_left { &rest } else { response })
+        identifier.identify(&self.set_aside.rest(response))
     }
 
     fn decide(&self, response: &str, identified: &Identified, expected: &Language) -> bool {
@@ -129,6 +128,15 @@ impl SetAside {
         }
         text
     }
+
+    /// What is identified: the text without what is set aside, or, where no letter would be left, all of it.
+    pub fn rest<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if *self == SetAside::default() {
+            return Cow::Borrowed(text);
+        }
+        let rest = self.apply(text);
+        if rest.chars().any(char::is_alphabetic) { Cow::Owned(rest) } else { Cow::Borrowed(text) }
+    }
 }
 
 /// How many responses pass at a threshold.
@@ -175,13 +183,27 @@ pub struct GateLine {
     pub gate: Option<u8>,
 }
 
-/// What `identify` needs of a response; other keys are passed over.
+/// What the gate needs of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateRow {
+    /// The prompt's id.
+    pub id: String,
+    /// The response.
+    pub response: String,
+    /// The language asked for, where the line or the caller names one.
+    pub expected: Option<Language>,
+    /// Who answered, where the line says it.
+    pub system: Option<String>,
+}
+
+/// A line as it stands in the file; other keys are passed over.
 #[derive(Deserialize)]
 struct Row {
     id: serde_json::Value,
     response: String,
     language: Option<Language>,
     response_language: Option<Language>,
+    system: Option<String>,
 }
 
 /// A line of a responses file that could not be read.
@@ -194,9 +216,42 @@ pub struct BadLine {
     pub found: String,
 }
 
-/// Writes a [`GateLine`] for each response of a JSON Lines file, in its order. `language` is the language asked for
-/// where a line has neither `response_language` nor `language`. Lines that are no responses are left out and given
-/// back, each with its number.
+/// Reads the responses of a JSON Lines file. `language` is the language asked for where a line has neither
+/// `response_language` nor `language`. Lines that are no responses are left out and given back, each with its number.
+///
+/// # Errors
+/// Where the file cannot be read.
+pub fn read_gate_rows(
+    path: &Path,
+    language: Option<&Language>,
+) -> anyhow::Result<(Vec<GateRow>, Vec<BadLine>)> {
+    use anyhow::Context as _;
+    let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let (mut rows, mut bad) = (Vec::new(), Vec::new());
+    for (number, line) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        match serde_json::from_slice::<Row>(line) {
+            Ok(row) => rows.push(gate_row(row, language)),
+            Err(error) => bad.push(BadLine { line: number, found: error.to_string() }),
+        }
+    }
+    Ok((rows, bad))
+}
+
+fn gate_row(row: Row, language: Option<&Language>) -> GateRow {
+    let id = match row.id {
+        serde_json::Value::String(id) => id,
+        other => other.to_string(),
+    };
+    let expected = row.response_language.or(row.language).or_else(|| language.cloned());
+    GateRow { id, response: row.response, expected, system: row.system }
+}
+
+/// Writes a [`GateLine`] for each response of a JSON Lines file, in its order, and gives back the lines that are no
+/// responses, as [`read_gate_rows`] does.
 ///
 /// # Errors
 /// Where the file cannot be read or the lines cannot be written.
@@ -208,40 +263,18 @@ pub fn identify_file(
     out: &mut dyn Write,
 ) -> anyhow::Result<Vec<BadLine>> {
     use anyhow::Context as _;
-    let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut bad = Vec::new();
-    for (number, line) in
-        bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).split(|&b| b == b'\n').enumerate()
-    {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        match gate_line(line, language, rules, identifier) {
-            Ok(gated) => {
-                let text = serde_json::to_string(&gated)?;
-                writeln!(out, "{text}").context("the identified lines cannot be written")?;
-            }
-            Err(error) => bad.push(BadLine { line: number + 1, found: error.to_string() }),
-        }
+    let (rows, bad) = read_gate_rows(path, language)?;
+    for row in rows {
+        let text = serde_json::to_string(&gate_line(row, rules, identifier))?;
+        writeln!(out, "{text}").context("the identified lines cannot be written")?;
     }
     out.flush().context("the identified lines cannot be written")?;
     Ok(bad)
 }
 
-fn gate_line(
-    line: &[u8],
-    language: Option<&Language>,
-    rules: &GateRules,
-    identifier: &dyn Identifier,
-) -> Result<GateLine, serde_json::Error> {
-    let row: Row = serde_json::from_slice(line)?;
-    let id = match row.id {
-        serde_json::Value::String(id) => id,
-        other => other.to_string(),
-    };
+fn gate_line(row: GateRow, rules: &GateRules, identifier: &dyn Identifier) -> GateLine {
     let identified = rules.identify(identifier, &row.response);
-    let expected = row.response_language.as_ref().or(row.language.as_ref()).or(language);
-    let gate = expected.map(|expected| u8::from(rules.decide(&row.response, &identified, expected)));
+    let gate = row.expected.map(|expected| u8::from(rules.decide(&row.response, &identified, &expected)));
     let Identified { label, language, probability } = identified;
-    Ok(GateLine { id, label, language, probability, gate })
+    GateLine { id: row.id, label, language, probability, gate }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use instructions::prompt::Response;
@@ -21,7 +21,7 @@ pub struct Verdict {
 }
 
 /// Whatever can rate responses.
-pub trait Judge {
+pub trait Judge: Sync {
     /// The name under which its ratings are kept. A reference judge names itself as one.
     fn name(&self) -> String;
 
@@ -53,6 +53,14 @@ pub trait Progress: Sync {
         let _ = rating;
     }
 
+    /// What is being waited for.
+    fn note(&self, message: &str) {
+        let _ = message;
+    }
+
+    /// Two responses have been compared in one order.
+    fn compared(&self) {}
+
     /// A request failed for `reason`; try number `next` comes after `wait`.
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let _ = (reason, next, wait);
@@ -81,97 +89,184 @@ pub struct Judged {
     pub unrated: Vec<(String, usize)>,
 }
 
-/// Judges responses into the ratings file `out`.
-///
-/// Each rating is added to `OUT.partial` as soon as it is there. At the end `out` is written whole, in the
-/// order of the responses; lines of other judges, and of other responses, are kept in front. Run again,
-/// it asks only for what is missing, unrated or changed.
+/// Judges responses into the ratings file `out`, by one judge.
 ///
 /// # Errors
-/// Two responses under one key, a file that cannot be read or written, or what stops the judge. What was rated
-/// until then is kept.
+/// As [`judge_by_all`].
 pub fn judge_responses(
     judge: &dyn Judge,
     responses: &[Response],
     out: &Path,
     progress: &dyn Progress,
 ) -> anyhow::Result<Judged> {
+    Ok(judge_by_all(&[judge], responses, out, progress)?.remove(0))
+}
+
+/// Judges responses into the ratings file `out`, by several judges at once.
+///
+/// Each rating is added to a file beside `out` (its name with the judge's hash and `.partial`) as soon as it is there.
+/// At the end `out` is written whole, judge by judge in the order of the responses; lines of other judges, and of other
+/// responses, are kept in front. Run again, it asks only for what is missing, unrated or changed.
+///
+/// # Errors
+/// Two responses under one key, two judges under one name, a file that cannot be read or written, or what stops a judge.
+/// What was rated until then is kept; the other judges come to their end first.
+pub fn judge_by_all(
+    judges: &[&dyn Judge],
+    responses: &[Response],
+    out: &Path,
+    progress: &dyn Progress,
+) -> anyhow::Result<Vec<Judged>> {
     check_unique(responses)?;
-    let places: HashMap<ResponseKey, usize> = responses.iter().map(ResponseKey::of).zip(0..).collect();
-    let (name, setting) = (judge.name(), judge.setting());
-    let partial = rating::beside(out, ".partial");
-    let hashes: Vec<String> = responses.iter().map(rating::response_hash).collect();
-    let mut others: Vec<Rating> = Vec::new();
-    let mut other_places = HashMap::new();
-    let mut ratings: Vec<Option<Rating>> = vec![None; responses.len()];
-    let mut judged = Judged::default();
-    for path in [out, &partial] {
-        if !path.try_exists().map_err(|source| RatingError::File { path: path.to_path_buf(), source })? {
-            continue;
-        }
-        let read = rating::read_ratings(path)?;
-        if read.torn {
-            tracing::warn!(
-                "{}: the last line was cut off by an interrupted write; it is rated again",
-                path.display()
-            );
-        }
-        for rating in read.ratings {
-            match places.get(&rating.key) {
-                Some(&place) if rating.judge == name => {
-                    if rating.setting != setting || rating.rated != hashes[place] {
-                        judged.outdated += 1;
-                    } else if rating.rating.is_some() {
-                        ratings[place] = Some(rating);
-                    }
-                }
-                // After a kill between the last two steps below, both files hold the same ratings.
-                _ => match other_places.entry((rating.key.clone(), rating.judge.clone())) {
-                    Entry::Occupied(place) => others[*place.get()] = rating,
-                    Entry::Vacant(place) => {
-                        place.insert(others.len());
-                        others.push(rating);
-                    }
-                },
+    let mut work = Vec::new();
+    for judge in judges {
+        let work_of_judge = Work::new(*judge, responses, out);
+        let name = &work_of_judge.name;
+        anyhow::ensure!(
+            work.iter().all(|other: &Work<'_>| other.name != *name),
+            "two judges are named {name}"
+        );
+        work.push(work_of_judge);
+    }
+    let mut others = Others::default();
+    let partials: Vec<PathBuf> = work.iter().map(|work| work.partial.clone()).collect();
+    for path in std::iter::once(out).chain(partials.iter().map(PathBuf::as_path)) {
+        for rating in read_earlier(path)? {
+            match work.iter_mut().find(|work| work.is_for(&rating)) {
+                Some(work) => work.take(rating),
+                None => others.take(rating),
             }
         }
     }
-    let missing: Vec<usize> = (0..responses.len()).filter(|&place| ratings[place].is_none()).collect();
-    judged.kept = responses.len() - missing.len();
-    progress.begin(responses.len(), judged.kept);
-
-    let mut log = RatingLog::open(&partial)?;
-    let asked: Vec<Response> = missing.iter().map(|&place| responses[place].clone()).collect();
-    judge.rate(&asked, progress, &mut |index, verdict| {
-        let place = missing[index];
-        let (mark, unrated) = match verdict.rating {
-            Ok(mark) => (Some(mark), None),
-            Err(reason) => (None, Some(reason)),
-        };
-        let rating = Rating {
-            key: ResponseKey::of(&responses[place]),
-            judge: name.clone(),
-            rating: mark,
-            unrated,
-            explanation: verdict.explanation,
-            setting: setting.clone(),
-            rated: hashes[place].clone(),
-        };
-        log.add(&rating)?;
-        progress.rated(&rating);
-        ratings[place] = Some(rating);
-        Ok(())
-    })?;
+    let kept = work.iter().map(|work| work.ratings.iter().flatten().count()).sum();
+    progress.begin(responses.len() * judges.len(), kept);
+    let judged: Vec<anyhow::Result<Judged>> = std::thread::scope(|scope| {
+        let begun: Vec<_> = work.into_iter().map(|work| scope.spawn(|| work.rate(progress))).collect();
+        let ended = begun
+            .into_iter()
+            .map(|judge| judge.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a judge ended in a panic"))));
+        ended.collect()
+    });
     progress.end();
 
-    let missed = ratings.iter().filter(|rating| rating.is_none()).count();
-    anyhow::ensure!(missed == 0, "the judge {name} gave no verdict on {missed} responses");
-    judged.ratings = ratings.into_iter().flatten().collect();
-    judged.unrated = count_reasons(&judged.ratings);
-    others.extend(judged.ratings.iter().cloned());
-    rating::write_ratings(out, &others)?;
-    std::fs::remove_file(&partial).map_err(|source| RatingError::File { path: partial.clone(), source })?;
+    let judged: Vec<Judged> = judged.into_iter().collect::<anyhow::Result<_>>()?;
+    let mut ratings = others.ratings;
+    ratings.extend(judged.iter().flat_map(|judged| judged.ratings.iter().cloned()));
+    rating::write_ratings(out, &ratings)?;
+    for path in partials {
+        std::fs::remove_file(&path).map_err(|source| RatingError::File { path, source })?;
+    }
     Ok(judged)
+}
+
+/// The ratings of an earlier judging; none where there is no such file.
+fn read_earlier(path: &Path) -> anyhow::Result<Vec<Rating>> {
+    if !path.try_exists().map_err(|source| RatingError::File { path: path.to_path_buf(), source })? {
+        return Ok(Vec::new());
+    }
+    let read = rating::read_ratings(path)?;
+    if read.torn {
+        tracing::warn!(
+            "{}: the last line was cut off by an interrupted write; it is rated again",
+            path.display()
+        );
+    }
+    Ok(read.ratings)
+}
+
+/// Ratings of judges and responses that are not this judging's, each once: after a kill between the last two steps of a
+/// judging, two files hold the same ones.
+#[derive(Default)]
+struct Others {
+    ratings: Vec<Rating>,
+    places: HashMap<(ResponseKey, String), usize>,
+}
+
+impl Others {
+    fn take(&mut self, rating: Rating) {
+        match self.places.entry((rating.key.clone(), rating.judge.clone())) {
+            Entry::Occupied(place) => self.ratings[*place.get()] = rating,
+            Entry::Vacant(place) => {
+                place.insert(self.ratings.len());
+                self.ratings.push(rating);
+            }
+        }
+    }
+}
+
+/// One judge's part of a judging.
+struct Work<'a> {
+    judge: &'a dyn Judge,
+    name: String,
+    setting: String,
+    partial: PathBuf,
+    responses: &'a [Response],
+    places: HashMap<ResponseKey, usize>,
+    /// Hashes of the responses.
+    hashes: Vec<String>,
+    /// The ratings that are there.
+    ratings: Vec<Option<Rating>>,
+    outdated: usize,
+}
+
+impl<'a> Work<'a> {
+    fn new(judge: &'a dyn Judge, responses: &'a [Response], out: &Path) -> Work<'a> {
+        let name = judge.name();
+        Work {
+            judge,
+            setting: judge.setting(),
+            partial: rating::beside(out, &format!(".{}.partial", short_hash(&[&name]))),
+            name,
+            responses,
+            places: responses.iter().map(ResponseKey::of).zip(0..).collect(),
+            hashes: responses.iter().map(rating::response_hash).collect(),
+            ratings: vec![None; responses.len()],
+            outdated: 0,
+        }
+    }
+
+    fn is_for(&self, rating: &Rating) -> bool {
+        rating.judge == self.name && self.places.contains_key(&rating.key)
+    }
+
+    /// Takes an earlier rating over, unless it no longer holds.
+    fn take(&mut self, rating: Rating) {
+        let Some(&place) = self.places.get(&rating.key) else { return };
+        if rating.setting != self.setting || rating.rated != self.hashes[place] {
+            self.outdated += 1;
+        } else if rating.rating.is_some() {
+            self.ratings[place] = Some(rating);
+        }
+    }
+
+    /// Has the judge rate what is missing.
+    fn rate(mut self, progress: &dyn Progress) -> anyhow::Result<Judged> {
+        let missing: Vec<usize> =
+            (0..self.ratings.len()).filter(|&place| self.ratings[place].is_none()).collect();
+        let mut log = RatingLog::open(&self.partial)?;
+        let asked: Vec<Response> = missing.iter().map(|&place| self.responses[place].clone()).collect();
+        self.judge.rate(&asked, progress, &mut |index, verdict| {
+            let place = missing[index];
+            let rating = Rating {
+                key: ResponseKey::of(&self.responses[place]),
+                judge: self.name.clone(),
+                rating: verdict.rating.as_ref().ok().copied(),
+                unrated: verdict.rating.err(),
+                explanation: verdict.explanation,
+                setting: self.setting.clone(),
+                rated: self.hashes[place].clone(),
+            };
+            log.add(&rating)?;
+            progress.rated(&rating);
+            self.ratings[place] = Some(rating);
+            Ok(())
+        })?;
+        let missed = self.ratings.iter().filter(|rating| rating.is_none()).count();
+        anyhow::ensure!(missed == 0, "the judge {} gave no verdict on {missed} responses", self.name);
+        let kept = self.ratings.len() - missing.len();
+        let ratings: Vec<Rating> = self.ratings.into_iter().flatten().collect();
+        Ok(Judged { kept, outdated: self.outdated, unrated: count_reasons(&ratings), ratings })
+    }
 }
 
 fn count_reasons(ratings: &[Rating]) -> Vec<(String, usize)> {
@@ -183,55 +278,6 @@ fn count_reasons(ratings: &[Rating]) -> Vec<(String, usize)> {
         counts.into_iter().map(|(reason, count)| (reason.to_string(), count)).collect();
     counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     counts
-}
-
-/// A judge that is asked in text and answers in text, by whatever means: a model on this machine, say.
-pub struct TextJudge<Ask> {
-    /// The name of its ratings.
-    pub name: String,
-    /// What is asked.
-    pub template: PromptTemplate,
-    /// What its answers depend on beside the template: the model and the decoding.
-    pub model_setting: String,
-    /// Answers a batch of prompts, in their order.
-    pub ask: Ask,
-    /// How many prompts are asked at once.
-    pub batch: usize,
-}
-
-impl<Ask: Fn(&[String]) -> anyhow::Result<Vec<String>>> Judge for TextJudge<Ask> {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn setting(&self) -> String {
-        short_hash(&["text", &self.model_setting, self.template.text()])
-    }
-
-    fn rate(
-        &self,
-        responses: &[Response],
-        _progress: &dyn Progress,
-        give: &mut dyn FnMut(usize, Verdict) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let size = self.batch.max(1);
-        for (number, batch) in responses.chunks(size).enumerate() {
-            let prompts: Vec<String> =
-                batch.iter().map(|response| shown_prompt(&self.template, response)).collect();
-            let replies = (self.ask)(&prompts)?;
-            let found = replies.len();
-            anyhow::ensure!(
-                found == batch.len(),
-                "expected {} replies of {}, found {found}",
-                batch.len(),
-                self.name
-            );
-            for (index, (response, reply)) in batch.iter().zip(replies).enumerate() {
-                give(number * size + index, verdict_of(response, &reply).0)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The prompt for a response, with the candidate's own `[[n]]` defused.

@@ -1,6 +1,8 @@
 //! The language gate, judges, ratings and their agreement with people.
 
 pub mod agree;
+pub mod asking;
+mod batch;
 pub mod cache;
 pub mod chrf;
 pub mod confusion;
@@ -10,6 +12,7 @@ pub mod identify;
 pub mod judging;
 pub mod openai;
 mod pace;
+pub mod pairwise;
 pub mod parse;
 pub mod price;
 pub mod prompt_template;

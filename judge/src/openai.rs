@@ -1,6 +1,6 @@
 //! A judge at an OpenAI-compatible endpoint: one question and response a request, no history.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -11,6 +11,8 @@ use reqwest::StatusCode;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde_json::{Map, Value, json};
 
+use crate::asking::{Asker, Check, Reply, rate_by_asking};
+use crate::batch::{BatchQuestion, Batches};
 use crate::cache::{Answer, Cache, CacheError, NanoDollars, Reservation};
 use crate::judging::{self, Judge, Progress, Verdict};
 use crate::pace::{self, Pace};
@@ -50,6 +52,8 @@ pub struct OpenAiSettings {
     pub timeout: Duration,
     /// What the model costs.
     pub price: Option<Price>,
+    /// Ask through the batch endpoint, and look at a batch this often; one request a question unless given.
+    pub batch: Option<Duration>,
     /// The most that may be spent, in dollars, over all runs with the same cache and `scope`.
     pub cap: Option<f64>,
     /// What the spending is counted under: the ratings file, say.
@@ -75,6 +79,7 @@ impl OpenAiSettings {
             longest_wait: Duration::from_secs(600),
             timeout: Duration::from_secs(120),
             price: None,
+            batch: None,
             cap: None,
             scope: String::new(),
             cache,
@@ -124,6 +129,14 @@ pub enum OpenAiError {
         /// The start of what it said.
         said: String,
     },
+    /// The batch endpoint says what cannot be understood, or nothing.
+    #[error("{url}: the batch endpoint: {said}")]
+    Batch {
+        /// Where.
+        url: String,
+        /// What it said, or what went wrong.
+        said: String,
+    },
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -160,8 +173,12 @@ impl OpenAiJudge {
     /// # Errors
     /// [`OpenAiError::Cache`].
     pub fn most_it_can_cost(&self, responses: &[Response]) -> Result<Option<f64>, OpenAiError> {
+        let prompts: Vec<String> = responses
+            .iter()
+            .map(|response| judging::shown_prompt(&self.settings.template, response))
+            .collect();
         let mut sum = 0.0;
-        for question in self.questions(responses) {
+        for question in self.questions(&prompts) {
             let Some(most) = self.most(&question.body) else { return Ok(None) };
             if self.cache.answer(&question.key)?.is_none() {
                 sum += most as f64 / 1e9;
@@ -190,17 +207,17 @@ impl OpenAiJudge {
     }
 
     /// What is to be asked, each question once: equal requests have equal answers.
-    fn questions(&self, responses: &[Response]) -> Vec<Question> {
+    fn questions(&self, prompts: &[String]) -> Vec<Question> {
         let mut questions: Vec<Question> = Vec::new();
-        let mut places = std::collections::HashMap::new();
-        for (index, response) in responses.iter().enumerate() {
-            let body = self.body(&judging::shown_prompt(&self.settings.template, response));
+        let mut places = HashMap::new();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let body = self.body(prompt);
             let key = blake3::hash(format!("{}\n{body}", self.url).as_bytes()).to_hex().to_string();
             let place = *places.entry(key.clone()).or_insert_with(|| {
                 questions.push(Question { key, body, asked: Vec::new() });
                 questions.len() - 1
             });
-            questions[place].asked.push((index, response.clone()));
+            questions[place].asked.push(index);
         }
         questions
     }
@@ -227,14 +244,39 @@ impl Judge for OpenAiJudge {
         progress: &dyn Progress,
         give: &mut dyn FnMut(usize, Verdict) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        rate_by_asking(self, &self.settings.template, responses, progress, give)
+    }
+}
+
+impl Asker for OpenAiJudge {
+    fn name(&self) -> String {
+        self.settings.model.clone()
+    }
+
+    fn setting(&self) -> String {
+        judging::short_hash(&["openai", self.url.as_str(), &self.body("")])
+    }
+
+    fn ask(
+        &self,
+        prompts: &[String],
+        check: &Arc<Check>,
+        progress: &dyn Progress,
+        give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let mut waiting = VecDeque::new();
-        for question in self.questions(responses) {
+        for question in self.questions(prompts) {
             match self.cache.answer(&question.key)? {
-                // Kept answers hold a rating for whoever they were asked for; read by today's rules they might
-                // not, and are asked for again then.
-                Some(answer) if question.rated(&answer.text) => question.hand_over(&answer.text, give)?,
+                // Kept answers hold what whoever asked for them wanted; read by today's rules they might not, and
+                // are asked for again then.
+                Some(answer) if question.fault(&**check, &answer.text).is_none() => {
+                    question.hand_over(&Reply::Text(answer.text), give)?;
+                }
                 _ => waiting.push_back(question),
             }
+        }
+        if let Some(look) = self.settings.batch {
+            return self.ask_in_batches(&waiting, look, check, progress, give);
         }
         let workers = self.settings.concurrency.min(waiting.len());
         if workers == 0 {
@@ -251,6 +293,7 @@ impl Judge for OpenAiJudge {
             waiting: Mutex::new(waiting),
             reserving: AtomicUsize::new(0),
             halted: Mutex::new(None),
+            check: Arc::clone(check),
         });
         let (sender, messages) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -265,10 +308,7 @@ impl Judge for OpenAiJudge {
                     progress.retry(&reason, next, wait);
                     Ok(())
                 }
-                Message::Reply { question, text } => question.hand_over(&text, give),
-                Message::Unrated { question, reason, said } => {
-                    question.hand_over_unrated(&reason, &said, give)
-                }
+                Message::Reply { question, reply } => question.hand_over(&reply, give),
                 Message::Failed(error) => Err(error.into()),
             };
             if outcome.is_err() {
@@ -281,42 +321,79 @@ impl Judge for OpenAiJudge {
     }
 }
 
-/// One request, and the responses that it is for.
+impl OpenAiJudge {
+    fn ask_in_batches(
+        &self,
+        waiting: &VecDeque<Question>,
+        look: Duration,
+        check: &Arc<Check>,
+        progress: &dyn Progress,
+        give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let batches = Batches {
+            url: &self.url,
+            client: &self.client,
+            asker: format!("{} {}", self.url, self.settings.model),
+            cache: &self.cache,
+            price: self.settings.price,
+            cap: self.cap,
+            scope: &self.settings.scope,
+            tries: self.settings.tries,
+            backoff: self.settings.backoff,
+            look,
+        };
+        let questions: Vec<BatchQuestion<'_>> = waiting
+            .iter()
+            .map(|question| BatchQuestion {
+                key: &question.key,
+                body: &question.body,
+                most: self.most(&question.body),
+            })
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut answered = runtime.block_on(batches.ask(&questions, progress))?;
+        for question in waiting {
+            let reply = match answered.remove(&question.key) {
+                Some(Ok(answer)) => match question.fault(&**check, &answer.text) {
+                    None => Reply::Text(answer.text),
+                    Some(reason) => Reply::Unanswered { reason, said: answer.text },
+                },
+                Some(Err(reason)) => Reply::Unanswered { reason, said: String::new() },
+                None => Reply::Unanswered { reason: "no answer in the batch".into(), said: String::new() },
+            };
+            question.hand_over(&reply, give)?;
+        }
+        Ok(())
+    }
+}
+
+/// One request, and the prompts that it is for.
 struct Question {
     key: String,
     body: String,
-    asked: Vec<(usize, Response)>,
+    asked: Vec<usize>,
 }
 
 impl Question {
-    fn rated(&self, reply: &str) -> bool {
-        self.asked.iter().all(|(_, response)| judging::verdict_of(response, reply).1.is_none())
+    /// What is wrong with a reply for any of those that it is for.
+    fn fault(&self, check: &Check, reply: &str) -> Option<String> {
+        self.asked.iter().find_map(|&index| check(index, reply).err())
     }
 
     fn hand_over(
         &self,
-        reply: &str,
-        give: &mut dyn FnMut(usize, Verdict) -> anyhow::Result<()>,
+        reply: &Reply,
+        give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        self.asked
-            .iter()
-            .try_for_each(|(index, response)| give(*index, judging::verdict_of(response, reply).0))
-    }
-
-    fn hand_over_unrated(
-        &self,
-        reason: &str,
-        said: &str,
-        give: &mut dyn FnMut(usize, Verdict) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let verdict = Verdict { rating: Err(reason.to_string()), explanation: said.to_string() };
-        self.asked.iter().try_for_each(|(index, _)| give(*index, verdict.clone()))
+        self.asked.iter().try_for_each(|&index| give(index, reply.clone()))
     }
 }
 
 enum Message {
-    Reply { question: Question, text: String },
-    Unrated { question: Question, reason: String, said: String },
+    Reply { question: Question, reply: Reply },
     Retry { reason: String, next: u32, wait: Duration },
     Failed(OpenAiError),
 }
@@ -328,7 +405,8 @@ struct Asking {
     cache: Arc<Cache>,
     settings: OpenAiSettings,
     cap: Option<NanoDollars>,
-    mosts: std::collections::HashMap<String, Option<NanoDollars>>,
+    mosts: HashMap<String, Option<NanoDollars>>,
+    check: Arc<Check>,
     pace: Pace,
     waiting: Mutex<VecDeque<Question>>,
     /// How many requests have money set aside that may come back.
@@ -338,7 +416,7 @@ struct Asking {
 }
 
 /// What became of a request.
-enum Outcome {
+pub(crate) enum Outcome {
     Answered(Answer),
     /// May go better later.
     Failed {
@@ -354,15 +432,9 @@ enum Outcome {
 
 /// Whether a failed request may have been billed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Billed {
+pub(crate) enum Billed {
     No,
     Perhaps,
-}
-
-/// What a question came to.
-enum Concluded {
-    Reply(String),
-    Unrated { reason: String, said: String },
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -375,8 +447,7 @@ async fn work(asking: Arc<Asking>, sender: mpsc::Sender<Message>) {
         let question = lock(&asking.waiting).pop_front();
         let Some(question) = question else { return };
         let message = match asking.conclude(&question, &sender).await {
-            Ok(Concluded::Reply(text)) => Message::Reply { question, text },
-            Ok(Concluded::Unrated { reason, said }) => Message::Unrated { question, reason, said },
+            Ok(reply) => Message::Reply { question, reply },
             Err(error) => {
                 // Before it is told: whoever takes the next question must not ask it.
                 lock(&asking.waiting).clear();
@@ -395,46 +466,43 @@ impl Asking {
         &self,
         question: &Question,
         sender: &mpsc::Sender<Message>,
-    ) -> Result<Concluded, OpenAiError> {
+    ) -> Result<Reply, OpenAiError> {
         let mut said = String::new();
         let mut tried = 0;
         loop {
             if let Some(reason) = lock(&self.halted).clone() {
-                return Ok(Concluded::Unrated { reason, said });
+                return Ok(Reply::Unanswered { reason, said });
             }
             let Some(reservation) = self.reserve(question).await? else {
                 let reason =
                     format!("not asked: the cap of ${} is reached", self.settings.cap.unwrap_or_default());
-                return Ok(Concluded::Unrated { reason, said });
+                return Ok(Reply::Unanswered { reason, said });
             };
             self.pace.turn().await;
             let outcome = self.send(question).await;
             self.settle(question, reservation, &outcome)?;
             let (reason, wait) = match outcome {
                 Outcome::Fatal(error) => return Err(error),
-                Outcome::Refused(reason) => return Ok(Concluded::Unrated { reason, said }),
+                Outcome::Refused(reason) => return Ok(Reply::Unanswered { reason, said }),
                 Outcome::Failed { reason, wait, .. } => (reason, wait),
                 Outcome::Answered(answer) => {
-                    if question.rated(&answer.text) {
+                    let Some(fault) = question.fault(&*self.check, &answer.text) else {
                         self.cache.keep(&question.key, &question.body, &answer)?;
-                        return Ok(Concluded::Reply(answer.text));
-                    }
-                    let wrong = question.asked.iter().find_map(|(_, response)| {
-                        judging::verdict_of(response, &answer.text).1.map(|error| error.to_string())
-                    });
+                        return Ok(Reply::Text(answer.text));
+                    };
                     said = answer.text;
-                    (wrong.unwrap_or_default(), None)
+                    (fault, None)
                 }
             };
             tried += 1;
             if tried >= self.settings.tries {
-                return Ok(Concluded::Unrated { reason: format!("{reason}, {tried} tries"), said });
+                return Ok(Reply::Unanswered { reason: format!("{reason}, {tried} tries"), said });
             }
             if let Some(asked) = wait {
                 if asked > self.settings.longest_wait {
                     let reason = format!("{reason}; it asks to wait {} s", asked.as_secs());
                     *lock(&self.halted) = Some(reason.clone());
-                    return Ok(Concluded::Unrated { reason, said });
+                    return Ok(Reply::Unanswered { reason, said });
                 }
                 // The limit is the account's, not this request's: everybody waits.
                 self.pace.pause(asked);
@@ -557,7 +625,7 @@ fn unanswered(error: &reqwest::Error) -> Outcome {
 }
 
 /// The message in a chat completion.
-fn read_answer(body: &[u8]) -> Outcome {
+pub(crate) fn read_answer(body: &[u8]) -> Outcome {
     if body.iter().all(u8::is_ascii_whitespace) {
         return failed("empty answer", Billed::Perhaps);
     }
@@ -589,7 +657,7 @@ fn read_answer(body: &[u8]) -> Outcome {
 }
 
 /// The start of what a server said, on one line.
-fn excerpt(body: &[u8]) -> String {
+pub(crate) fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(2000)]).into_owned();
     let message = serde_json::from_str::<Value>(&text)
         .ok()

@@ -3,14 +3,16 @@
 //! A ratings file is JSONL: one [`Rating`] a line. A response that a judge would not rate is *unrated*: its
 //! `rating` is null and `unrated` says why. It never counts as 0.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use instructions::language::Language;
 use instructions::prompt::Response;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The highest mark that a judge gives; a prompt adds at most this to a system's total.
@@ -28,7 +30,7 @@ pub enum RatingError {
         source: std::io::Error,
     },
     /// A line is not a rating.
-    #[error("{path}, line {line}: expected a rating as one JSON object, found {found}")]
+    #[error("{path}, line {line}: expected a judge's verdict as one JSON object, found {found}")]
     Line {
         /// The file.
         path: PathBuf,
@@ -40,6 +42,17 @@ pub enum RatingError {
     /// Two responses share system, language and id, so that their ratings could not be told apart.
     #[error("two responses of {0}: each system may answer a prompt once")]
     Twice(ResponseKey),
+    /// A file holds several judges' ratings, and one is wanted.
+    #[error("expected ratings of one judge, found {}; name one of them", .0.join(", "))]
+    SeveralJudges(Vec<String>),
+    /// A judge has no ratings.
+    #[error("expected ratings of the judge {asked:?}, found {}", .found.join(", "))]
+    NoSuchJudge {
+        /// Whom one asked for.
+        asked: String,
+        /// Who is there.
+        found: Vec<String>,
+    },
     /// A rated response has no gate.
     #[error("no gate for {0}: expected one for every rated response")]
     NoGate(ResponseKey),
@@ -106,11 +119,14 @@ pub fn response_hash(response: &Response) -> String {
     hasher.finalize().to_hex()[..32].to_string()
 }
 
-/// Ratings as read, with what a broken write left behind.
-#[derive(Debug, Default)]
-pub struct RatingsRead {
+/// A ratings file as read.
+pub type RatingsRead = LinesRead<Rating>;
+
+/// Lines as read, with what a broken write left behind.
+#[derive(Debug)]
+pub struct LinesRead<T> {
     /// The ratings, in the order of the file.
-    pub ratings: Vec<Rating>,
+    pub ratings: Vec<T>,
     /// Whether the last line was cut off: a write was interrupted there, and that rating is lost.
     pub torn: bool,
 }
@@ -122,9 +138,14 @@ pub struct RatingsRead {
 /// line that has no line end is no error: it is what an interrupted write leaves, and is told in
 /// [`RatingsRead::torn`].
 pub fn read_ratings(path: &Path) -> Result<RatingsRead, RatingError> {
+    read_lines(path)
+}
+
+/// Reads a file of JSON lines, as [`read_ratings`] does.
+pub(crate) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<LinesRead<T>, RatingError> {
     let at_file = |source| RatingError::File { path: path.to_path_buf(), source };
     let mut reader = BufReader::new(File::open(path).map_err(at_file)?);
-    let mut read = RatingsRead::default();
+    let mut read = LinesRead { ratings: Vec::new(), torn: false };
     let mut bytes = Vec::new();
     let mut number = 0;
     loop {
@@ -157,20 +178,46 @@ pub fn read_ratings(path: &Path) -> Result<RatingsRead, RatingError> {
 /// # Errors
 /// [`RatingError::File`].
 pub fn write_ratings(path: &Path, ratings: &[Rating]) -> Result<(), RatingError> {
-    let temporary = beside(path, ".tmp");
+    write_lines(path, ratings)
+}
+
+/// Writes a file of JSON lines whole.
+pub(crate) fn write_lines<T: Serialize>(path: &Path, ratings: &[T]) -> Result<(), RatingError> {
     let write = || -> std::io::Result<()> {
         let mut text = Vec::new();
         for rating in ratings {
             serde_json::to_writer(&mut text, rating)?;
             text.push(b'\n');
         }
-        let mut file = File::create(&temporary)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        sync_folder(path)
+        write_atomically(path, &text)
     };
     write().map_err(|source| RatingError::File { path: path.to_path_buf(), source })
+}
+
+/// The ratings of one judge: of `judge`, or of the only one that there is.
+///
+/// # Errors
+/// [`RatingError::SeveralJudges`], [`RatingError::NoSuchJudge`].
+pub fn of_judge<'a>(ratings: &'a [Rating], judge: Option<&str>) -> Result<Vec<&'a Rating>, RatingError> {
+    let judges: BTreeSet<&str> = ratings.iter().map(|rating| rating.judge.as_str()).collect();
+    let found = || judges.iter().map(|judge| (*judge).to_owned()).collect();
+    match judge {
+        Some(asked) if !judges.contains(asked) => {
+            Err(RatingError::NoSuchJudge { asked: asked.to_owned(), found: found() })
+        }
+        None if judges.len() > 1 => Err(RatingError::SeveralJudges(found())),
+        _ => Ok(ratings.iter().filter(|rating| judge.is_none_or(|judge| rating.judge == judge)).collect()),
+    }
+}
+
+/// Writes a file whole: to a temporary name in the same folder, then renamed.
+pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let temporary = beside(path, ".tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_folder(path)
 }
 
 /// The file's path with `suffix` after its name.
@@ -190,19 +237,23 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
-/// A file to which ratings are added as they come, so that a kill loses none that was added.
+/// A log of ratings.
+pub type RatingLog = LineLog<Rating>;
+
+/// A file to which JSON lines are added as they come, so that a kill loses none that was added.
 #[derive(Debug)]
-pub struct RatingLog {
+pub struct LineLog<T> {
     path: PathBuf,
     file: File,
+    lines: PhantomData<T>,
 }
 
-impl RatingLog {
+impl<T: Serialize + DeserializeOwned> LineLog<T> {
     /// Opens the file to add to it; makes it where it is missing, and cuts a torn last line off.
     ///
     /// # Errors
     /// [`RatingError::File`].
-    pub fn open(path: &Path) -> Result<RatingLog, RatingError> {
+    pub fn open(path: &Path) -> Result<Self, RatingError> {
         let open = || -> std::io::Result<File> {
             let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
             let mut bytes = Vec::new();
@@ -210,7 +261,7 @@ impl RatingLog {
             let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
             if whole < bytes.len() {
                 // A last line may be a whole rating without its line end: keep it, else drop the torn piece.
-                if serde_json::from_slice::<Rating>(&bytes[whole..]).is_ok() {
+                if serde_json::from_slice::<T>(&bytes[whole..]).is_ok() {
                     file.write_all(b"\n")?;
                 } else {
                     file.set_len(whole as u64)?;
@@ -220,14 +271,14 @@ impl RatingLog {
             Ok(file)
         };
         let file = open().map_err(|source| RatingError::File { path: path.to_path_buf(), source })?;
-        Ok(RatingLog { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, lines: PhantomData })
     }
 
-    /// Adds a rating, in one write.
+    /// Adds a line, in one write.
     ///
     /// # Errors
     /// [`RatingError::File`].
-    pub fn add(&mut self, rating: &Rating) -> Result<(), RatingError> {
+    pub fn add(&mut self, rating: &T) -> Result<(), RatingError> {
         let mut write = || -> std::io::Result<()> {
             let mut line = serde_json::to_vec(rating)?;
             line.push(b'\n');

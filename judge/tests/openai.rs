@@ -140,6 +140,56 @@ fn every_fault_and_yet_a_complete_table_after_resume() {
 }
 
 #[test]
+fn a_batch_is_found_again_and_asks_nothing_twice() {
+    // Two questions get no rating at first, and one an error.
+    let plan: common::Plan = Box::new(|message, time| match (number(message), time) {
+        (3 | 4, 0) => Reaction::Nonsense,
+        (5, 0) => Reaction::Error,
+        _ => Reaction::Answer,
+    });
+    let server = StandIn::start(0, plan).unwrap();
+    let place = place();
+    let mut settings = settings(&server, &place);
+    settings.batch = Some(Duration::from_millis(5));
+    settings.price = Some(Price { prompt: 10.0, completion: 30.0 });
+    settings.cap = Some(1.0);
+    let responses = responses(20);
+
+    // Given up while the batch is under way, as by a kill; its id was never told.
+    struct Impatient;
+    impl judge::judging::Progress for Impatient {
+        fn note(&self, _: &str) {
+            panic!("given up");
+        }
+    }
+    let judge = OpenAiJudge::new(settings.clone()).unwrap();
+    let ended = judge_responses(&judge, &responses, &place.out, &Impatient).unwrap_err();
+    assert!(ended.to_string().contains("panic"), "{ended}");
+    assert_eq!((server.batches(), server.asked().len()), (1, 0));
+
+    let first = run(&settings, &responses, &place.out).unwrap();
+    assert_eq!((server.batches(), server.asked().len()), (1, 20), "the batch under way is waited for");
+    let reasons: Vec<&str> = first.unrated.iter().map(|(reason, _)| reason.as_str()).collect();
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert!(reasons[0].contains("no [[n]]") && reasons[1].contains("500"), "{reasons:?}");
+    let second = run(&settings, &responses, &place.out).unwrap();
+    assert_eq!((second.kept, second.unrated.len(), server.asked().len()), (17, 0, 23));
+    assert!(answered(&server.asked()).values().all(|&times| times == 1));
+    let price = settings.price.unwrap();
+    let billed: i64 = server.asked().iter().map(|asked| price.of(asked.tokens.0, asked.tokens.1)).sum();
+    let spent = OpenAiJudge::new(settings.clone()).unwrap().spent().unwrap();
+    assert!((spent - billed as f64 / 1e9).abs() < 1e-12, "{spent}");
+
+    // A cap that the questions would pass: some are not asked, and none is billed beyond it.
+    let fresh = self::place();
+    settings.cache = fresh.cache.clone();
+    settings.cap = Some(0.2);
+    let capped = run(&settings, &responses, &fresh.out).unwrap();
+    assert!(capped.unrated.iter().any(|(reason, _)| reason.contains("the cap")), "{:?}", capped.unrated);
+    assert!(OpenAiJudge::new(settings).unwrap().spent().unwrap() <= 0.2);
+}
+
+#[test]
 fn equal_questions_are_asked_once() {
     let server = StandIn::start(0, always(Reaction::Answer)).unwrap();
     let place = place();

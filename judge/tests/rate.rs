@@ -2,13 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use instructions::prompt::Response;
 use judge::agree::{Bootstrap, agree, read_table};
 use judge::judging::{Silent, judge_responses};
-use judge::rate::sample::draw_sample;
+use judge::rate::export::{judge_column, write_table};
+use judge::rate::sample::{SampleSettings, draw_sample};
 use judge::rate::server;
 use judge::rate::store::Store;
 use judge::reference::ReferenceJudge;
@@ -130,7 +132,8 @@ async fn two_people_rate_stop_come_back_and_the_export_is_agrees_table() {
     let out = folder.path().join("marks.csv");
     let ratings = folder.path().join("ratings.jsonl");
     let judged = judge_responses(&ReferenceJudge::default(), &responses(), &ratings, &Silent).unwrap();
-    assert_eq!(store.export(&judged.ratings, &out).unwrap(), 36);
+    let marks = store.marks().unwrap();
+    write_table(&marks, &judge_column(&judged.ratings, None).unwrap(), &out).unwrap();
     check_export(&out);
 }
 
@@ -208,10 +211,23 @@ fn a_sample_holds_every_system_to_each_prompt_drawn() {
     let mut all = responses();
     // A prompt that one system did not answer cannot be compared.
     all.retain(|response| !(response.system == SYSTEMS[0] && response.prompt.id == "id-3"));
-    let sample = draw_sample(&all, 4, 7);
-    assert_eq!(sample.len(), 2 * 4 * 3);
-    assert!(sample.iter().all(|response| response.prompt.id != "id-3"));
-    assert_eq!(draw_sample(&all, 4, 7), sample);
-    assert_ne!(draw_sample(&all, 4, 8), sample);
-    assert_eq!(draw_sample(&all, 99, 7).len(), 2 * 5 * 3);
+    let settings = SampleSettings { prompts: 4, systems: None, seed: 7 };
+    let sample = draw_sample(&all, settings);
+    assert_eq!(sample.responses.len(), 2 * 4 * 3);
+    assert!(sample.responses.iter().all(|response| response.prompt.id != "id-3"));
+    let drawn = sample.prompts["bn"];
+    assert_eq!((drawn.drawn, drawn.shared, drawn.answered), (4, 5, 6));
+    assert_eq!(draw_sample(&all, settings), sample);
+    assert_ne!(draw_sample(&all, SampleSettings { seed: 8, ..settings }), sample);
+    assert_eq!(draw_sample(&all, SampleSettings { prompts: 99, ..settings }).responses.len(), 2 * 5 * 3);
+
+    // Fewer systems: the same ones in every language, and a prompt that only the others lack can be drawn.
+    let two = draw_sample(&all, SampleSettings { prompts: 99, systems: Some(2), ..settings });
+    for language in ["bn", "zh"] {
+        let of_language = two.responses.iter().filter(|response| response.prompt.language.code() == language);
+        let systems: BTreeSet<&str> = of_language.map(|response| response.system.as_str()).collect();
+        assert_eq!(systems.len(), 2);
+    }
+    let systems: BTreeSet<&str> = two.responses.iter().map(|response| response.system.as_str()).collect();
+    assert_eq!(two.responses.len(), 2 * 2 * if systems.contains(SYSTEMS[0]) { 5 } else { 6 });
 }

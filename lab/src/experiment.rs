@@ -378,7 +378,7 @@ pub struct Gate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Judge {
-    /// `openai` or `reference`; `reference` unless given.
+    /// `openai`, `local` or `reference`; `reference` unless given.
     #[serde(default)]
     pub kind: JudgeKind,
     /// `openai`: the base URL, `https://api.openai.com/v1`.
@@ -387,10 +387,13 @@ pub struct Judge {
     /// `openai`: the model's name.
     #[serde(default)]
     pub model: Option<String>,
+    /// `local`: the model's folder or GGUF file.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
     /// `openai`: the environment variable that holds the key; without it, none is sent.
     #[serde(default)]
     pub key_variable: Option<String>,
-    /// `openai`: a file with the request's wording, instead of the built-in one.
+    /// `openai` and `local`: a file with the request's wording, instead of the built-in one.
     #[serde(default)]
     pub prompt_template: Option<PathBuf>,
     /// `openai`: requests at the same time; 8 unless given.
@@ -425,6 +428,8 @@ pub struct Judge {
 pub enum JudgeKind {
     /// Any OpenAI-compatible endpoint.
     Openai,
+    /// A model on this machine.
+    Local,
     /// chrF++ against the reference answer, cut into 1..3: no network, and no model of quality.
     #[default]
     Reference,
@@ -489,6 +494,7 @@ impl Experiment {
         self.prompts.values_mut().for_each(|files| files.iter_mut().for_each(under));
         self.gate.lid.iter_mut().for_each(under);
         self.judge.prompt_template.iter_mut().for_each(under);
+        self.judge.path.iter_mut().for_each(under);
         self.system.iter_mut().for_each(|system| system.adapter.iter_mut().for_each(under));
         let sections = [&mut self.tune.template, &mut self.answer.template];
         for template in sections.into_iter().flatten() {
@@ -562,6 +568,7 @@ impl Default for Judge {
             kind: JudgeKind::default(),
             endpoint: None,
             model: None,
+            path: None,
             key_variable: None,
             prompt_template: None,
             concurrency: eight(),

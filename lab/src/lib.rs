@@ -2,11 +2,12 @@
 //!
 //! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
 //! [`records`],
-//! [`local`].
+//! [`local_judge`], [`local`].
 
 pub mod experiment;
 pub mod inputs;
 pub mod local;
+pub mod local_judge;
 pub mod plan;
 pub mod progress;
 pub mod records;

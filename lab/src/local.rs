@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use instructions::language::Language;
+use instructions::template::TemplateChoice;
+use judge::asking::TextJudge;
 use judge::identify::Identifier;
 use judge::judging::Judge;
 use judge::openai::{OpenAiJudge, OpenAiSettings};
@@ -14,6 +16,7 @@ use judge::reference::{ReferenceJudge, References, Thresholds};
 
 use crate::experiment::{Experiment, JudgeKind};
 use crate::inputs::{Inputs, Prompts};
+use crate::local_judge;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::records::{self, ModelFacts};
@@ -101,7 +104,7 @@ pub fn prepare(path: &Path) -> Result<Prepared> {
 pub struct Ready<'a> {
     prepared: &'a Prepared,
     machinery: &'a Machinery<'a>,
-    judge: Box<dyn Judge + Sync>,
+    judge: Box<dyn Judge>,
     identifier: Box<dyn Identifier>,
     models: BTreeMap<String, ModelFacts>,
 }
@@ -150,7 +153,8 @@ impl Ready<'_> {
                 (&cell.work, outcome.finished.get(&place))
             {
                 let name = experiment.base_model[*base_model].name.clone();
-                self.models.insert(name, (self.machinery.open_model)(&folder.join(MODEL_FOLDER), &inputs.prompts)?);
+                self.models
+                    .insert(name, (self.machinery.open_model)(&folder.join(MODEL_FOLDER), &inputs.prompts)?);
             }
         }
         let report = places.report();
@@ -186,7 +190,7 @@ impl Ready<'_> {
     }
 }
 
-fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge + Sync>> {
+fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge>> {
     let wanted = &experiment.judge;
     match wanted.kind {
         JudgeKind::Reference => {
@@ -195,6 +199,15 @@ fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge 
                 None => Thresholds::default(),
             };
             Ok(Box::new(ReferenceJudge::new(thresholds, References::default())?))
+        }
+        JudgeKind::Local => {
+            let path = wanted.path.as_deref().context("[judge] `path` is missing")?;
+            let template = match &wanted.prompt_template {
+                Some(path) => PromptTemplate::from_file(path)?,
+                None => PromptTemplate::default(),
+            };
+            let asker = local_judge::open(path, None, &TemplateChoice::default(), local_judge::decoding())?;
+            Ok(Box::new(TextJudge { asker, template }))
         }
         JudgeKind::Openai => {
             std::fs::create_dir_all(&places.store)

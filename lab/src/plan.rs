@@ -159,6 +159,8 @@ struct Hashes {
     prompts: BTreeMap<Language, (String, String)>,
     gate: String,
     judge_template: Option<String>,
+    /// The content of a judge on this machine.
+    judge_model: Option<String>,
 }
 
 /// One recipe's mix under one seed, without its rows.
@@ -470,7 +472,7 @@ impl Plan {
             determinants.add("prompts", whole);
             determinants.add("gate.lid", &hashes.gate);
             determinants.add("gate.set_aside_code", experiment.gate.set_aside_code);
-            judge(&mut determinants, &experiment.judge, hashes.judge_template.as_ref());
+            judge(&mut determinants, &experiment.judge, hashes);
             let scores =
                 self.add(determinants, vec![answers], Work::Scores { answers, language: language.clone() });
             cells.push((language.clone(), answers, scores));
@@ -493,7 +495,8 @@ impl Hashes {
             None => "lingua".to_owned(),
         };
         let judge_template = experiment.judge.prompt_template.as_deref().map(content_hash).transpose()?;
-        Ok(Self { prompts, gate, judge_template })
+        let judge_model = experiment.judge.path.as_deref().map(content_hash).transpose()?;
+        Ok(Self { prompts, gate, judge_template, judge_model })
     }
 }
 
@@ -535,8 +538,14 @@ fn from_scratch(model: &experiment::BaseModel) -> Result<Determinants> {
     Ok(determinants)
 }
 
-fn judge(determinants: &mut Determinants, judge: &experiment::Judge, template: Option<&String>) {
+fn judge(determinants: &mut Determinants, judge: &experiment::Judge, hashes: &Hashes) {
+    let template = hashes.judge_template.as_ref();
     match judge.kind {
+        JudgeKind::Local => {
+            determinants.add("judge.kind", "local");
+            determinants.add("judge.model", hashes.judge_model.as_deref().unwrap_or_default());
+            determinants.add("judge.prompt_template", template.map_or("built-in", String::as_str));
+        }
         JudgeKind::Openai => {
             determinants.add("judge.kind", "openai");
             determinants.add("judge.endpoint", judge.endpoint.as_deref().unwrap_or_default());

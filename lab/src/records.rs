@@ -159,6 +159,7 @@ impl Sources<'_> {
         let kind = match judge.kind {
             _ if judge.stand_in => JudgeKind::StandIn,
             experiment::JudgeKind::Openai => JudgeKind::Openai,
+            experiment::JudgeKind::Local => JudgeKind::Local,
             experiment::JudgeKind::Reference => JudgeKind::Reference,
         };
         records::Judge { name: self.judge.to_owned(), kind, caption: judge.caption.clone() }

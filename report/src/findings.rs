@@ -41,10 +41,14 @@ impl Finding {
 /// How many base models × methods get a sentence each; with more, cases are counted.
 const FEW: usize = 4;
 
+/// A corrected p below this is taken to be no chance.
+const SIGNIFICANT: f64 = 0.05;
+
 /// The findings, the most asked for first.
 pub fn findings(records: &Records, results: &Results) -> Vec<Finding> {
     let finder = Finder { records, results };
     let mut findings = finder.leaders();
+    findings.extend(finder.power());
     findings.extend(finder.cheapest());
     findings.extend(finder.unseen());
     findings.extend(finder.untuned());
@@ -268,6 +272,42 @@ impl Finder<'_> {
                 && line.method.as_deref() == method
                 && line.recipe == recipe
         })
+    }
+
+    /// Whether so many prompts can tell the recipes apart at all.
+    fn power(&self) -> Option<Finding> {
+        let recipes = |pair: &&Pair| pair.left != UNTUNED && pair.right != UNTUNED;
+        let pairs: Vec<&Pair> =
+            self.results.cases.iter().flat_map(|case| case.pairs.iter().filter(recipes)).collect();
+        let mut detectable: Vec<f64> = pairs.iter().map(|pair| pair.detectable).collect();
+        detectable.sort_by(f64::total_cmp);
+        let (least, most) = (*detectable.first()?, *detectable.last()?);
+        let middle = detectable[detectable.len() / 2];
+        let hold = pairs.iter().filter(|pair| pair.p_corrected < SIGNIFICANT).count();
+        let too_small = pairs.iter().filter(|pair| pair.difference.value.abs() < pair.detectable).count();
+        let prompts = self.results.prompts.values().map(Vec::len).min()?;
+        let seeds =
+            self.results.lines.iter().flat_map(|line| &line.cells).map(|cell| cell.runs.len()).max()?;
+        let one_seed =
+            if seeds < 2 { " There is one seed: how much seeds differ is not in this." } else { "" };
+        Some(Finding::new(
+            format!(
+                "{} a language find a difference between recipes four times in five from about {} points on. Of {}, {} \
+                 smaller than its own such bound, and {} once corrected for all comparisons together.{one_seed}",
+                counted(prompts, "prompt", "prompts"),
+                one_digit(middle),
+                counted(pairs.len(), "difference", "differences"),
+                counted(too_small, "is", "are"),
+                counted(hold, "holds", "hold"),
+            ),
+            format!(
+                "The bound is 2.8 standard errors of the paired difference, {} to {} points over all comparisons. A \
+                 smaller difference may be real: so few prompts cannot tell. Correction: Holm's, p below {SIGNIFICANT}, \
+                 from the bootstrap's standard error.",
+                one_digit(least),
+                one_digit(most)
+            ),
+        ))
     }
 
     fn cheapest(&self) -> Option<Finding> {

@@ -195,8 +195,8 @@ fn methods(records: &Records, options: &Options) -> Vec<String> {
         ),
         format!(
             "Intervals are percentiles 2.5 and 97.5 of {} bootstrap resamples (seed {}) of prompts and of seeds. Two \
-             recipes are told apart where the interval of their paired difference leaves zero out; the many comparisons \
-             are not corrected for. A recipe reaches a minimum score ({}) if its gated total is that high in every seen \
+             recipes are told apart where the interval of their paired difference leaves zero out; p (Holm) beside it is \
+             corrected for all comparisons together. A recipe reaches a minimum score ({}) if its gated total is that high in every seen \
              language. english and monolingual in English are one tuning; monolingual has no system for a language that \
              was not tuned on.",
             options.resamples,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::Options;
 use crate::read::Records;
 use crate::records::{Score, ScoreStatus, SystemKind, SystemStatus};
-use crate::statistics::{Estimate, Resamples, Table, total};
+use crate::statistics::{Difference, Estimate, Resamples, Table, holm, total};
 
 /// The name under which an untuned base model stands among the recipes.
 pub const UNTUNED: &str = "untuned";
@@ -169,6 +169,12 @@ pub struct Pair {
     pub difference: Estimate,
     /// Whether the interval leaves zero out.
     pub told_apart: bool,
+    /// Two-sided p of no difference.
+    pub p: f64,
+    /// The same, corrected for all comparisons of the report (Holm).
+    pub p_corrected: f64,
+    /// The smallest difference that so many prompts and seeds would find four times in five.
+    pub detectable: f64,
 }
 
 /// The place in the table of totals from which a number's records can be opened.
@@ -253,7 +259,8 @@ pub fn results(records: &Records, options: &Options) -> Results {
     let scores = Scores::new(records, &prompts);
     let lines: Vec<Line> =
         keys.par_iter().map(|key| line(records, &scores, &resamples, &prompts, key)).collect();
-    let cases = cases(records, &lines, &resamples);
+    let mut cases = cases(records, &lines, &resamples);
+    correct(&mut cases);
     Results { lines, cases, prompts }
 }
 
@@ -615,6 +622,15 @@ fn cases(records: &Records, lines: &[Line], resamples: &Drawn) -> Vec<Case> {
         .collect()
 }
 
+/// Corrects the comparisons of all cases for being many.
+fn correct(cases: &mut [Case]) {
+    let pairs = || cases.iter().flat_map(|case| &case.pairs);
+    let corrected = holm(&pairs().map(|pair| pair.p).collect::<Vec<f64>>());
+    for (pair, p) in cases.iter_mut().flat_map(|case| &mut case.pairs).zip(corrected) {
+        pair.p_corrected = p;
+    }
+}
+
 fn case(
     base: &str,
     method: &str,
@@ -639,9 +655,16 @@ fn case(
     for (place, (left, left_cell)) in distinct.iter().enumerate() {
         for (right, right_cell) in &everyone[place + 1..] {
             if let Some(difference) = difference(left_cell, right_cell, resamples) {
-                let told_apart = difference.excludes_zero();
-                let (left, right) = (left.recipe.clone(), right.recipe.clone());
-                pairs.push(Pair { left, right, difference, told_apart });
+                pairs.push(Pair {
+                    left: left.recipe.clone(),
+                    right: right.recipe.clone(),
+                    told_apart: difference.estimate.excludes_zero(),
+                    p: difference.p(),
+                    // All comparisons must be there to be corrected.
+                    p_corrected: 1.0,
+                    detectable: difference.detectable(),
+                    difference: difference.estimate,
+                });
             }
         }
     }
@@ -650,7 +673,7 @@ fn case(
         .filter(|(line, cell)| {
             line.recipe != leader.recipe
                 && !difference(leader_cell, cell, resamples)
-                    .is_some_and(|difference| difference.excludes_zero())
+                    .is_some_and(|difference| difference.estimate.excludes_zero())
         })
         .map(|(line, _)| line.recipe.clone())
         .collect();
@@ -671,7 +694,7 @@ fn same_runs(left: &Cell, right: &Cell) -> bool {
         && left.runs.iter().zip(&right.runs).all(|(left, right)| left.system == right.system)
 }
 
-fn difference(left: &Cell, right: &Cell, resamples: &Drawn) -> Option<Estimate> {
+fn difference(left: &Cell, right: &Cell, resamples: &Drawn) -> Option<Difference> {
     let seeds = |cell: &Cell| -> Vec<Option<u64>> {
         cell.runs.iter().filter(|run| run.gated.is_some()).map(|run| run.seed).collect()
     };

@@ -30,6 +30,48 @@ impl Estimate {
     }
 }
 
+/// The difference of two totals, with how sure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Difference {
+    /// The difference, with its interval.
+    pub estimate: Estimate,
+    /// Its standard error: the standard deviation of the resamples.
+    pub error: f64,
+}
+
+/// The quantiles of the normal distribution at 97.5 % and at 80 %: a two-sided test at 5 % that finds a difference four
+/// times in five needs one of their sum in standard errors.
+const FOUND: f64 = 1.959_964 + 0.841_621;
+
+impl Difference {
+    /// Two-sided p of no difference. From the standard error and the normal distribution, as counted resamples could
+    /// show no p below one in their number, and many comparisons at once need smaller ones.
+    pub fn p(&self) -> f64 {
+        if self.estimate.value == 0.0 {
+            return 1.0;
+        }
+        libm::erfc((self.estimate.value / self.error).abs() / std::f64::consts::SQRT_2)
+    }
+
+    /// The smallest difference that so many prompts and seeds would find four times in five.
+    pub fn detectable(&self) -> f64 {
+        FOUND * self.error
+    }
+}
+
+/// p values corrected for being several (Holm 1979), in their order.
+pub fn holm(p_values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p_values.len()).collect();
+    order.sort_by(|&a, &b| p_values[a].total_cmp(&p_values[b]));
+    let mut corrected = vec![0.0; p_values.len()];
+    let mut largest: f64 = 0.0;
+    for (place, &at) in order.iter().enumerate() {
+        largest = largest.max((p_values[at] * (p_values.len() - place) as f64).min(1.0));
+        corrected[at] = largest;
+    }
+    corrected
+}
+
 /// How often each prompt and each seed was drawn, for every resample.
 #[derive(Debug, Clone)]
 pub struct Resamples {
@@ -64,7 +106,13 @@ impl Resamples {
     /// The total of `left` minus that of `right`, with its interval. Prompts that either did not get rated are left
     /// out on both sides. `paired` says that rows of both are the same seeds; where they are not (an untuned base
     /// model has none), the mean over the seeds is taken first, and only prompts are drawn.
-    pub fn difference(&self, left: &Table, right: &Table, prompts: usize, paired: bool) -> Option<Estimate> {
+    pub fn difference(
+        &self,
+        left: &Table,
+        right: &Table,
+        prompts: usize,
+        paired: bool,
+    ) -> Option<Difference> {
         let difference: Table = if paired && left.len() == right.len() {
             left.iter().zip(right).map(|(left, right)| subtract(left, right)).collect()
         } else {
@@ -72,10 +120,9 @@ impl Resamples {
         };
         if difference.len() == 1 {
             let one = [1.0];
-            return self
-                .estimate(|prompt_weights, _| total(&difference, prompts, prompt_weights, Some(&one)));
+            return self.spread(|prompt_weights, _| total(&difference, prompts, prompt_weights, Some(&one)));
         }
-        self.total(&difference, prompts)
+        self.spread(|prompt_weights, seed_weights| total(&difference, prompts, prompt_weights, seed_weights))
     }
 
     /// The mean of several cells' totals, with its interval: the same place in the order of resamples draws all of
@@ -93,10 +140,14 @@ impl Resamples {
             totals.sum::<f64>() / parts.len() as f64
         };
         let count = parts.iter().map(|(resamples, ..)| resamples.prompts.len()).min()?;
-        interval(mean(None), (0..count).map(|place| mean(Some(place))))
+        interval(mean(None), (0..count).map(|place| mean(Some(place)))).map(|found| found.estimate)
     }
 
     fn estimate(&self, statistic: impl Fn(Option<&[f64]>, Option<&[f64]>) -> f64) -> Option<Estimate> {
+        self.spread(statistic).map(|found| found.estimate)
+    }
+
+    fn spread(&self, statistic: impl Fn(Option<&[f64]>, Option<&[f64]>) -> f64) -> Option<Difference> {
         let resampled = self
             .prompts
             .iter()
@@ -106,8 +157,8 @@ impl Resamples {
     }
 }
 
-/// A value with the percentiles of its resamples; none if there is no value.
-fn interval(value: f64, resampled: impl Iterator<Item = f64>) -> Option<Estimate> {
+/// A value with the percentiles and the standard deviation of its resamples; none if there is no value.
+fn interval(value: f64, resampled: impl Iterator<Item = f64>) -> Option<Difference> {
     if value.is_nan() {
         return None;
     }
@@ -115,9 +166,12 @@ fn interval(value: f64, resampled: impl Iterator<Item = f64>) -> Option<Estimate
     let mut values: Vec<f64> = resampled.filter(|value| !value.is_nan()).collect();
     values.sort_by(f64::total_cmp);
     if values.is_empty() {
-        return Some(Estimate { value, low: value, high: value });
+        return Some(Difference { estimate: Estimate { value, low: value, high: value }, error: 0.0 });
     }
-    Some(Estimate { value, low: percentile(&values, 0.025), high: percentile(&values, 0.975) })
+    let estimate = Estimate { value, low: percentile(&values, 0.025), high: percentile(&values, 0.975) };
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some(Difference { estimate, error: (squares / values.len() as f64).sqrt() })
 }
 
 /// The mean over seeds of `prompts` × the mean score of the rated prompts; NaN if nothing was rated. With every
@@ -212,12 +266,39 @@ mod tests {
         let left: Table =
             (0..2).map(|seed| (0..20).map(|prompt| f64::from((seed + prompt) % 4)).collect()).collect();
         let equal = resamples.difference(&left, &left, 20, true).unwrap();
+        assert_eq!(equal.p(), 1.0);
+        let equal = equal.estimate;
         assert_eq!((equal.value, equal.low, equal.high), (0.0, 0.0, 0.0));
         assert!(!equal.excludes_zero());
         let right: Table = left.iter().map(|row| row.iter().map(|score| score - 1.0).collect()).collect();
         let gap = resamples.difference(&left, &right, 20, true).unwrap();
+        // The same gap on every prompt: there is no spread, and no doubt.
+        assert_eq!((gap.p(), gap.detectable()), (0.0, 0.0));
+        let gap = gap.estimate;
         assert_eq!(gap.value, 20.0);
         assert!(gap.excludes_zero());
+    }
+
+    #[test]
+    fn holm_as_in_the_textbook() {
+        let corrected = holm(&[0.01, 0.04, 0.03, 0.005]);
+        for (found, expected) in corrected.iter().zip([0.03, 0.06, 0.06, 0.02]) {
+            assert!((found - expected).abs() < 1e-12, "{corrected:?}");
+        }
+    }
+
+    /// Of 400 paired differences of 1 and -1 with mean 0.1, the total's standard error is sqrt(0.99 x 400) = 19.9, and
+    /// z is 40 / 19.9 = 2.01: p is 0.044. Tolerance: a standard deviation of 2,000 resamples is right to 3.2 %, twice
+    /// that moves z by 0.13 and p by 0.014.
+    #[test]
+    fn p_and_what_can_be_found_are_as_theory_says() {
+        let resamples = Resamples::draw(2000, 400, 1, 3);
+        let left =
+            vec![(0..400).map(|prompt| if prompt % 20 < 11 { 1.0 } else { -1.0 }).collect::<Vec<f64>>()];
+        let found = resamples.difference(&left, &vec![vec![0.0; 400]], 400, true).unwrap();
+        assert_eq!(found.estimate.value, 40.0);
+        assert!((found.p() - 0.044).abs() < 0.014, "{}", found.p());
+        assert!((found.detectable() - 2.8016 * 19.9).abs() < 0.065 * 2.8016 * 19.9, "{}", found.detectable());
     }
 
     /// The bootstrap's interval of a mean of independent draws comes near the normal one: for 400 values of 0 and 3

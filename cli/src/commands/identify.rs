@@ -1,16 +1,22 @@
 //! `polypaca identify`: the languages of responses, and the gate.
 
+use std::collections::BTreeMap;
 use std::io::{BufWriter, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use instructions::language::Language;
-use judge::gate::{GateRules, SetAside, identify_file};
-use judge::identify::identifier;
+use judge::confusion::{ConfusionCheck, PassCounts, WordLists, read_word_lists};
+use judge::gate::{BadLine, GateRow, GateRules, SetAside, Short, identify_file, read_gate_rows, sweep};
+use judge::identify::{Identifier, disagreements, identifier};
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// What `--compare` calls the embedded identifier.
+const LINGUA: &str = "lingua";
 
 /// Identifies the language of each response: on standard output a JSON line with id, label (the model's own),
 /// language, probability and gate
@@ -28,24 +34,179 @@ pub(crate) struct Identify {
     #[arg(long, value_name = "CODE")]
     language: Option<Language>,
 
+    /// Give only labels of these languages
+    #[arg(long, value_name = "CODE", num_args = 1..)]
+    labels: Option<Vec<Language>>,
+
+    /// The least probability with which the gate opens
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    threshold: f32,
+
+    /// Responses of fewer letters are short
+    #[arg(long, value_name = "LETTERS", default_value_t = 0)]
+    shortest: usize,
+
+    /// How short responses go
+    #[arg(long, value_enum, default_value_t = ShortRule::Identify, requires = "shortest")]
+    short: ShortRule,
+
     /// Set code and URLs aside before identifying
     #[arg(long)]
     set_aside_code: bool,
+
+    /// Set quotations aside before identifying
+    #[arg(long)]
+    set_aside_quotations: bool,
+
+    /// Instead, how many responses pass in each language at each of these thresholds
+    #[arg(long, value_name = "P", num_args = 1.., group = "instead")]
+    sweep: Vec<f32>,
+
+    /// Instead, the responses on which this identifier disagrees: further fastText models, or `lingua`
+    #[arg(long, value_name = "MODEL", num_args = 1.., group = "instead")]
+    compare: Vec<PathBuf>,
+
+    /// Instead, the line, word and language confusion pass rates of each system in each language
+    #[arg(long, group = "instead")]
+    pass_rates: bool,
+
+    /// With --pass-rates: a folder with a CODE.txt of words for each language, to tell words of one script apart
+    #[arg(long, value_name = "DIR", requires = "pass_rates")]
+    word_lists: Option<PathBuf>,
+}
+
+/// How short responses go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ShortRule {
+    /// As they are identified, like any other
+    Identify,
+    /// They pass
+    Pass,
+    /// They fail
+    Fail,
 }
 
 impl Identify {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let identifier = identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?;
-        let set_aside =
-            SetAside { code: self.set_aside_code, urls: self.set_aside_code, ..SetAside::default() };
-        let rules = GateRules { set_aside, ..GateRules::default() };
+        let identifier =
+            identifier(self.lid.as_deref(), self.labels.as_deref()).map_err(Failure::wrong_input)?;
         let mut lines = BufWriter::new(stdout().lock());
-        let bad = identify_file(&self.responses, self.language.as_ref(), &rules, &*identifier, &mut lines)
-            .map_err(Failure::wrong_input)?;
+        let bad = if !self.sweep.is_empty() {
+            self.write_sweep(&*identifier, &mut lines)?
+        } else if !self.compare.is_empty() {
+            self.write_disagreements(&*identifier, &mut lines)?
+        } else if self.pass_rates {
+            self.write_pass_rates(&*identifier, &mut lines)?
+        } else {
+            let language = self.language.as_ref();
+            identify_file(&self.responses, language, &self.rules(), &*identifier, &mut lines)
+                .map_err(Failure::wrong_input)?
+        };
         lines.flush()?;
         for line in &bad {
             output.warning(format!("{}:{}: {}", self.responses.display(), line.line, line.found));
         }
         Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn rules(&self) -> GateRules {
+        let short = match self.short {
+            ShortRule::Identify => Short::Identify,
+            ShortRule::Pass => Short::Pass,
+            ShortRule::Fail => Short::Fail,
+        };
+        let set_aside = SetAside {
+            code: self.set_aside_code,
+            urls: self.set_aside_code,
+            quotations: self.set_aside_quotations,
+        };
+        GateRules { threshold: self.threshold, set_aside, shortest: self.shortest, short }
+    }
+
+    fn rows(&self) -> Result<(Vec<GateRow>, Vec<BadLine>), Failure> {
+        read_gate_rows(&self.responses, self.language.as_ref()).map_err(Failure::wrong_input)
+    }
+
+    fn write_sweep(&self, identifier: &dyn Identifier, out: &mut dyn Write) -> Result<Vec<BadLine>, Failure> {
+        let (rows, bad) = self.rows()?;
+        let mut languages: BTreeMap<&Language, Vec<(&str, &Language)>> = BTreeMap::new();
+        for row in &rows {
+            if let Some(expected) = &row.expected {
+                languages.entry(expected).or_default().push((&row.response, expected));
+            }
+        }
+        for (language, responses) in languages {
+            for point in sweep(&self.rules(), identifier, &responses, &self.sweep) {
+                let line = json!({
+                    "language": language.code(), "threshold": point.threshold,
+                    "passed": point.passed, "responses": point.responses,
+                });
+                writeln!(out, "{line}")?;
+            }
+        }
+        Ok(bad)
+    }
+
+    fn write_disagreements(
+        &self,
+        first: &dyn Identifier,
+        out: &mut dyn Write,
+    ) -> Result<Vec<BadLine>, Failure> {
+        let others = self.compare.iter().map(|model| {
+            let model = (model.as_os_str() != LINGUA).then_some(model.as_path());
+            identifier(model, self.labels.as_deref()).map_err(Failure::wrong_input)
+        });
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let identifiers: Vec<&dyn Identifier> =
+            std::iter::once(first).chain(others.iter().map(|other| &**other)).collect();
+        let (rows, bad) = self.rows()?;
+        let set_aside = self.rules().set_aside;
+        let texts: Vec<String> = rows.iter().map(|row| set_aside.rest(&row.response).into_owned()).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for found in disagreements(&identifiers, &texts) {
+            let labels: Vec<Value> = found
+                .identified
+                .iter()
+                .map(|identified| json!({ "label": identified.label, "probability": identified.probability }))
+                .collect();
+            let row = &rows[found.text];
+            let expected = row.expected.as_ref().map(Language::code);
+            let line = json!({
+                "id": row.id, "system": row.system, "expected": expected, "identified": labels,
+                "response": row.response,
+            });
+            writeln!(out, "{line}")?;
+        }
+        Ok(bad)
+    }
+
+    fn write_pass_rates(
+        &self,
+        identifier: &dyn Identifier,
+        out: &mut dyn Write,
+    ) -> Result<Vec<BadLine>, Failure> {
+        let lists = match &self.word_lists {
+            Some(folder) => read_word_lists(folder).map_err(Failure::wrong_input)?,
+            None => WordLists::new(),
+        };
+        let (rows, bad) = self.rows()?;
+        let mut cells: BTreeMap<(&Language, Option<&str>), Vec<&str>> = BTreeMap::new();
+        for row in &rows {
+            if let Some(expected) = &row.expected {
+                cells.entry((expected, row.system.as_deref())).or_default().push(&row.response);
+            }
+        }
+        for ((language, system), responses) in cells {
+            let check =
+                ConfusionCheck::new(language, identifier, self.rules(), &lists).map_err(Failure::failed)?;
+            let counts: PassCounts = check.count(responses);
+            let line = json!({
+                "language": language.code(), "system": system, "counts": counts,
+                "line_pass_rate": counts.line_pass_rate(), "word_pass_rate": counts.word_pass_rate(),
+                "language_confusion_pass_rate": counts.language_confusion_pass_rate(),
+            });
+            writeln!(out, "{line}")?;
+        }
+        Ok(bad)
     }
 }

@@ -1,21 +1,26 @@
-//! `polypaca judge`: ratings of responses.
+//! `polypaca judge`: ratings of responses, and comparisons of two at once.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
-use instructions::prompt::read_responses;
-use judge::judging::{Progress, judge_responses};
+use instructions::prompt::{Response, read_responses};
+use instructions::template::TemplateChoice;
+use judge::asking::{Asker, TextJudge};
+use judge::judging::{Judged, Progress, judge_by_all};
 use judge::openai::{OpenAiJudge, OpenAiSettings};
+use judge::pairwise::compare_responses;
 use judge::price::PriceList;
 use judge::prompt_template::PromptTemplate;
 use judge::rating::Rating;
 use judge::reference::{ReferenceJudge, References, Thresholds};
+use lab::local_judge;
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -35,25 +40,47 @@ pub(crate) struct Judge {
     #[arg(long, value_enum, value_name = "JUDGE")]
     judge: Kind,
 
+    /// Compare every two systems' responses to a prompt instead, in both orders
+    #[arg(long)]
+    pairwise: bool,
+
     /// openai: the endpoint's base URL
     #[arg(long, value_name = "URL", required_if_eq("judge", "openai"))]
     endpoint: Option<String>,
 
-    /// openai: the model that judges
-    #[arg(long, value_name = "NAME", required_if_eq("judge", "openai"))]
-    model: Option<String>,
+    /// openai: the model that judges; several judge at once. local: a model's folder or GGUF file
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 1..,
+        required_if_eq_any([("judge", "openai"), ("judge", "local")])
+    )]
+    model: Vec<String>,
+
+    /// local: a PEFT folder on the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+
+    /// local: the template that the model was tuned with: alpaca, stanford-alpaca or a file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
+    template: TemplateChoice,
 
     /// openai: the environment variable that holds the endpoint's key
     #[arg(long, value_name = "NAME")]
     key_variable: Option<String>,
 
-    /// openai: another wording of the request, with {instruction} and {response}
+    /// Another wording of the request, with {instruction} and {response}; with --pairwise {instruction}, {first} and
+    /// {second}
     #[arg(long, value_name = "FILE")]
     prompt_template: Option<PathBuf>,
 
     /// openai: requests under way at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     concurrency: usize,
+
+    /// openai: requests that go out in a minute, at most, for each model; tries again count
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<f64>,
 
     /// openai: how often a response is asked for before it is left unrated
     #[arg(long, value_name = "N", default_value_t = 6)]
@@ -62,6 +89,22 @@ pub(crate) struct Judge {
     /// openai: seconds of the wait after the first failure, doubled after each further one
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     backoff: f64,
+
+    /// openai: seconds that a request may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    timeout: f64,
+
+    /// openai: tokens of an answer, at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    new_tokens: usize,
+
+    /// openai: ask through the endpoint's batches, which take up to a day and mostly cost half
+    #[arg(long)]
+    batch: bool,
+
+    /// openai: with --batch, seconds between two looks at a batch
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, requires = "batch")]
+    batch_look: f64,
 
     /// openai: the most that may be spent on this file of ratings, in dollars
     #[arg(long, value_name = "DOLLARS", requires = "prices")]
@@ -93,6 +136,8 @@ pub(crate) struct Judge {
 enum Kind {
     /// An OpenAI-compatible endpoint
     Openai,
+    /// A model on this machine: any that `answer` can run
+    Local,
     /// chrF++ against reference answers: no network, and no model of quality
     Reference,
 }
@@ -103,49 +148,138 @@ impl Judge {
         for problem in &reading.problems {
             output.warning(problem.to_string());
         }
-        let judge = self.judge().map_err(Failure::wrong_input)?;
-        let progress = Bar::default();
-        let judged =
-            judge_responses(&*judge, &reading.items, &self.out, &progress).map_err(Failure::failed)?;
-        for (reason, count) in &judged.unrated {
-            output.warning(format!("{count} unrated: {reason}"));
-        }
-        let unrated: usize = judged.unrated.iter().map(|(_, count)| count).sum();
-        let mut marks: HashMap<String, usize> = HashMap::new();
-        for mark in judged.ratings.iter().filter_map(|rating| rating.rating) {
-            *marks.entry(mark.to_string()).or_default() += 1;
-        }
-        if output.json() {
-            output.object(&serde_json::json!({
-                "judge": judge.name(),
-                "responses": judged.ratings.len(),
-                "kept": judged.kept,
-                "outdated": judged.outdated,
-                "unrated": unrated,
-                "ratings": marks,
-            }))?;
+        let unrated = if self.pairwise {
+            self.compare(&reading.items, output)?
         } else {
-            output.line(format!(
-                "{} responses: {} rated before, {} unrated; ratings in {}",
-                judged.ratings.len(),
-                judged.kept,
-                unrated,
-                self.out.display()
-            ))?;
-        }
+            self.rate(&reading.items, output)?
+        };
         Ok(if unrated == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn judge(&self) -> anyhow::Result<Box<dyn judge::judging::Judge>> {
-        if self.judge == Kind::Reference {
-            let references = match &self.references {
-                Some(path) => References::from_file(path)?,
-                None => References::default(),
-            };
-            let thresholds = Thresholds { medium: self.medium, good: self.good };
-            return Ok(Box::new(ReferenceJudge::new(thresholds, references)?));
+    /// Rates the responses; gives how many are unrated.
+    fn rate(&self, responses: &[Response], output: &Output) -> Result<usize, Failure> {
+        let judges = self.judges().map_err(Failure::wrong_input)?;
+        let judges: Vec<&dyn judge::judging::Judge> = judges.iter().map(|judge| &**judge).collect();
+        let judged = judge_by_all(&judges, responses, &self.out, &Bar::default()).map_err(Failure::failed)?;
+        let mut unrated = 0;
+        for (judge, judged) in judges.iter().zip(&judged) {
+            for (reason, count) in &judged.unrated {
+                output.warning(format!("{}: {count} unrated: {reason}", judge.name()));
+                unrated += count;
+            }
         }
-        let model = self.model.as_deref().unwrap_or_default();
+        let summaries: Vec<Value> =
+            judges.iter().zip(&judged).map(|(judge, judged)| summary(&judge.name(), judged)).collect();
+        match &summaries[..] {
+            [summary] if output.json() => output.object(summary)?,
+            several if output.json() => output.object(&json!({ "judges": several }))?,
+            several => {
+                for summary in several {
+                    output.line(format!(
+                        "{}: {} responses, {} rated before, {} unrated; ratings in {}",
+                        summary["judge"].as_str().unwrap_or_default(),
+                        summary["responses"],
+                        summary["kept"],
+                        summary["unrated"],
+                        self.out.display()
+                    ))?;
+                }
+            }
+        }
+        Ok(unrated)
+    }
+
+    /// Compares the responses; gives how many comparisons there are without a verdict.
+    fn compare(&self, responses: &[Response], output: &Output) -> Result<usize, Failure> {
+        let template = match &self.prompt_template {
+            Some(path) => PromptTemplate::pair_from_file(path).map_err(Failure::wrong_input)?,
+            None => PromptTemplate::pair(),
+        };
+        let asker = self.asker().map_err(Failure::wrong_input)?;
+        let compared = compare_responses(&*asker, &template, responses, &self.out, &Bar::default())
+            .map_err(Failure::failed)?;
+        let unrated = compared.preferences.iter().filter(|preference| preference.better.is_none()).count();
+        if unrated > 0 {
+            output
+                .warning(format!("{unrated} comparisons without a verdict; {} says why", self.out.display()));
+        }
+        if output.json() {
+            output.object(&json!({
+                "judge": asker.name(), "comparisons": compared.preferences.len(), "kept": compared.kept,
+                "unrated": unrated, "table": compared.table,
+            }))?;
+            return Ok(unrated);
+        }
+        for row in &compared.table {
+            output.line(format!(
+                "{}: {} better {}, {} better {}, ties {}, another verdict in the other order {}, unrated {}",
+                row.language.code(),
+                row.first,
+                row.first_better,
+                row.second,
+                row.second_better,
+                row.ties,
+                row.inconsistent,
+                row.unrated
+            ))?;
+        }
+        Ok(unrated)
+    }
+
+    fn judges(&self) -> Result<Vec<Box<dyn judge::judging::Judge>>> {
+        match self.judge {
+            Kind::Reference => {
+                let references = match &self.references {
+                    Some(path) => References::from_file(path)?,
+                    None => References::default(),
+                };
+                let thresholds = Thresholds { medium: self.medium, good: self.good };
+                Ok(vec![Box::new(ReferenceJudge::new(thresholds, references)?)])
+            }
+            Kind::Local => {
+                let template = self.rating_template()?;
+                let asker = self.local(self.one_model()?)?;
+                Ok(vec![Box::new(TextJudge { asker, template })])
+            }
+            Kind::Openai => {
+                let template = self.rating_template()?;
+                let judge = |model: &String| -> Result<Box<dyn judge::judging::Judge>> {
+                    let settings = OpenAiSettings { template: template.clone(), ..self.openai(model)? };
+                    Ok(Box::new(OpenAiJudge::new(settings)?))
+                };
+                self.model.iter().map(judge).collect()
+            }
+        }
+    }
+
+    fn asker(&self) -> Result<Box<dyn Asker>> {
+        match self.judge {
+            Kind::Reference => Err(anyhow!("--pairwise: expected --judge openai or local, found reference")),
+            Kind::Local => Ok(Box::new(self.local(self.one_model()?)?)),
+            Kind::Openai => Ok(Box::new(OpenAiJudge::new(self.openai(self.one_model()?)?)?)),
+        }
+    }
+
+    fn one_model(&self) -> Result<&String> {
+        match &self.model[..] {
+            [model] => Ok(model),
+            several => Err(anyhow!("--model: expected one, found {}", several.join(", "))),
+        }
+    }
+
+    fn rating_template(&self) -> Result<PromptTemplate> {
+        Ok(match &self.prompt_template {
+            Some(path) => PromptTemplate::from_file(path)?,
+            None => PromptTemplate::default(),
+        })
+    }
+
+    fn local(&self, model: &str) -> Result<impl Asker + use<>> {
+        let decoding = answer::Decoding { new_tokens: self.new_tokens, ..local_judge::decoding() };
+        local_judge::open(Path::new(model), self.adapter.as_deref(), &self.template, decoding)
+    }
+
+    fn openai(&self, model: &str) -> Result<OpenAiSettings> {
         let cache = self.cache.clone().unwrap_or_else(|| {
             let mut name = self.out.file_name().unwrap_or_default().to_owned();
             name.push(".cache.sqlite");
@@ -154,18 +288,37 @@ impl Judge {
         let mut settings = OpenAiSettings::new(self.endpoint.as_deref().unwrap_or_default(), model, cache);
         settings.key_variable.clone_from(&self.key_variable);
         settings.concurrency = self.concurrency;
+        settings.requests_per_minute = self.requests_per_minute;
         settings.tries = self.tries;
         settings.backoff = Duration::try_from_secs_f64(self.backoff).context("--backoff")?;
+        settings.timeout = Duration::try_from_secs_f64(self.timeout).context("--timeout")?;
+        settings.sampling.insert("max_tokens".to_owned(), json!(self.new_tokens));
+        if self.batch {
+            settings.batch = Some(Duration::try_from_secs_f64(self.batch_look).context("--batch-look")?);
+        }
         settings.cap = self.cap;
         settings.scope = self.out.display().to_string();
         if let Some(path) = &self.prices {
             settings.price = PriceList::from_file(path)?.price(model);
         }
-        if let Some(path) = &self.prompt_template {
-            settings.template = PromptTemplate::from_file(path)?;
-        }
-        Ok(Box::new(OpenAiJudge::new(settings)?))
+        Ok(settings)
     }
+}
+
+/// What a judge's ratings came to.
+fn summary(judge: &str, judged: &Judged) -> Value {
+    let mut marks: BTreeMap<String, usize> = BTreeMap::new();
+    for mark in judged.ratings.iter().filter_map(|rating| rating.rating) {
+        *marks.entry(mark.to_string()).or_default() += 1;
+    }
+    json!({
+        "judge": judge,
+        "responses": judged.ratings.len(),
+        "kept": judged.kept,
+        "outdated": judged.outdated,
+        "unrated": judged.unrated.iter().map(|(_, count)| count).sum::<usize>(),
+        "ratings": marks,
+    })
 }
 
 /// A bar on a terminal, a line in a hundred elsewhere.
@@ -182,6 +335,16 @@ impl Default for Bar {
 
 const LINE_EVERY: usize = 100;
 
+impl Bar {
+    fn step(&self, what: &str) {
+        self.bar.inc(1);
+        let done = self.rated.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.bar.is_hidden() && done.is_multiple_of(LINE_EVERY) {
+            eprintln!("{done} {what}");
+        }
+    }
+}
+
 impl Progress for Bar {
     fn begin(&self, total: usize, done: usize) {
         self.bar.set_length(total as u64);
@@ -189,16 +352,24 @@ impl Progress for Bar {
     }
 
     fn rated(&self, _: &Rating) {
-        self.bar.inc(1);
-        let rated = self.rated.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.bar.is_hidden() && rated.is_multiple_of(LINE_EVERY) {
-            eprintln!("{rated} rated");
-        }
+        self.step("rated");
+    }
+
+    fn compared(&self) {
+        self.step("compared");
     }
 
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let line = format!("{reason}; try {next} in {:.0} s", wait.as_secs_f64());
         if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+    }
+
+    fn note(&self, message: &str) {
+        if self.bar.is_hidden() {
+            tracing::info!("{message}");
+        } else {
+            self.bar.set_message(message.to_owned());
+        }
     }
 
     fn end(&self) {

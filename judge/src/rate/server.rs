@@ -34,6 +34,25 @@ pub async fn serve(store: Arc<Store>, listener: tokio::net::TcpListener) -> std:
     axum::serve(listener, router(store)).await
 }
 
+/// Serves until the program is interrupted, and then answers what has been asked.
+///
+/// # Errors
+/// What the listener says.
+pub fn serve_until_interrupted(store: Arc<Store>, listener: std::net::TcpListener) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let interrupted = async {
+            // Where no signal can be listened for, the signal still ends the program.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        axum::serve(listener, router(store)).with_graceful_shutdown(interrupted).await
+    })
+}
+
 struct Refusal(StoreError);
 
 impl IntoResponse for Refusal {

@@ -1,9 +1,10 @@
 //! What people rate, who they are, and their marks, in SQLite.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use instructions::language::Language;
 use instructions::prompt::Response;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -11,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
-use crate::rating::{Rating, beside};
+use crate::rating::ResponseKey;
 
 /// What went wrong with the ratings of people.
 #[derive(Debug, thiserror::Error)]
@@ -24,14 +25,6 @@ pub enum StoreError {
         /// What SQLite says.
         source: rusqlite::Error,
     },
-    /// The export could not be written.
-    #[error("{path}: {source}")]
-    Export {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
     /// The database already holds responses.
     #[error("{path}: already holds {found} responses to rate; expected a new database for another sample")]
     Filled {
@@ -39,6 +32,12 @@ pub enum StoreError {
         path: PathBuf,
         /// How many.
         found: usize,
+    },
+    /// The database is to be read and is not there.
+    #[error("{path}: expected a database of responses to rate, found no file; `rate draw` makes one")]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// No responses are in a person's language.
     #[error("{path}: no responses in the language {language:?} to rate")]
@@ -65,6 +64,27 @@ pub struct Rater {
     pub name: String,
     /// The language that they rate.
     pub language: String,
+}
+
+impl Rater {
+    fn of_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Rater> {
+        Ok(Rater { number: row.get(0)?, secret: row.get(1)?, name: row.get(2)?, language: row.get(3)? })
+    }
+}
+
+/// A response that a person has marked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marked {
+    /// Which response.
+    pub key: ResponseKey,
+    /// Its text.
+    pub response: String,
+    /// The language that it should be in.
+    pub response_language: Language,
+    /// The person.
+    pub rater: String,
+    /// The mark, 0 to 3 in halves.
+    pub mark: f64,
 }
 
 /// How far a person is.
@@ -121,6 +141,7 @@ const TABLES: &str = "
         system text not null,
         prompt text not null,
         response text not null,
+        response_language text not null,
         unique (language, id, system)
     ) strict;
     create table if not exists raters (
@@ -156,6 +177,14 @@ fn hash(texts: &[&str]) -> String {
 }
 
 impl Store {
+    /// Opens a database that is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`]; SQLite's.
+    pub fn open_existing(path: &Path) -> Result<Store, StoreError> {
+        if path.is_file() { Store::open(path) } else { Err(StoreError::Missing { path: path.to_path_buf() }) }
+    }
+
     /// Opens the database, and makes it where it is missing.
     ///
     /// # Errors
@@ -195,13 +224,15 @@ impl Store {
             let transaction = connection.transaction()?;
             for response in responses {
                 transaction.execute(
-                    "insert into responses (language, id, system, prompt, response) values (?1, ?2, ?3, ?4, ?5)",
+                    "insert into responses (language, id, system, prompt, response, response_language)
+                     values (?1, ?2, ?3, ?4, ?5, ?6)",
                     params![
                         response.prompt.language.code(),
                         response.prompt.id,
                         response.system,
                         response.prompt.prompt,
-                        response.response
+                        response.response,
+                        response.prompt.expected_language().code()
                     ],
                 )?;
             }
@@ -235,18 +266,29 @@ impl Store {
     pub fn rater(&self, token: &str) -> Result<Rater, StoreError> {
         let select = "select number, secret, name, language from raters where token_hash = ?1";
         self.with(|connection| {
-            connection
-                .query_row(select, [hash(&["token", token])], |row| {
-                    Ok(Rater {
-                        number: row.get(0)?,
-                        secret: row.get(1)?,
-                        name: row.get(2)?,
-                        language: row.get(3)?,
-                    })
-                })
-                .optional()
+            connection.query_row(select, [hash(&["token", token])], Rater::of_row).optional()
         })?
         .ok_or(StoreError::Unknown)
+    }
+
+    /// All persons, in the order in which they were added.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn raters(&self) -> Result<Vec<Rater>, StoreError> {
+        let select = "select number, secret, name, language from raters order by number";
+        self.with(|connection| connection.prepare(select)?.query_map([], Rater::of_row)?.collect())
+    }
+
+    /// How many responses there are to rate in each language.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn languages(&self) -> Result<BTreeMap<String, u32>, StoreError> {
+        let select = "select language, count(*) from responses group by language";
+        self.with(|connection| {
+            connection.prepare(select)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })
     }
 
     /// Where a person stands.
@@ -254,27 +296,24 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn standing(&self, rater: &Rater) -> Result<Standing, StoreError> {
-        let ids = self.ids(rater)?;
-        let mut standing = Standing {
+        let select = "select count(*), count(marks.mark) from responses
+                      left join marks on marks.response = responses.number and marks.rater = ?1
+                      where language = ?2 group by id order by min(number)";
+        let pages: Vec<(u32, u32)> = self.with(|connection| {
+            let mut statement = connection.prepare(select)?;
+            let rows = statement
+                .query_map(params![rater.number, rater.language], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })?;
+        let unfinished = pages.iter().position(|(all, done)| done < all);
+        Ok(Standing {
             name: rater.name.clone(),
             language: rater.language.clone(),
-            pages: ids.len(),
-            page: ids.len().saturating_sub(1),
-            done: 0,
-            total: 0,
-        };
-        let mut unfinished = None;
-        for (page, id) in ids.iter().enumerate() {
-            let shown = self.shown(rater, id)?;
-            let done = shown.iter().filter(|(_, _, mark)| mark.is_some()).count();
-            standing.done += done;
-            standing.total += shown.len();
-            if done < shown.len() {
-                unfinished = unfinished.or(Some(page));
-            }
-        }
-        standing.page = unfinished.unwrap_or(standing.page);
-        Ok(standing)
+            pages: pages.len(),
+            page: unfinished.unwrap_or(pages.len().saturating_sub(1)),
+            done: pages.iter().map(|(_, done)| *done as usize).sum(),
+            total: pages.iter().map(|(all, _)| *all as usize).sum(),
+        })
     }
 
     /// The prompts' ids in the order in which they are shown: the same for everybody.
@@ -390,43 +429,30 @@ impl Store {
         Ok(self.ids(rater)?.iter().position(|found| *found == id))
     }
 
-    /// Writes all marks as `agree`'s table: `system,language,id,rater,judge,human`. The judge's column is its raw
-    /// rating, empty where the response is unrated.
+    /// All marks, in the order of the responses and then of the persons.
     ///
     /// # Errors
-    /// [`StoreError::Export`]; SQLite's.
-    pub fn export(&self, ratings: &[Rating], out: &Path) -> Result<usize, StoreError> {
-        let judge: HashMap<(&str, &str, &str), f64> = ratings
-            .iter()
-            .filter_map(|rating| {
-                Some((
-                    (rating.key.system.as_str(), rating.key.language.code(), rating.key.id.as_str()),
-                    rating.rating?,
-                ))
-            })
-            .collect();
-        let select = "select system, responses.language, id, name, mark from marks
+    /// SQLite's.
+    pub fn marks(&self) -> Result<Vec<Marked>, StoreError> {
+        let select =
+            "select system, responses.language, id, responses.response, response_language, name, mark
+                      from marks
                       join responses on responses.number = marks.response
                       join raters on raters.number = marks.rater
                       order by responses.number, raters.number";
-        let rows: Vec<(String, String, String, String, f64)> = self.with(|connection| {
+        self.with(|connection| {
             let mut statement = connection.prepare(select)?;
-            let rows = statement
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            let rows = statement.query_map([], |row| {
+                let language = |place| row.get(place).map(|code: String| Language::from_label(&code));
+                Ok(Marked {
+                    key: ResponseKey { system: row.get(0)?, language: language(1)?, id: row.get(2)? },
+                    response: row.get(3)?,
+                    response_language: language(4)?,
+                    rater: row.get(5)?,
+                    mark: row.get(6)?,
+                })
+            })?;
             rows.collect()
-        })?;
-        let temporary = beside(out, ".tmp");
-        let write = || -> std::io::Result<()> {
-            let mut table = csv::Writer::from_path(&temporary)?;
-            table.write_record(["system", "language", "id", "rater", "judge", "human"])?;
-            for (system, language, id, name, mark) in &rows {
-                let judged = judge.get(&(system, language, id)).map(f64::to_string).unwrap_or_default();
-                table.write_record([system, language, id, name, &judged, &mark.to_string()])?;
-            }
-            table.into_inner().map_err(csv::IntoInnerError::into_error)?.sync_all()?;
-            std::fs::rename(&temporary, out)
-        };
-        write().map_err(|source| StoreError::Export { path: out.to_path_buf(), source })?;
-        Ok(rows.len())
+        })
     }
 }

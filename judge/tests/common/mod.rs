@@ -61,7 +61,16 @@ pub(crate) struct Asked {
 /// Chooses the reaction to the message that comes for the n-th time, from 0.
 pub(crate) type Plan = Box<dyn Fn(&str, usize) -> Reaction + Send>;
 
+/// A batch of the stand-in's: the tag that came with it, its questions, and how often it was looked at.
+struct Batch {
+    metadata: Value,
+    file: usize,
+    looks: usize,
+}
+
 struct Shared {
+    files: Mutex<Vec<String>>,
+    batches: Mutex<Vec<Batch>>,
     plan: Mutex<Plan>,
     asked: Mutex<Vec<Asked>>,
     times: Mutex<HashMap<String, usize>>,
@@ -82,12 +91,18 @@ impl StandIn {
         let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", port)))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
+            files: Mutex::default(),
+            batches: Mutex::default(),
             plan: Mutex::new(plan),
             asked: Mutex::new(Vec::new()),
             times: Mutex::new(HashMap::new()),
         });
         let router = Router::new()
             .route("/v1/chat/completions", post(complete))
+            .route("/v1/files", post(upload))
+            .route("/v1/files/{file}/content", get(content))
+            .route("/v1/batches", post(create_batch).get(list_batches))
+            .route("/v1/batches/{batch}", get(look_at_batch))
             .route("/v1/models", get(|| async { axum::Json(json!({"object": "list", "data": []})) }))
             .with_state(Arc::clone(&shared));
         runtime.spawn(async move { axum::serve(listener, router).await });
@@ -102,6 +117,11 @@ impl StandIn {
     /// Every request until now.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many batches there have been.
+    pub(crate) fn batches(&self) -> usize {
+        self.shared.batches.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// From now on, another plan; counting starts anew.
@@ -178,4 +198,88 @@ async fn complete(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             (StatusCode::UNAUTHORIZED, json_type, r#"{"error": {"message": "no such key"}}"#).into_response()
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the lines out of the form that a file comes in.
+async fn upload(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let form = String::from_utf8_lossy(&body);
+    let lines: String =
+        form.lines().filter(|line| line.starts_with('{')).map(|line| format!("{line}\n")).collect();
+    let mut files = lock(&shared.files);
+    files.push(lines);
+    axum::Json(json!({"id": format!("file-{}", files.len() - 1), "object": "file", "purpose": "batch"}))
+        .into_response()
+}
+
+async fn create_batch(State(shared): State<Arc<Shared>>, axum::Json(body): axum::Json<Value>) -> Response {
+    let file = body["input_file_id"].as_str().and_then(|id| id.strip_prefix("file-")?.parse().ok());
+    let Some(file) = file else { return StatusCode::BAD_REQUEST.into_response() };
+    let mut batches = lock(&shared.batches);
+    batches.push(Batch { metadata: body["metadata"].clone(), file, looks: 0 });
+    let batch = batches.len() - 1;
+    // The first answer is lost on its way, and the batch is there all the same.
+    if batch == 0 {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    axum::Json(told(batch, &batches[batch])).into_response()
+}
+
+/// A batch is over at the third look at it.
+fn told(number: usize, batch: &Batch) -> Value {
+    let over = batch.looks > 2;
+    json!({
+        "id": format!("batch-{number}"), "object": "batch", "metadata": batch.metadata,
+        "status": if over { "completed" } else { "in_progress" },
+        "output_file_id": over.then(|| format!("answers-{}", batch.file)), "error_file_id": null
+    })
+}
+
+async fn list_batches(State(shared): State<Arc<Shared>>) -> Response {
+    let batches: Vec<Value> =
+        lock(&shared.batches).iter().enumerate().map(|(number, batch)| told(number, batch)).collect();
+    axum::Json(json!({"object": "list", "data": batches, "has_more": false})).into_response()
+}
+
+async fn look_at_batch(
+    State(shared): State<Arc<Shared>>,
+    axum::extract::Path(batch): axum::extract::Path<String>,
+) -> Response {
+    let number = batch.strip_prefix("batch-").and_then(|number| number.parse::<usize>().ok());
+    let mut batches = lock(&shared.batches);
+    match number.and_then(|number| Some((number, batches.get_mut(number)?))) {
+        Some((number, batch)) => {
+            batch.looks += 1;
+            axum::Json(told(number, batch)).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+/// The answers to a file's questions, each as the plan has it; faults become errors of their line.
+async fn content(
+    State(shared): State<Arc<Shared>>,
+    axum::extract::Path(file): axum::extract::Path<String>,
+) -> Response {
+    let number = file.strip_prefix("answers-").and_then(|number| number.parse::<usize>().ok());
+    let Some(lines) = number.and_then(|number| lock(&shared.files).get(number).cloned()) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let mut out = String::new();
+    for line in lines.lines() {
+        let Ok(question) = serde_json::from_str::<Value>(line) else { continue };
+        let answer = complete(State(Arc::clone(&shared)), Bytes::from(question["body"].to_string())).await;
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let response = json!({"status_code": status, "request_id": "stand-in", "body": body});
+        out +=
+            &json!({"id": "line", "custom_id": question["custom_id"], "response": response, "error": null})
+                .to_string();
+        out.push('\n');
+    }
+    out.into_response()
 }

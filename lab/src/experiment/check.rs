@@ -299,6 +299,12 @@ impl Checker<'_> {
                 self.problem(&["judge", key], format!("`{key}` is only for `kind = \"openai\"`"));
             }
         }
+        match (&judge.path, judge.kind == JudgeKind::Local) {
+            (None, true) => self.problem(&["judge", "kind"], "the judge `local` needs `path`"),
+            (Some(_), false) => self.problem(&["judge", "path"], "`path` is only for `kind = \"local\"`"),
+            (Some(path), true) => self.exists(&["judge", "path"], path),
+            (None, false) => {}
+        }
         self.not_negative(&["judge", "backoff"], judge.backoff);
         self.above_zero(&["judge", "tries"], judge.tries.map(f64::from));
         if judge.cap.is_some() && judge.price.is_none() {

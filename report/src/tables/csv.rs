@@ -59,8 +59,20 @@ const COSTS: [&str; 13] = [
     "low",
     "high",
 ];
-const COMPARISONS: [&str; 9] =
-    ["base_model", "method", "language", "left", "right", "difference", "low", "high", "told_apart"];
+const COMPARISONS: [&str; 12] = [
+    "base_model",
+    "method",
+    "language",
+    "left",
+    "right",
+    "difference",
+    "low",
+    "high",
+    "told_apart",
+    "p",
+    "p_holm",
+    "detectable",
+];
 const FIGURE: [&str; 8] = ["panel", "group", "series", "x", "y", "low", "high", "state"];
 
 /// Every cell of every line as a row.
@@ -131,6 +143,7 @@ pub fn comparisons(results: &Results) -> Result<String> {
         (
             (&case.base_model, &case.method, &case.language, &pair.left, &pair.right),
             (pair.difference.value, pair.difference.low, pair.difference.high, pair.told_apart),
+            (pair.p, pair.p_corrected, pair.detectable),
         )
     })
 }

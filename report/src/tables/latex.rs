@@ -91,6 +91,8 @@ pub(crate) fn escaped(text: &str) -> String {
             '^' => escaped.push_str("\\textasciicircum{}"),
             '−' => escaped.push_str("$-$"),
             '–' => escaped.push_str("--"),
+            '<' => escaped.push_str("$<$"),
+            '>' => escaped.push_str("$>$"),
             '×' => escaped.push_str("$\\times$"),
             other => escaped.push(other),
         }

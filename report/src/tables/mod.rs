@@ -292,6 +292,9 @@ pub fn comparisons(results: &Results) -> PlainTable {
                 one_digit(pair.difference.low),
                 one_digit(pair.difference.high),
                 if pair.told_apart { "yes" } else { "no" }.to_owned(),
+                probability(pair.p),
+                probability(pair.p_corrected),
+                one_digit(pair.detectable),
             ]
         })
         .collect();
@@ -308,12 +311,20 @@ pub fn comparisons(results: &Results) -> PlainTable {
             "low",
             "high",
             "told apart",
+            "p",
+            "p (Holm)",
+            "can be found from",
         ]
         .map(str::to_owned)
         .to_vec(),
         names: 5,
         rows,
     }
+}
+
+/// A probability as a reader expects it: never 0.0000.
+fn probability(p: f64) -> String {
+    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
 }
 
 /// Runs that are not there, with their messages.

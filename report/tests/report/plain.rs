@@ -29,7 +29,40 @@ pub(crate) struct Line {
 }
 
 /// A pair of recipes, and the difference of their totals.
-pub(crate) type Pair = (String, String, Estimate);
+pub(crate) type Pair = (String, String, Difference);
+
+/// A difference, and the standard deviation of its resamples.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Difference {
+    pub(crate) estimate: Estimate,
+    pub(crate) error: f64,
+}
+
+impl Difference {
+    /// Two-sided p of no difference, were it normal.
+    pub(crate) fn p(&self) -> f64 {
+        let deviations = (self.estimate.value / self.error).abs();
+        if self.estimate.value == 0.0 { 1.0 } else { libm::erfc(deviations / 2f64.sqrt()) }
+    }
+
+    /// What is found four times in five.
+    pub(crate) fn detectable(&self) -> f64 {
+        2.801_585 * self.error
+    }
+}
+
+/// Holm's correction: the smallest of n is taken n times, the next n - 1 times, and none is below a smaller one's.
+pub(crate) fn holm(p_values: &[f64]) -> Vec<f64> {
+    let mut sorted = p_values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let times = |place: usize| (sorted[place] * (sorted.len() - place) as f64).min(1.0);
+    let mut highest = Vec::new();
+    for place in 0..sorted.len() {
+        highest.push(times(place).max(highest.last().copied().unwrap_or(0.0)));
+    }
+    let last_of = |p: f64| sorted.partition_point(|other| *other <= p) - 1;
+    p_values.iter().map(|&p| highest[last_of(p)]).collect()
+}
 
 /// How recipes compare in one language.
 pub(crate) struct Case {
@@ -182,7 +215,7 @@ impl Plain {
         interval(sums)
     }
 
-    fn difference(&self, left: &Line, right: &Line, language: &str) -> Estimate {
+    fn difference(&self, left: &Line, right: &Line, language: &str) -> Difference {
         let seeds = |line: &Line| -> Vec<Option<u64>> {
             let there = |system: &&&System| self.row(&system.id, language, gated).iter().any(Option::is_some);
             self.runs_of(line, language).iter().filter(there).map(|system| system.seed).collect()
@@ -194,7 +227,11 @@ impl Plain {
         } else {
             vec![minus(&column_means(&left_rows), &column_means(&right_rows))]
         };
-        self.estimate(&rows).unwrap()
+        let totals = self.totals(&rows);
+        let drawn: Vec<f64> = totals[1..].iter().copied().filter(|total| !total.is_nan()).collect();
+        let middle = mean(&drawn).unwrap();
+        let squares: Vec<f64> = drawn.iter().map(|total| (total - middle) * (total - middle)).collect();
+        Difference { error: mean(&squares).unwrap().sqrt(), estimate: interval(totals).unwrap() }
     }
 
     pub(crate) fn cases(&self) -> Vec<Case> {
@@ -241,7 +278,7 @@ impl Plain {
         }
         let others = lines.iter().filter(|(line, _)| line.recipe != leader.0.recipe);
         let level = others
-            .filter(|(line, _)| !told_apart(&self.difference(&leader.0, line, &language.code)))
+            .filter(|(line, _)| !told_apart(&self.difference(&leader.0, line, &language.code).estimate))
             .map(|(line, _)| line.recipe.clone())
             .collect();
         Some(Case {

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::plain::{Case, Estimate, Line, Plain, dropped, gated, mean, raw, told_apart};
+use crate::plain::{Case, Estimate, Line, Plain, dropped, gated, holm, mean, raw, told_apart};
 use report::records::{Cost, ScoreStatus, SystemStatus};
 use serde_json::Value;
 
@@ -139,6 +139,8 @@ fn every_comparison() {
     let found = array(&json["results"]["cases"]);
     assert_eq!(found.len(), cases.len());
     let mut rows = array(&json["comparisons"]["rows"]).iter();
+    let pairs = cases.iter().flat_map(|case| &case.pairs);
+    let mut corrected = holm(&pairs.map(|pair| pair.2.p()).collect::<Vec<f64>>()).into_iter();
     for (found, case) in found.iter().zip(&cases) {
         let of = format!("{} {} {}", case.base_model, case.method, case.language.code);
         assert_eq!(
@@ -150,6 +152,10 @@ fn every_comparison() {
         assert_eq!(array(&found["pairs"]).len(), case.pairs.len(), "{of}");
         for (pair, (left, right, difference)) in array(&found["pairs"]).iter().zip(&case.pairs) {
             assert_eq!((text(&pair["left"]), text(&pair["right"])), (left.as_str(), right.as_str()), "{of}");
+            close(&pair["detectable"], Some(difference.detectable()), &of);
+            close(&pair["p"], Some(difference.p()), &of);
+            close(&pair["p_corrected"], corrected.next(), &of);
+            let difference = &difference.estimate;
             estimate(&pair["difference"], Some(*difference), &of);
             assert_eq!(pair["told_apart"], told_apart(difference), "{of}");
             let row: Vec<&str> = array(rows.next().unwrap()).iter().map(text).collect();
@@ -248,7 +254,7 @@ fn every_number_of_the_findings() {
         of(&|case| case.language.seen && case.method == "full"),
         of(&|case| !case.language.seen),
     ];
-    for (place, cases) in [0, 1, 2, 4].into_iter().zip(&groups) {
+    for (place, cases) in [0, 1, 2, 5].into_iter().zip(&groups) {
         let (alone, level) = leaders(plain, cases);
         assert!(
             findings[place].contains(&format!("of {} language × base model", cases.len())),
@@ -261,19 +267,22 @@ fn every_number_of_the_findings() {
             findings[place]
         );
     }
-    assert!(findings[3].contains(&cheapest(plain)), "{}: {}", findings[3], cheapest(plain));
+    assert!(findings[3].contains(&power(&cases)), "{}: {}", findings[3], power(&cases));
+    assert!(findings[4].contains(&cheapest(plain)), "{}: {}", findings[4], cheapest(plain));
     let beaten = of(&|case| case.language.seen);
     let to_untuned = |case: &&&Case| {
-        case.pairs.iter().any(|pair| pair.0 == case.leader && pair.1 == "untuned" && pair.2.low > 0.0)
+        case.pairs
+            .iter()
+            .any(|pair| pair.0 == case.leader && pair.1 == "untuned" && pair.2.estimate.low > 0.0)
     };
     let above = beaten.iter().filter(to_untuned).count();
-    assert!(findings[5].contains(&format!("in {above} of {} cases", beaten.len())), "{}", findings[5]);
+    assert!(findings[6].contains(&format!("in {above} of {} cases", beaten.len())), "{}", findings[6]);
     for recipe in ["english", "downsampled"] {
         let means = |number| {
             let lines = plain.lines().into_iter().filter(|line| line.recipe == recipe);
             mean(&lines.filter_map(|line| Some(plain.seen_mean(&line, number)?.value)).collect::<Vec<f64>>())
         };
-        let detail = text(&json["findings"][6]["detail"]);
+        let detail = text(&json["findings"][7]["detail"]);
         let words = format!("{recipe} {} of {}", said(means(dropped).unwrap()), said(means(raw).unwrap()));
         assert!(detail.contains(&words), "{detail}: {words}");
     }
@@ -285,10 +294,27 @@ fn every_number_of_the_findings() {
         count(SystemStatus::Missing)
     );
     assert!(
-        findings[7].contains(&incomplete) && findings[7].contains(&format!("{unrated} response")),
+        findings[8].contains(&incomplete) && findings[8].contains(&format!("{unrated} response")),
         "{}",
-        findings[7]
+        findings[8]
     );
+}
+
+/// What so many prompts can tell.
+fn power(cases: &[Case]) -> String {
+    let corrected =
+        holm(&cases.iter().flat_map(|case| &case.pairs).map(|pair| pair.2.p()).collect::<Vec<f64>>());
+    let pairs = cases.iter().flat_map(|case| &case.pairs).zip(corrected);
+    let recipes: Vec<_> = pairs.filter(|(pair, _)| pair.1 != "untuned").collect();
+    let mut bounds: Vec<f64> = recipes.iter().map(|(pair, _)| pair.2.detectable()).collect();
+    bounds.sort_by(f64::total_cmp);
+    let small = recipes.iter().filter(|(pair, _)| pair.2.estimate.value.abs() < pair.2.detectable()).count();
+    let hold = recipes.iter().filter(|(_, corrected)| *corrected < 0.05).count();
+    format!(
+        "from about {} points on. Of {} differences, {small} are smaller than its own such bound, and {hold} hold once",
+        said(bounds[bounds.len() / 2]),
+        recipes.len()
+    )
 }
 
 /// The cheapest recipe whose every seen language reaches half of the greatest score.

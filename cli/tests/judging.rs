@@ -1,0 +1,137 @@
+//! `judge`, `identify` and `agree` as a user runs them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn polypaca(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_polypaca"))
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The JSON lines that a command prints; it must come to its end.
+fn lines(folder: &Path, arguments: &[&str]) -> Vec<Value> {
+    let output = polypaca(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// A folder with the responses of two systems in Finnish.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut text = String::new();
+    for (system, id, response) in [
+        ("a", "1", "Kissa nukkuu sohvalla koko pitkän iltapäivän."),
+        ("b", "1", "The cat sleeps on the sofa all afternoon long."),
+        ("a", "2", "Katso: \"The weather is fine today, let us walk.\" Niin hän sanoi."),
+        ("b", "2", "Tänään on kaunis sää, lähdetään kävelylle."),
+    ] {
+        let line = json!({
+            "id": id, "language": "fi", "prompt": "Kerro jotain.", "system": system, "response": response,
+            "reference": "Kissa nukkuu sohvalla koko pitkän iltapäivän."
+        });
+        text += &format!("{line}\n");
+    }
+    fs::write(folder.path().join("responses.jsonl"), text).expect("the folder takes files");
+    folder
+}
+
+#[test]
+fn identify_sweeps_compares_and_counts_pass_rates() {
+    let folder = folder();
+    let identify = |more: &[&str]| lines(folder.path(), &[&["identify", "responses.jsonl"], more].concat());
+    let gates =
+        |more: &[&str]| -> Vec<Value> { identify(more).iter().map(|line| line["gate"].clone()).collect() };
+    assert_eq!(gates(&[])[..2], [json!(1), json!(0)]);
+    assert_eq!(gates(&["--labels", "fi", "sv"])[1], json!(0), "English is taken for one of the two");
+    assert_eq!(gates(&["--set-aside-quotations"])[2], json!(1), "what is left of it is Finnish");
+    assert_eq!(gates(&["--shortest", "1000", "--short", "pass"]), [1, 1, 1, 1]);
+    let sweep = identify(&["--sweep", "0", "1.5"]);
+    assert_eq!((&sweep[0]["responses"], &sweep[1]["passed"]), (&json!(4), &json!(0)));
+    assert_eq!(identify(&["--compare", "lingua"]), [] as [Value; 0]);
+    let rates = identify(&["--pass-rates"]);
+    assert_eq!((&rates[1]["system"], &rates[1]["counts"]["pass_by_line"]), (&json!("b"), &json!(1)));
+}
+
+#[test]
+fn a_model_on_this_machine_judges_and_compares() {
+    let folder = folder();
+    let model: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
+    let model = model.to_str().expect("a path of text");
+    let base = [
+        "judge",
+        "--responses",
+        "responses.jsonl",
+        "--judge",
+        "local",
+        "--model",
+        model,
+        "--new-tokens",
+        "4",
+    ];
+    fs::write(folder.path().join("own.txt"), "{instruction} {response}").expect("the folder takes files");
+    // Random weights give no rating: every response is unrated and counted, none is 0.
+    let own = ["--out", "ratings.jsonl", "--prompt-template", "own.txt", "--json"];
+    let judged = polypaca(folder.path(), &[&base[..], &own].concat());
+    let summary: Value =
+        serde_json::from_slice(&judged.stdout).unwrap_or_else(|_| panic!("{}", said(&judged)));
+    assert_eq!((&summary["unrated"], judged.status.code()), (&json!(4), Some(1)));
+    assert!(said(&judged).contains("unrated: no [[n]] in the reply"), "{}", said(&judged));
+    let pairwise = polypaca(
+        folder.path(),
+        &[&base[..], &["--out", "pairs.jsonl", "--pairwise", "--prompt-template", "own.txt"]].concat(),
+    );
+    assert!(said(&pairwise).contains("found no {first}"), "{}", said(&pairwise));
+    assert_eq!(pairwise.status.code(), Some(2));
+}
+
+#[test]
+fn agree_shows_raters_differences_and_drift() {
+    let folder = folder();
+    let rows = "system,language,id,rater,judge,human\na,fi,1,x,3,2.5\na,fi,1,y,3,3\nb,fi,1,x,1,1\nb,fi,1,y,1,0\n\
+                a,fi,2,x,2,1\na,fi,2,y,2,2\nb,fi,2,x,3,3\nb,fi,2,y,3,2.5\n";
+    fs::write(folder.path().join("marks.csv"), rows).expect("the folder takes files");
+    let shown = polypaca(folder.path(), &["agree", "marks.csv", "--differences"]);
+    let shown = String::from_utf8(shown.stdout).expect("text");
+    for part in [
+        "fi: 2 systems",
+        "fi: 4 responses",
+        "fi: 2 people, Krippendorff's alpha",
+        "x and y: 4 responses, kappa",
+        "judge 1, people 0.50",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    for (medium, out) in [("25", "before.jsonl"), ("99", "after.jsonl")] {
+        let judged = polypaca(
+            folder.path(),
+            &[
+                "judge",
+                "--responses",
+                "responses.jsonl",
+                "--judge",
+                "reference",
+                "--out",
+                out,
+                "--medium",
+                medium,
+                "--good",
+                "99.5",
+            ],
+        );
+        assert!(judged.status.success(), "{}", said(&judged));
+    }
+    let drift = lines(folder.path(), &["agree", "--drift", "before.jsonl", "after.jsonl", "--json"]);
+    assert_eq!((&drift[0]["compared"], &drift[0]["only_once"]), (&json!(4), &json!(0)));
+    assert_eq!(polypaca(folder.path(), &["agree"]).status.code(), Some(2));
+}
