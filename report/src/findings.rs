@@ -293,11 +293,11 @@ impl Finder<'_> {
         Some(Finding::new(
             format!(
                 "{} a language find a difference between recipes four times in five from about {} points on. Of {}, {} \
-                 smaller than its own such bound, and {} once corrected for all comparisons together.{one_seed}",
+                 below what it would take, and {} once corrected for all comparisons together.{one_seed}",
                 counted(prompts, "prompt", "prompts"),
                 one_digit(middle),
                 counted(pairs.len(), "difference", "differences"),
-                counted(too_small, "is", "are"),
+                counted(too_small, "lies", "lie"),
                 counted(hold, "holds", "hold"),
             ),
             format!(

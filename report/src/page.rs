@@ -265,7 +265,7 @@ fn drawn(figure: &Figure) -> Result<Value> {
     let legend: Vec<Value> = figure
         .legend
         .iter()
-        .map(|key| Ok(json!({ "name": key.name, "svg": draw::key(key.style)? })))
+        .map(|key| Ok(json!({ "name": key.name, "svg": draw::key(figure, key.style)? })))
         .collect::<Result<_>>()?;
     let titles: Vec<&str> = figure.panels.iter().map(|panel| panel.title.as_str()).collect();
     Ok(json!({

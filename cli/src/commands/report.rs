@@ -115,7 +115,10 @@ mod tests {
         };
         let told: BTreeSet<String> = PAGE
             .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-')
-            .filter(|word| word.len() > 2 && word.starts_with("--"))
+            .filter(|word| {
+                word.strip_prefix("--")
+                    .is_some_and(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))
+            })
             .map(str::to_owned)
             .collect();
         let own: BTreeSet<String> = flags(command).difference(&flags(&program)).cloned().collect();

@@ -1,6 +1,6 @@
 //! Bars: families of base models at one size (the paper's figure 8), or recipes where there is one size alone.
 
-use super::compose::{BARS, Composer, Names, billions, cell_mark, language_title, slug};
+use super::compose::{BARS, Composer, Names, billions, cell_mark, language_title, row_of_panels, slug};
 use super::plot::{Axis, Bar, Bars, Figure, Group, Panel, Plot};
 use crate::records::{BaseModel, Language};
 
@@ -58,7 +58,7 @@ impl Composer<'_> {
     }
 
     fn recipes_of(&self, base: &BaseModel, method: &str) -> Figure {
-        let languages = self.experiment.languages.len();
+        let (columns, panel_size) = row_of_panels(self.experiment.languages.len());
         let mut names = Names::default();
         let panels = self.bar_panels(|language| {
             let mut bars = self.bars(&base.name, method, language, &mut names);
@@ -73,8 +73,8 @@ impl Composer<'_> {
             id: format!("recipes-{}-{}", slug(method), slug(&base.name)),
             title: format!("Recipes by language: {}, {method}", base.name),
             caption: format!("Gated total of each recipe, of at most {greatest}, in each language. {BARS}"),
-            columns: 4.min(languages),
-            panel_size: (if languages < 4 { 250 } else { 192 }, 200),
+            columns,
+            panel_size,
             legend: self.legend(&names),
             panels,
         }

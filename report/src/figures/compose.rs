@@ -6,9 +6,9 @@ use crate::records::{BaseModel, Experiment, Language, SystemKind};
 use crate::results::{Cell, CellState, Line, Results, Source, UNTUNED};
 
 /// What every figure with intervals says about them.
-pub(super) const MARKS: &str = "Vertical lines are 95 % bootstrap intervals over prompts and seeds. A hollow mark leaves \
-                                something out (an unrated response, a failed or missing run); a cross is a result with \
-                                nothing to show; what was never planned is blank.";
+pub(super) const MARKS: &str = "Vertical lines are 95 % bootstrap intervals over prompts and seeds. A hollow mark or \
+                                pale bar leaves something out (an unrated response, a failed or missing run); a cross \
+                                is a result with nothing to show; what was never planned is blank.";
 
 /// What every figure of bars says about them.
 pub(super) const BARS: &str = "Vertical lines are 95 % bootstrap intervals over prompts and seeds. A pale bar leaves \
@@ -215,6 +215,14 @@ pub(super) fn seen_state(line: &Line, there: bool) -> CellState {
         CellState::Complete
     } else {
         CellState::Partial
+    }
+}
+
+/// How many panels of `count` stand in a row, and their size: as few gaps in the last row as can be.
+pub(super) fn row_of_panels(count: usize) -> (usize, (u32, u32)) {
+    match count {
+        0..=3 | 5 | 6 | 9 => (count.clamp(1, 3), (256, 200)),
+        _ => (4, (192, 200)),
     }
 }
 

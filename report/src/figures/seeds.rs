@@ -1,6 +1,6 @@
 //! Seeds and intervals: how far the seeds of one recipe lie apart.
 
-use super::compose::{Composer, Names, language_title, slug};
+use super::compose::{Composer, Names, language_title, row_of_panels, slug};
 use super::plot::{Axis, Figure, Lines, Marker, Panel, Plot, Point, Series};
 use crate::records::{BaseModel, Language, SystemKind};
 use crate::results::{Cell, CellState, Line};
@@ -29,6 +29,7 @@ impl Composer<'_> {
     fn seeds_of(&self, method: &str, base: &BaseModel) -> Figure {
         let mut names = Names::default();
         let languages = &self.experiment.languages;
+        let (columns, panel_size) = row_of_panels(languages.len());
         let panels: Vec<Panel> =
             languages.iter().map(|language| self.seeds_panel(method, base, language, &mut names)).collect();
         Figure {
@@ -38,8 +39,8 @@ impl Composer<'_> {
                       interval over prompts and seeds. A hollow mark leaves something out; a cross is a seed whose run \
                       failed or is missing. Vertical axes differ between languages."
                 .to_owned(),
-            columns: 4.min(panels.len()),
-            panel_size: (192, 200),
+            columns,
+            panel_size,
             legend: self.legend(&names),
             panels,
         }

@@ -311,7 +311,7 @@ fn power(cases: &[Case]) -> String {
     let small = recipes.iter().filter(|(pair, _)| pair.2.estimate.value.abs() < pair.2.detectable()).count();
     let hold = recipes.iter().filter(|(_, corrected)| *corrected < 0.05).count();
     format!(
-        "from about {} points on. Of {} differences, {small} are smaller than its own such bound, and {hold} hold once",
+        "from about {} points on. Of {} differences, {small} lie below what it would take, and {hold} hold once",
         said(bounds[bounds.len() / 2]),
         recipes.len()
     )

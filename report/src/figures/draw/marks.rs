@@ -6,7 +6,14 @@ use plotters::prelude::*;
 use super::{Area, Drawn, PAPER, colour, fine};
 use crate::figures::plot::{Marker, Style};
 
-/// A legend's mark: a stretch of line with the marker on it.
+/// A legend's mark of bars: a box of their colour.
+pub(super) fn draw_swatch(area: &Area<'_>, style: Style, x: i32, y: i32) -> Drawn {
+    let corners = [(x + fine(4.0), y - fine(4.5)), (x + fine(18.0), y + fine(4.5))];
+    area.draw(&Rectangle::new(corners, colour(style).filled()))?;
+    Ok(())
+}
+
+/// A legend's mark of lines: a stretch of line with the marker on it.
 pub(super) fn draw_key(area: &Area<'_>, style: Style, x: i32, y: i32) -> Drawn {
     let colour = colour(style);
     let (from, to) = ((x, y), (x + fine(22.0), y));

@@ -17,7 +17,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use self::bars::draw_bars;
 use self::heat::draw_heat;
 use self::lines::draw_lines;
-use self::marks::draw_key;
+use self::marks::{draw_key, draw_swatch};
 use super::plot::{Axis, Figure, Panel, Plot, Style};
 use crate::findings::one_digit;
 use crate::results::Source;
@@ -93,7 +93,7 @@ pub fn figure(figure: &Figure) -> Result<String> {
             let y = units(height * rows + LEGEND_ROW * row as u32 + LEGEND_ROW / 2);
             for &(x, entry) in entries {
                 let key = &figure.legend[entry];
-                draw_key(root, key.style, units(x), y)?;
+                draw_legend_mark(root, figure, key.style, units(x), y)?;
                 root.draw(&Text::new(key.name.clone(), (units(x + 27), y), text(11.5, INK, HPos::Left)))?;
             }
         }
@@ -150,9 +150,14 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A legend's mark alone, for the page.
-pub fn key(style: Style) -> Result<String> {
-    svg((24, 12), None, |root| draw_key(root, style, units(1), units(6)))
+/// A mark of a figure's legend alone, for the page.
+pub fn key(figure: &Figure, style: Style) -> Result<String> {
+    svg((24, 12), None, |root| draw_legend_mark(root, figure, style, units(1), units(6)))
+}
+
+fn draw_legend_mark(area: &Area<'_>, figure: &Figure, style: Style, x: i32, y: i32) -> Drawn {
+    let bars_alone = figure.panels.iter().all(|panel| matches!(panel.plot, Plot::Bars(_)));
+    if bars_alone { draw_swatch(area, style, x, y) } else { draw_key(area, style, x, y) }
 }
 
 /// Where each entry of the legend stands: rows of (x in pixels, entry), centred.
