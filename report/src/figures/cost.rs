@@ -2,6 +2,7 @@
 
 use super::compose::{Composer, MARKS, Names, seen_state};
 use super::plot::{Axis, Figure, Lines, Panel, Plot, Point, Series};
+use crate::findings::listed;
 use crate::records::SystemKind;
 use crate::results::{CellState, Line};
 
@@ -51,13 +52,30 @@ impl Composer<'_> {
             id: "cost".to_owned(),
             title: "Score against cost".to_owned(),
             caption: format!(
-                "Mean gated total over the seen languages against what the tunings of a recipe took together{scale}. {MARKS}"
+                "Mean gated total over the seen languages against what the tunings of a recipe took together{scale}.{} {MARKS}",
+                self.without_cost()
             ),
             columns: 2,
             panel_size: (384, 260),
             legend: self.legend(&names),
             panels,
         }]
+    }
+
+    /// A sentence on those that have no place in the figure.
+    fn without_cost(&self) -> String {
+        let lines =
+            self.results.lines.iter().filter(|line| line.kind == SystemKind::Tuned && line.cost.is_none());
+        let names: Vec<String> = lines
+            .map(|line| {
+                let part = |name: &Option<String>| name.clone().unwrap_or_default();
+                format!("{} on {} by {}", line.recipe, part(&line.base_model), part(&line.method))
+            })
+            .collect();
+        match names.as_slice() {
+            [] => String::new(),
+            names => format!(" Not shown, as what it took is not known: {}.", listed(names)),
+        }
     }
 
     fn cost_panel(&self, method: &str, lines: &[&Line], unit: Unit, names: &mut Names) -> Panel {

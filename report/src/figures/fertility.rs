@@ -19,7 +19,7 @@ impl Composer<'_> {
             id: "fertility".to_owned(),
             title: "Fertility against score".to_owned(),
             caption: "Gated total against the tokenizer's tokens a word: a mark a base model, language and recipe. A \
-                      hollow mark leaves something out."
+                      hollow mark leaves something out; a cross is a result with nothing to show."
                 .to_owned(),
             columns: 2,
             panel_size: (384, 240),
@@ -33,13 +33,14 @@ impl Composer<'_> {
         for base in &self.experiment.base_models {
             for line in self.lines_of(&base.name, method).filter(|line| line.kind == SystemKind::Tuned) {
                 for cell in &line.cells {
-                    let (Some(&x), Some(gated)) = (base.fertility.get(&cell.language), cell.gated) else {
+                    let Some(&x) = base.fertility.get(&cell.language) else { continue };
+                    if cell.state == CellState::Absent {
                         continue;
-                    };
+                    }
                     names.note(&line.recipe);
                     let point = Point {
                         x,
-                        y: Some(gated.value),
+                        y: cell.value(),
                         interval: None,
                         partial: cell.state == CellState::Partial,
                         source: Some(line.source(method, &cell.language)),

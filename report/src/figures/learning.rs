@@ -41,7 +41,7 @@ impl Composer<'_> {
             title: format!("Learning curves: {}, {method}", base.name),
             caption: "Validation loss (nats a supervised token) in each language against updates, a line a seed. The \
                       mark is the checkpoint that was kept. A recipe whose validation rows hold no such language has \
-                      no line. Vertical axes differ between languages."
+                      no line, nor has a run that failed or is missing. Vertical axes differ between languages."
                 .to_owned(),
             columns: 3.min(panels.len()),
             panel_size: (256, 210),

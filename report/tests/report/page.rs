@@ -179,6 +179,7 @@ fn what_is_missing_is_no_zero() {
     );
     let csv = fs::read_to_string(folder.path().join("figures/scores-full-birch.csv")).unwrap();
     assert!(csv.contains("Bulgarian · български,,downsampled,0.0,,,,empty"), "{csv}");
+    assert!(page.contains("what it took is not known: downsampled on birch-1b by full."));
     let totals = fs::read_to_string(folder.path().join("tables/totals.csv")).unwrap();
     assert!(totals.contains("birch-1b,Birch,1000000000,full,downsampled,en,true,empty,8,,,,,,3,3,0,0"));
     let latex = fs::read_to_string(folder.path().join("tables/totals.tex")).unwrap();

@@ -45,7 +45,7 @@ fn draw_share(area: &Area<'_>, share: Option<f64>, (x, y): (i32, i32), (width, h
     area.draw(&Rectangle::new(corners, STRONG.mix(0.04 + 0.92 * share).filled()))?;
     let percent = (share * 100.0).round();
     if percent > 0.0 {
-        let ink = if share > 0.5 { ON_COLOUR } else { INK };
+        let ink = if share > 0.7 { ON_COLOUR } else { INK };
         area.draw(&Text::new(format!("{percent}"), middle, text(9.5, ink, HPos::Center)))?;
     }
     Ok(())
