@@ -183,7 +183,7 @@ pub fn check(sets: &Sets, options: &CheckOptions) -> CheckReport {
             report.faults.push(Fault { language: set.language.clone(), id, kind, what });
         }
         *report.rows.entry(set.language.clone()).or_default() += set.records.len();
-        if let Some(fertility) = options.tokens.and_then(|tokens| fertility(set, tokens)) {
+        if let Some(fertility) = options.tokens.and_then(|tokens| set_fertility(set, tokens)) {
             report.fertility.insert(set.language.clone(), fertility);
         }
     }
@@ -300,13 +300,18 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn fertility(set: &Set, tokens: &dyn Fn(&str) -> usize) -> Option<f64> {
+fn set_fertility(set: &Set, tokens: &dyn Fn(&str) -> usize) -> Option<f64> {
+    let texts = set.records.iter().flat_map(|record| [&record.instruction, &record.input, &record.output]);
+    fertility(texts.map(|text| (text.as_str(), tokens(text))))
+}
+
+/// Tokens a word of texts, each with its number of tokens; a character counts as a word in scripts without spaces. None
+/// without a word.
+pub fn fertility<'t>(texts: impl IntoIterator<Item = (&'t str, usize)>) -> Option<f64> {
     let (mut all_tokens, mut all_words) = (0, 0);
-    for record in &set.records {
-        for text in [&record.instruction, &record.input, &record.output] {
-            all_tokens += tokens(text);
-            all_words += words(text).len();
-        }
+    for (text, tokens) in texts {
+        all_tokens += tokens;
+        all_words += words(text).len();
     }
     (all_words > 0).then(|| all_tokens as f64 / all_words as f64)
 }

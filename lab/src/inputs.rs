@@ -15,13 +15,16 @@ use instructions::record::{Record, read_records};
 use crate::experiment::{Experiment, Files};
 use crate::store::{StoreError, files_below, hash_file};
 
+/// The prompts of each language.
+pub type Prompts = BTreeMap<Language, Vec<Prompt>>;
+
 /// The instruction sets and prompts of an experiment.
 #[derive(Debug, Default)]
 pub struct Inputs {
     /// A set for each seen language, in the experiment's order.
     pub sets: Sets,
     /// The prompts of each language.
-    pub prompts: BTreeMap<Language, Vec<Prompt>>,
+    pub prompts: Prompts,
     /// What was wrong with them, and did not stop the experiment.
     pub problems: Vec<Problem>,
     /// Languages whose prompts differ in their ids from most others', in words.

@@ -15,7 +15,7 @@ use judge::prompt_template::PromptTemplate;
 use judge::reference::{ReferenceJudge, References, Thresholds};
 
 use crate::experiment::{Experiment, JudgeKind};
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, Prompts};
 use crate::local_judge;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -85,8 +85,8 @@ pub struct Machinery<'a> {
     pub tuner: &'a dyn Tuner,
     /// Answers prompts.
     pub answerer: &'a dyn AnswerRoom,
-    /// Opens a base model and tells its family and size; fails where it is damaged.
-    pub open_model: &'a dyn Fn(&Path) -> Result<ModelFacts>,
+    /// Opens a base model and tells its family, its size, and its fertility on prompts; fails where it is damaged.
+    pub open_model: &'a dyn Fn(&Path, &Prompts) -> Result<ModelFacts>,
 }
 
 /// Reads, checks and plans an experiment.
@@ -117,8 +117,8 @@ pub fn ready<'a>(prepared: &'a Prepared, places: &Places, machinery: &'a Machine
     let mut models = BTreeMap::new();
     for model in &prepared.experiment.base_model {
         if let Some(path) = &model.path {
-            let facts =
-                (machinery.open_model)(path).with_context(|| format!("base model `{}`", model.name))?;
+            let facts = (machinery.open_model)(path, &prepared.inputs.prompts)
+                .with_context(|| format!("base model `{}`", model.name))?;
             models.insert(model.name.clone(), facts);
         }
     }
@@ -153,7 +153,8 @@ impl Ready<'_> {
                 (&cell.work, outcome.finished.get(&place))
             {
                 let name = experiment.base_model[*base_model].name.clone();
-                self.models.insert(name, (self.machinery.open_model)(&folder.join(MODEL_FOLDER))?);
+                self.models
+                    .insert(name, (self.machinery.open_model)(&folder.join(MODEL_FOLDER), &inputs.prompts)?);
             }
         }
         let report = places.report();

@@ -17,16 +17,18 @@ use crate::experiment::{self, Experiment};
 use crate::inputs::Inputs;
 use crate::plan::{Plan, System, flattened};
 use crate::run::Outcome;
-use crate::store::write_atomically;
+use crate::store::{hash_file, write_atomically};
 use crate::work::{read_scores, read_tuning};
 
 /// What is known of a base model beside its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelFacts {
     /// `llama`.
     pub family: String,
     /// How many.
     pub parameters: u64,
+    /// Its tokenizer's tokens a word of the prompts, by language code.
+    pub fertility: BTreeMap<String, f64>,
 }
 
 /// Everything that records are made from.
@@ -133,12 +135,7 @@ impl Sources<'_> {
             },
             minimum_score: grid.minimum_score,
             versions: BTreeMap::from([("polypaca".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
-            hashes: self
-                .plan
-                .base_hashes
-                .iter()
-                .map(|(name, hash)| (format!("base model {name}"), format!("blake3:{hash}")))
-                .collect(),
+            hashes: self.hashes()?,
             settings: self.settings()?,
             hardware: hardware(),
             licences: self.experiment.licences.clone(),
@@ -153,7 +150,7 @@ impl Sources<'_> {
             name: model.name.clone(),
             family: family.unwrap_or_else(|| model.name.clone()),
             parameters: facts.map_or(1, |facts| facts.parameters),
-            fertility: BTreeMap::new(),
+            fertility: facts.map(|facts| facts.fertility.clone()).unwrap_or_default(),
         }
     }
 
@@ -166,6 +163,25 @@ impl Sources<'_> {
             experiment::JudgeKind::Reference => JudgeKind::Reference,
         };
         records::Judge { name: self.judge.to_owned(), kind, caption: judge.caption.clone() }
+    }
+
+    /// The base models, and every file of instructions and prompts, by content. Files of one language are numbered:
+    /// they may have one name in several folders.
+    fn hashes(&self) -> Result<BTreeMap<String, String>> {
+        let bases = self.plan.base_hashes.iter();
+        let mut hashes: BTreeMap<String, String> =
+            bases.map(|(name, hash)| (format!("base model {name}"), format!("blake3:{hash}"))).collect();
+        let kinds = [("instructions", &self.experiment.instructions), ("prompts", &self.experiment.prompts)];
+        for (kind, by_language) in kinds {
+            for (code, files) in by_language {
+                for (number, path) in files.iter().enumerate() {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    let key = format!("{kind} {code} {}: {name}", number + 1);
+                    hashes.insert(key, format!("blake3:{}", hash_file(path)?.blake3));
+                }
+            }
+        }
+        Ok(hashes)
     }
 
     /// The settings that were given, without paths: what lies behind those is told by its hash.

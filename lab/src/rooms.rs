@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use answer::{AnswerModel, System, respond};
 use anyhow::{Context, Result};
+use instructions::check::fertility;
 use model::BaseModel;
 use model::init::{NewSpecialTokens, train_tokenizer};
 use report::records::CurvePoint;
@@ -15,6 +16,7 @@ use tune::run::Places;
 use tune::{Rows, UpdateMetrics, ValidationMetrics};
 
 use crate::experiment;
+use crate::inputs::Prompts;
 use crate::progress::CellProgress;
 use crate::records::ModelFacts;
 use crate::settings;
@@ -121,13 +123,27 @@ impl AnswerRoom for Answers {
     }
 }
 
-/// A base model's family and size; fails where its files are damaged.
+/// A base model's family and size, and its tokenizer's fertility on prompts; fails where its files are damaged.
 ///
 /// # Errors
-/// What [`BaseModel::open`] says.
-pub fn open_model(path: &Path) -> Result<ModelFacts> {
+/// What [`BaseModel::open`] says, or a prompt that cannot be cut into tokens.
+pub fn open_model(path: &Path, prompts: &Prompts) -> Result<ModelFacts> {
     let model = BaseModel::open(path)?;
-    Ok(ModelFacts { family: model.family().to_string(), parameters: model.parameters() as u64 })
+    let mut of_languages = BTreeMap::new();
+    for (language, prompts) in prompts {
+        let mut texts = Vec::new();
+        for prompt in prompts {
+            let tokens = model.tokenizer().encode_plain(&prompt.prompt);
+            let tokens = tokens.with_context(|| format!("prompt {:?} in `{language}`", prompt.id))?;
+            texts.push((prompt.prompt.as_str(), tokens.len()));
+        }
+        of_languages.extend(fertility(texts).map(|found| (language.code().to_owned(), found)));
+    }
+    Ok(ModelFacts {
+        family: model.family().to_string(),
+        parameters: model.parameters() as u64,
+        fertility: of_languages,
+    })
 }
 
 /// The documents of all languages: a line each.

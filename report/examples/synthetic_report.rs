@@ -1,6 +1,6 @@
 //! Writes a synthetic experiment and its report: `cargo run -p polypaca-report --example synthetic_report -- DIR [small]`.
 
-#[path = "../tests/synthetic/mod.rs"]
+#[path = "../tests/report/synthetic.rs"]
 mod synthetic;
 
 use std::path::PathBuf;

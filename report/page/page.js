@@ -82,7 +82,8 @@
   };
 
   const open = async (button) => {
-    const { base, method, language, title } = button.dataset;
+    const { language, title } = button.dataset;
+    const { base, method } = button.closest("tr").dataset;
     const name = button.closest("table").tHead.rows[0].cells[button.closest("td").cellIndex].firstChild.textContent;
     document.getElementById("responses-title").textContent = title + ", " + name;
     const keys = [...new Set([base + "||" + language, base + "|" + method + "|" + language])];
@@ -100,16 +101,38 @@
     dialog.showModal();
   };
 
+  const same = (one, other, names) => names.every((name) => one[name] === other[name]);
+
+  // Where a figure's mark or a finding stands in the table of totals: its number is opened there, or its row shown.
+  const openSource = (source) => {
+    const rows = [...document.querySelectorAll(".grid tr[data-recipe]")];
+    const row = rows.find((one) => same(one.dataset, source, ["base", "method", "recipe"]));
+    if (!row) return;
+    const button = source.language && [...row.querySelectorAll("button")].find((one) => one.dataset.language === source.language);
+    if (button && !button.disabled) { open(button); return; }
+    row.closest("details").open = true;
+    row.scrollIntoView({ block: "center" });
+    row.classList.add("shown");
+    setTimeout(() => row.classList.remove("shown"), 2500);
+  };
+
   const buttons = document.querySelectorAll(".grid button");
   if (!document.querySelector("script[data-packet]")) buttons.forEach((button) => { button.disabled = true; });
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".grid button");
     if (button && !button.disabled) open(button);
+    const source = event.target.closest(".target, .opener");
+    if (source) openSource(source.dataset);
     if (event.target === dialog) dialog.close();
   });
   document.getElementById("close").addEventListener("click", () => dialog.close());
   seedChoice.addEventListener("change", show);
   filterChoice.addEventListener("change", show);
-  // Paper cannot be opened.
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+  // Paper cannot be opened; what would fill it with hundreds of rows stays closed.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open]):not(.long)")];
+    closed.forEach((one) => { one.open = true; });
+  });
+  addEventListener("afterprint", () => closed.forEach((one) => { one.open = false; }));
 })();

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::read::Records;
-use crate::records::{Language, SystemStatus};
-use crate::results::{Case, Cell, Line, Pair, Results, UNTUNED};
+use crate::records::{Language, Recipe, SystemStatus};
+use crate::results::{Case, Cell, Line, Pair, Results, Source, UNTUNED};
 
 /// A finding: what is found, and how it was counted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -13,6 +13,29 @@ pub struct Finding {
     pub text: String,
     /// What it rests on.
     pub detail: String,
+    /// The numbers behind it, to be opened one by one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<Behind>,
+}
+
+/// A number behind a finding.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Behind {
+    /// What is found there.
+    pub text: String,
+    /// Where its records are.
+    pub source: Source,
+}
+
+impl Finding {
+    fn new(text: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { text: text.into(), detail: detail.into(), behind: Vec::new() }
+    }
+
+    fn behind(mut self, behind: Vec<Behind>) -> Self {
+        self.behind = behind;
+        self
+    }
 }
 
 /// How many base models × methods get a sentence each; with more, cases are counted.
@@ -92,16 +115,17 @@ impl Finder<'_> {
     fn leaders(&self) -> Vec<Finding> {
         let cases: Vec<&Case> = self.results.cases.iter().filter(|case| case.seen).collect();
         if cases.is_empty() {
-            return vec![Finding {
-                text: "No recipe has a score in a seen language yet.".to_owned(),
-                detail: "No tuned system has a rated response in a language that it was tuned on.".to_owned(),
-            }];
+            return vec![Finding::new(
+                "No recipe has a score in a seen language yet.".to_owned(),
+                "No tuned system has a rated response in a language that it was tuned on.".to_owned(),
+            )];
         }
         let groups = self.groups();
         if groups.len() <= FEW {
             return groups.iter().map(|&(base, method)| self.leaders_of(base, method, &cases)).collect();
         }
-        let mut findings = vec![self.count_leaders(&self.rows(), &cases, "language × base model × method")];
+        let all = self.count_leaders(&self.rows(), &cases, "language × base model × method");
+        let mut findings = vec![all.behind(self.behind(&cases))];
         if self.records.experiment.methods.len() > 1 {
             for method in &self.records.experiment.methods {
                 let of_method: Vec<&Case> =
@@ -159,14 +183,26 @@ impl Finder<'_> {
                 ))
             })
             .collect();
-        Finding {
-            text: format!("{}, {base} by {method}: {}.", self.rows(), clauses.join("; ")),
-            detail: format!(
+        Finding::new(format!("{}, {base} by {method}: {}.", self.rows(), clauses.join("; ")),
+ format!(
                 "A recipe leads where the paired bootstrap's 95 % interval of its difference to every other leaves zero \
                  out. Highest gated totals, with intervals: {}.",
                 scores.join("; ")
             ),
-        }
+        )
+        .behind(self.behind(&cases))
+    }
+
+    /// The cases behind a finding, each with the leader's records.
+    fn behind(&self, cases: &[&Case]) -> Vec<Behind> {
+        let behind = |case: &&Case| {
+            let line = self.line(&case.base_model, Some(&case.method), &case.leader)?;
+            let verb = if case.level.is_empty() { "leads" } else { "cannot be told apart" };
+            let place = format!("{} by {}, {}", case.base_model, case.method, self.name(&case.language));
+            let text = format!("{place}: {} {verb}", self.leading_names(case));
+            Some(Behind { text, source: line.source(&case.method, &case.language) })
+        };
+        cases.iter().filter_map(behind).collect()
     }
 
     /// The leader and those level with it, and which of them are one tuning.
@@ -216,18 +252,18 @@ impl Finder<'_> {
         } else {
             String::new()
         };
-        Finding {
-            text: format!(
+        Finding::new(
+            format!(
                 "{start}, of {} {unit} cases, these recipes lead alone: {}. In {level} the best cannot be told apart.",
                 cases.len(),
                 listed(&leading)
             ),
-            detail: format!(
+            format!(
                 "Alone: the paired bootstrap's 95 % interval of the difference to every other recipe leaves zero out. By \
                  the highest total alone, chance included: {}.{twins}",
                 listed(&highest)
             ),
-        }
+        )
     }
 
     fn line(&self, base: &str, method: Option<&str>, recipe: &str) -> Option<&Line> {
@@ -254,73 +290,80 @@ impl Finder<'_> {
             self.results.lines.iter().flat_map(|line| &line.cells).map(|cell| cell.runs.len()).max()?;
         let one_seed =
             if seeds < 2 { " There is one seed: how much seeds differ is not in this." } else { "" };
-        Some(Finding {
-            text: format!(
+        Some(Finding::new(
+            format!(
                 "{} a language find a difference between recipes four times in five from about {} points on. Of {}, {} \
-                 smaller than its own such bound, and {} once corrected for all comparisons together.{one_seed}",
+                 below what it would take, and {} once corrected for all comparisons together.{one_seed}",
                 counted(prompts, "prompt", "prompts"),
                 one_digit(middle),
                 counted(pairs.len(), "difference", "differences"),
-                counted(too_small, "is", "are"),
+                counted(too_small, "lies", "lie"),
                 counted(hold, "holds", "hold"),
             ),
-            detail: format!(
+            format!(
                 "The bound is 2.8 standard errors of the paired difference, {} to {} points over all comparisons. A \
                  smaller difference may be real: so few prompts cannot tell. Correction: Holm's, p below {SIGNIFICANT}, \
                  from the bootstrap's standard error.",
                 one_digit(least),
                 one_digit(most)
             ),
-        })
+        ))
     }
 
     fn cheapest(&self) -> Option<Finding> {
         let minimum = minimum_score(self.records);
-        let mut reaching: Vec<(&Line, f64, f64)> = Vec::new();
-        let mut candidates = 0;
-        for line in self.results.lines.iter().filter(|line| line.method.is_some()) {
-            candidates += 1;
-            let seen: Option<Vec<f64>> =
-                line.cells.iter().filter(|cell| cell.seen).map(Cell::value).collect();
-            let least = seen.and_then(|values| values.into_iter().reduce(f64::min));
-            if let (Some(least), Some(cost)) = (least, &line.cost)
-                && least >= minimum
-            {
-                reaching.push((line, least, if cost.flops > 0.0 { cost.flops } else { cost.in_c }));
-            }
-        }
-        if candidates == 0 {
+        let tuned: Vec<&Line> = self.results.lines.iter().filter(|line| line.method.is_some()).collect();
+        if tuned.is_empty() {
             return None;
         }
-        let cheapest = reaching.iter().min_by(|left, right| left.2.total_cmp(&right.2));
-        let Some((line, least, _)) = cheapest else {
-            return Some(Finding {
-                text: format!("No recipe reaches {} in every seen language.", one_digit(minimum)),
-                detail: format!(
-                    "Of {}, none has a gated total that high in all of them.",
-                    counted(candidates, "base model × method × recipe", "base models × methods × recipes")
-                ),
-            });
+        let mut reaching: Vec<(&Line, &Cell)> = tuned
+            .iter()
+            .filter_map(|line| Some((*line, line.lowest_seen()?)))
+            .filter(|(line, lowest)| line.cost.is_some() && lowest.value() >= Some(minimum))
+            .collect();
+        let counted_in_flops =
+            reaching.iter().all(|(line, _)| line.cost.as_ref().is_some_and(|cost| cost.flops > 0.0));
+        let price = |line: &Line| {
+            line.cost.as_ref().map_or(f64::NAN, |cost| if counted_in_flops { cost.flops } else { cost.in_c })
         };
-        let cost = line.cost.clone().unwrap_or_default();
-        Some(Finding {
-            text: format!(
-                "The cheapest way to at least {} in every seen language is {} on {} by {}: {} C, {}.",
+        reaching.sort_by(|(left, _), (right, _)| price(left).total_cmp(&price(right)));
+        let Some((line, lowest)) = reaching.first() else {
+            return Some(Finding::new(
+                format!("No recipe reaches {} in every seen language.", one_digit(minimum)),
+                format!(
+                    "Of {}, none has a gated total that high in all of them.",
+                    counted(tuned.len(), "base model × method × recipe", "base models × methods × recipes")
+                ),
+            ));
+        };
+        let finding = Finding::new(
+            format!(
+                "The cheapest way to at least {} in every seen language is {}: {}.",
                 one_digit(minimum),
-                line.recipe,
-                line.base_model.as_deref().unwrap_or("an endpoint"),
-                line.method.as_deref().unwrap_or("no tuning"),
-                one_digit(cost.in_c),
-                spent(cost.flops, cost.seconds)
+                way(line),
+                price_in_words(line)
             ),
-            detail: format!(
+            format!(
                 "Its lowest gated total over the seen languages is {}. {} of {} base models × methods × recipes reach the \
-                 minimum. The intervals are not taken into account here.",
-                one_digit(*least),
+                 minimum; the cheapest of each recipe: {}. The intervals are not taken into account here.",
+                one_digit(lowest.value().unwrap_or(f64::NAN)),
                 reaching.len(),
-                candidates
+                tuned.len(),
+                self.cheapest_of_each_recipe(&reaching)
             ),
-        })
+        );
+        let text = format!("{}, {}", way(line), self.name(&lowest.language));
+        let source = line.source(line.method.as_deref().unwrap_or_default(), &lowest.language);
+        Some(finding.behind(vec![Behind { text, source }]))
+    }
+
+    /// `reaching` is sorted by price.
+    fn cheapest_of_each_recipe(&self, reaching: &[(&Line, &Cell)]) -> String {
+        let of_recipe = |recipe: &Recipe| match reaching.iter().find(|(line, _)| line.recipe == recipe.name) {
+            Some((line, _)) => format!("{}, {}", way(line), price_in_words(line)),
+            None => format!("{} on none", recipe.name),
+        };
+        self.records.experiment.recipes.iter().map(of_recipe).collect::<Vec<_>>().join("; ")
     }
 
     fn unseen(&self) -> Option<Finding> {
@@ -332,11 +375,9 @@ impl Finder<'_> {
             self.records.experiment.languages.iter().filter(|language| !language.seen).collect();
         let names: Vec<String> = languages.iter().map(|language| language.name.clone()).collect();
         if self.groups().len() > FEW {
-            return Some(self.count_leaders(
-                &format!("In the unseen languages, {}", listed(&names)),
-                &cases,
-                "language × base model × method",
-            ));
+            let start = format!("In the unseen languages, {}", listed(&names));
+            let counted = self.count_leaders(&start, &cases, "language × base model × method");
+            return Some(counted.behind(self.behind(&cases)));
         }
         let clauses: Vec<String> = cases
             .iter()
@@ -353,11 +394,9 @@ impl Finder<'_> {
                 }
             })
             .collect();
-        Some(Finding {
-            text: format!("In languages that were not tuned on: {}.", clauses.join("; ")),
-            detail: "The monolingual recipe has no system for a language without instruction data: it is absent there."
-                .to_owned(),
-        })
+        Some(Finding::new(format!("In languages that were not tuned on: {}.", clauses.join("; ")),
+ "The monolingual recipe has no system for a language without instruction data: it is absent there."
+                .to_owned()).behind(self.behind(&cases)))
     }
 
     fn untuned(&self) -> Option<Finding> {
@@ -384,13 +423,13 @@ impl Finder<'_> {
         } else {
             format!("{} to {} on average over the seen languages", one_digit(lowest), one_digit(highest))
         };
-        Some(Finding {
-            text: format!(
+        Some(Finding::new(
+            format!(
                 "Tuning beats the untuned base model in {above} of {} with the best recipe.",
                 counted(pairs, "case", "cases")
             ),
-            detail: format!("Untuned base models score {range}."),
-        })
+            format!("Untuned base models score {range}."),
+        ))
     }
 
     fn gate(&self) -> Option<Finding> {
@@ -429,13 +468,13 @@ impl Finder<'_> {
         } else {
             format!("The language gate takes {} of a raw {}.", one_digit(most.1), one_digit(most.2))
         };
-        Some(Finding {
+        Some(Finding::new(
             text,
-            detail: format!(
+            format!(
                 "Means over the seen languages, and over base models and methods whose cells all have a number: {}.",
                 listed(&all)
             ),
-        })
+        ))
     }
 
     fn incomplete(&self) -> Option<Finding> {
@@ -475,13 +514,22 @@ impl Finder<'_> {
         if parts.is_empty() {
             return None;
         }
-        Some(Finding {
-            text: format!("Incomplete: {}.", listed(&parts)),
-            detail: "None of these counts as a zero. A total is over the rated prompts, scaled to all of them, and is \
+        Some(Finding::new(format!("Incomplete: {}.", listed(&parts)),
+ "None of these counts as a zero. A total is over the rated prompts, scaled to all of them, and is \
                      marked wherever something is left out."
-                .to_owned(),
-        })
+                .to_owned()))
     }
+}
+
+/// A recipe, its base model and its method.
+fn way(line: &Line) -> String {
+    let base = line.base_model.as_deref().unwrap_or("an endpoint");
+    format!("{} on {base} by {}", line.recipe, line.method.as_deref().unwrap_or("no tuning"))
+}
+
+fn price_in_words(line: &Line) -> String {
+    let cost = line.cost.clone().unwrap_or_default();
+    format!("{} C, {}", one_digit(cost.in_c), spent(cost.flops, cost.seconds))
 }
 
 /// Operations and time, those that are known.

@@ -265,12 +265,12 @@ fn drawn(figure: &Figure) -> Result<Value> {
     let legend: Vec<Value> = figure
         .legend
         .iter()
-        .map(|key| Ok(json!({ "name": key.name, "svg": draw::key(key.style)? })))
+        .map(|key| Ok(json!({ "name": key.name, "svg": draw::key(figure, key.style)? })))
         .collect::<Result<_>>()?;
     let titles: Vec<&str> = figure.panels.iter().map(|panel| panel.title.as_str()).collect();
     Ok(json!({
         "id": figure.id, "title": figure.title, "caption": figure.caption, "legend": legend, "panels": panels,
-        "titles": titles, "width": figure.panel_size.0,
+        "titles": titles, "width": figure.panel_size.0, "columns": figure.columns.min(figure.panels.len()).max(1),
     }))
 }
 

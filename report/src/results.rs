@@ -177,7 +177,43 @@ pub struct Pair {
     pub detectable: f64,
 }
 
+/// The place in the table of totals from which a number's records can be opened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Source {
+    /// The block's base model; empty for adapters and endpoints.
+    pub base_model: String,
+    /// The block's method; empty for adapters and endpoints.
+    pub method: String,
+    /// The row's recipe.
+    pub recipe: String,
+    /// The column's language; empty where a number is of all seen ones.
+    pub language: String,
+}
+
 impl Line {
+    /// The cell of the lowest gated total over the seen languages; none unless all of them have one.
+    pub fn lowest_seen(&self) -> Option<&Cell> {
+        let seen: Vec<(&Cell, f64)> = self
+            .cells
+            .iter()
+            .filter(|cell| cell.seen)
+            .map(|cell| Some((cell, cell.value()?)))
+            .collect::<Option<_>>()?;
+        seen.into_iter().min_by(|left, right| left.1.total_cmp(&right.1)).map(|(cell, _)| cell)
+    }
+
+    /// Where the line's numbers stand beside those of a method.
+    pub fn source(&self, method: &str, language: &str) -> Source {
+        let other = matches!(self.kind, SystemKind::Adapter | SystemKind::Endpoint);
+        let of = |text: &str| if other { String::new() } else { text.to_owned() };
+        Source {
+            base_model: of(self.base_model.as_deref().unwrap_or_default()),
+            method: of(method),
+            recipe: self.recipe.clone(),
+            language: language.to_owned(),
+        }
+    }
+
     /// The line's cell in a language.
     pub fn cell(&self, language: &str) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.language == language)

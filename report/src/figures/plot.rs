@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::results::CellState;
+use crate::results::{CellState, Source};
 
 /// A figure: panels that share axes, and one legend.
 #[derive(Debug, Clone, Serialize)]
@@ -59,6 +59,8 @@ pub enum Marker {
     Wedge,
     /// A short bar.
     Bar,
+    /// A small disc: one seed among others.
+    Dot,
 }
 
 /// One panel.
@@ -134,6 +136,9 @@ pub struct Point {
     pub interval: Option<(f64, f64)>,
     /// Whether something planned is left out of it.
     pub partial: bool,
+    /// Where its records are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
 }
 
 /// Groups of bars.
@@ -167,6 +172,9 @@ pub struct Bar {
     pub interval: Option<(f64, f64)>,
     /// Where its cell stands.
     pub state: CellState,
+    /// Where its records are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
 }
 
 /// Shares in rows and columns.

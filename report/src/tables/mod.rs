@@ -1,12 +1,14 @@
-//! Tables: once as data, then as CSV, as LaTeX and on the page.
+//! Tables as they are shown, on the page and in LaTeX; as CSV they have their numbers in full.
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::findings::{duration, one_digit};
 use crate::read::Records;
 use crate::records::{SystemKind, SystemStatus};
 use crate::results::{Cell, CellState, Line, Results};
+
+pub mod csv;
+pub mod latex;
 
 /// The grid of gated totals: a block a method and base model, a row a recipe, a column a language.
 #[derive(Debug, Clone, Serialize)]
@@ -290,8 +292,8 @@ pub fn comparisons(results: &Results) -> PlainTable {
                 one_digit(pair.difference.low),
                 one_digit(pair.difference.high),
                 if pair.told_apart { "yes" } else { "no" }.to_owned(),
-                format!("{:.4}", pair.p),
-                format!("{:.4}", pair.p_corrected),
+                probability(pair.p),
+                probability(pair.p_corrected),
                 one_digit(pair.detectable),
             ]
         })
@@ -320,6 +322,11 @@ pub fn comparisons(results: &Results) -> PlainTable {
     }
 }
 
+/// A probability as a reader expects it: never 0.0000.
+fn probability(p: f64) -> String {
+    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
 /// Runs that are not there, with their messages.
 pub fn lost_runs(records: &Records) -> PlainTable {
     let rows = records
@@ -340,157 +347,5 @@ pub fn lost_runs(records: &Records) -> PlainTable {
         columns: ["system", "status", "message"].map(str::to_owned).to_vec(),
         names: 3,
         rows,
-    }
-}
-
-/// Every cell of every line as a row, with its numbers in full.
-pub fn totals_csv(results: &Results) -> Result<String> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record([
-        "base_model",
-        "family",
-        "parameters",
-        "method",
-        "recipe",
-        "language",
-        "seen",
-        "state",
-        "prompts",
-        "gated",
-        "low",
-        "high",
-        "raw",
-        "dropped",
-        "runs",
-        "lost_runs",
-        "unrated",
-        "without_response",
-    ])?;
-    for line in &results.lines {
-        for cell in &line.cells {
-            let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-            let state = serde_json::to_value(cell.state)?;
-            writer.write_record([
-                line.base_model.clone().unwrap_or_default(),
-                line.family.clone().unwrap_or_default(),
-                line.parameters.map(|count| count.to_string()).unwrap_or_default(),
-                line.method.clone().unwrap_or_default(),
-                line.recipe.clone(),
-                cell.language.clone(),
-                cell.seen.to_string(),
-                state.as_str().unwrap_or_default().to_owned(),
-                cell.prompts.to_string(),
-                number(cell.value()),
-                number(cell.gated.map(|gated| gated.low)),
-                number(cell.gated.map(|gated| gated.high)),
-                number(cell.raw),
-                number(cell.dropped),
-                cell.runs.len().to_string(),
-                cell.lost_runs().to_string(),
-                cell.unrated().to_string(),
-                cell.lost_responses().to_string(),
-            ])?;
-        }
-    }
-    finished(writer)
-}
-
-/// A plain table as CSV.
-pub fn plain_csv(table: &PlainTable) -> Result<String> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(&table.columns)?;
-    for row in &table.rows {
-        writer.write_record(row)?;
-    }
-    finished(writer)
-}
-
-fn finished(writer: csv::Writer<Vec<u8>>) -> Result<String> {
-    let bytes = writer.into_inner().context("a table cannot be written")?;
-    String::from_utf8(bytes).context("a table is not UTF-8")
-}
-
-/// The grid as LaTeX, for `\input` with the `booktabs` and `longtable` packages loaded.
-pub fn grid_latex(grid: &Grid, caption: &str) -> String {
-    let columns = "r".repeat(grid.languages.len() + 1);
-    let head: Vec<String> = grid.languages.iter().map(|language| latex(&language.name)).collect();
-    let mut text = format!(
-        "% Needs \\usepackage{{booktabs,longtable}}. Gated total (raw total, what the gate took).\n\
-         \\begin{{longtable}}{{@{{}}l{columns}@{{}}}}\n\\caption{{{}}}\\\\\n\\toprule\n\
-         recipe & {} & mean, seen \\\\\n\\endhead\n\\bottomrule\n\\endfoot\n",
-        latex(caption),
-        head.join(" & ")
-    );
-    for block in &grid.blocks {
-        text += &format!(
-            "\\midrule\n\\multicolumn{{{}}}{{@{{}}l}}{{\\emph{{{}}}}} \\\\\n",
-            grid.languages.len() + 2,
-            latex(&block.title)
-        );
-        for row in &block.rows {
-            let cells: Vec<String> = row.cells.iter().map(latex_cell).collect();
-            text += &format!("{} & {} & {} \\\\\n", latex(&row.recipe), cells.join(" & "), latex(&row.mean));
-        }
-    }
-    text + "\\end{longtable}\n"
-}
-
-fn latex_cell(cell: &GridCell) -> String {
-    match cell.state {
-        CellState::Absent => "--".to_owned(),
-        CellState::Empty => format!("\\emph{{{}}}", latex(&cell.gated)),
-        CellState::Partial | CellState::Complete => {
-            let gated = if cell.best { format!("\\textbf{{{}}}", cell.gated) } else { cell.gated.clone() };
-            let mark = if cell.state == CellState::Partial { "$^\\dagger$" } else { "" };
-            format!("{gated}{mark} ({}, $-${})", cell.raw, cell.dropped)
-        }
-    }
-}
-
-/// A plain table as LaTeX.
-pub fn plain_latex(table: &PlainTable) -> String {
-    let names = table.names.min(table.columns.len());
-    let columns = "l".repeat(names) + &"r".repeat(table.columns.len() - names);
-    let row = |cells: &[String]| cells.iter().map(|cell| latex(cell)).collect::<Vec<_>>().join(" & ");
-    let mut text = format!(
-        "% Needs \\usepackage{{booktabs,longtable}}.\n\\begin{{longtable}}{{@{{}}{columns}@{{}}}}\n\\caption{{{}}}\\\\\n\
-         \\toprule\n{} \\\\\n\\midrule\n\\endhead\n\\bottomrule\n\\endfoot\n",
-        latex(&table.title),
-        row(&table.columns)
-    );
-    for cells in &table.rows {
-        text += &format!("{} \\\\\n", row(cells));
-    }
-    text + "\\end{longtable}\n"
-}
-
-/// Text as LaTeX.
-fn latex(text: &str) -> String {
-    let mut escaped = String::new();
-    for letter in text.chars() {
-        match letter {
-            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
-                escaped.push('\\');
-                escaped.push(letter);
-            }
-            '\\' => escaped.push_str("\\textbackslash{}"),
-            '~' => escaped.push_str("\\textasciitilde{}"),
-            '^' => escaped.push_str("\\textasciicircum{}"),
-            '−' => escaped.push_str("$-$"),
-            '–' => escaped.push_str("--"),
-            '×' => escaped.push_str("$\\times$"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn latex_is_escaped() {
-        assert_eq!(latex("a_b & 5 % of {x}\\"), "a\\_b \\& 5 \\% of \\{x\\}\\textbackslash{}");
     }
 }
