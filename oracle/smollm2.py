@@ -23,6 +23,7 @@ NAME = "smollm2-135m-instruct.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILE = pathlib.Path(os.environ.get("POLYPACA_SMOLLM2", HERE.parent / "models" / NAME))
 FOLDER = GOLDENS / "smollm2"
+LANGUAGES, LANGUAGE_TOKENS = ("en", "es", "ru", "fi", "zh"), 32
 UPDATES, BATCH, CUTOFF, RATE = 50, 8, 512, 3e-4
 
 # The first one's logits are kept whole; of the others those that predict the token after the last.
@@ -90,6 +91,24 @@ def answers(tokenizer, model):
     generation.write(FOLDER / "generation.json", tokenizer, model, methods, new_tokens=64, extra={"file_sha256": SHA256})
 
 
+def languages(tokenizer, model):
+    """Fifty real prompts in each of five languages; a file a language, so that what is made can be gone on from."""
+    methods = {name: generation.METHODS[name] for name in ("greedy", "beam4-no-repeat6", "beam4-penalty1.1")}
+    for language in LANGUAGES:
+        path = FOLDER / f"generation-{language}.json"
+        if path.exists():
+            continue
+        data = f"test_{language}.jsonl"
+        lines = (REAL / "prompts" / data).read_text(encoding="utf-8").splitlines()
+        prompts = [json.loads(line) for line in lines if line.strip()][:50]
+        ids = [tokenizer(common.NO_INPUT.format(instruction=prompt["prompt"]))["input_ids"] for prompt in prompts]
+        answers = {name: [generation.answer(model, tokenizer.eos_token_id, prompt, settings, LANGUAGE_TOKENS) for prompt in ids]
+                   for name, settings in methods.items()}
+        write_json(path, {"file_sha256": SHA256, "data": data, "template": "alpaca", "new_tokens": LANGUAGE_TOKENS,
+                          "methods": methods, "prompt_tokens": [len(prompt) for prompt in ids], "answers": answers})
+        print(language, flush=True)
+
+
 def fifty_updates(tokenizer, model):
     data = json.loads((REAL / "instructions" / "alpaca_en_demo.json").read_text(encoding="utf-8"))[:UPDATES * BATCH]
     rows = encoded(tokenizer, data, CUTOFF, "all")
@@ -104,7 +123,10 @@ def fifty_updates(tokenizer, model):
         "row_tokens": [len(ids) for ids, _ in rows], "losses": losses})
 
 
-def make(parts=("tokens", "logits", "answers", "updates")):
+PARTS = ("tokens", "logits", "answers", "languages", "updates")
+
+
+def make(parts=PARTS):
     torch.set_num_threads(2)
     tokenizer, model = load()
     if "tokens" in parts:
@@ -113,10 +135,12 @@ def make(parts=("tokens", "logits", "answers", "updates")):
         logits(tokenizer, model)
     if "answers" in parts:
         answers(tokenizer, model)
+    if "languages" in parts:
+        languages(tokenizer, model)
     if "updates" in parts:
         fifty_updates(tokenizer, model)
 
 
 if __name__ == "__main__":
     common.quiet()
-    make(sys.argv[1:] or ("tokens", "logits", "answers", "updates"))
+    make(sys.argv[1:] or PARTS)
