@@ -23,6 +23,7 @@
 
 mod answer_model;
 mod beam;
+mod conversation;
 mod error;
 mod greedy;
 mod preamble;
@@ -33,9 +34,11 @@ mod sample;
 mod scheduler;
 mod scores;
 mod search;
+pub mod server;
 mod settings;
 
 pub use self::answer_model::AnswerModel;
+pub use self::conversation::{Conversation, Message};
 pub use self::error::Error;
 pub use self::request::{Answer, Finish, Request};
 pub use self::respond::{System, prompt_tokens, respond};

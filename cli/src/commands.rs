@@ -11,6 +11,7 @@ mod plan;
 mod rate;
 mod report;
 mod run;
+mod serve;
 mod store;
 mod tune;
 
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Loss(loss::Loss),
     /// Answer prompts with a system
     Answer(answer::Answer),
+    /// Serve systems to OpenAI's clients
+    Serve(serve::Serve),
     /// Identify the languages of responses
     Identify(identify::Identify),
     /// Rate responses
@@ -62,6 +65,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure
         Command::Tune(command) => command.run(output),
         Command::Loss(command) => command.run(output),
         Command::Answer(command) => command.run(output),
+        Command::Serve(command) => command.run(output),
         Command::Identify(command) => command.run(output),
         Command::Judge(command) => command.run(output),
         Command::Rate(command) => command.run(output),

@@ -1,0 +1,135 @@
+//! `polypaca serve`: systems over HTTP, as OpenAI's API has it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use answer::server::{ServedModel, ServerSettings, serve};
+use answer::{AnswerModel, Conversation};
+use anyhow::anyhow;
+use clap::Args;
+use engine::Cpu;
+use instructions::template::TemplateChoice;
+use serde_json::json;
+
+use super::tune::{load_template, open};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Serves a base model and adapters on it as an OpenAI-compatible API: chat completions and completions, streamed or
+/// whole. Ends on SIGTERM or an interrupt, when what is under way is finished
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The base model: a Hugging Face folder, or a GGUF file
+    #[arg(long, value_name = "MODEL")]
+    model: PathBuf,
+
+    /// PEFT folders on it, each with the name that clients ask for as `model`
+    #[arg(long, visible_alias = "lora-modules", value_name = "NAME=DIR", num_args = 1.., value_parser = named)]
+    adapter: Vec<(String, PathBuf)>,
+
+    /// What clients call the base model; its folder's name unless given
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Option<String>,
+
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+    address: SocketAddr,
+
+    /// chat (the model's own), alpaca, stanford-alpaca or a file; the model's own, and Alpaca's where it has none,
+    /// unless given
+    #[arg(long, value_name = "NAME|FILE")]
+    template: Option<TemplateChoice>,
+
+    /// Most new tokens of an answer, and how many where a client names none
+    #[arg(long, value_name = "N", default_value_t = ServerSettings::default().new_tokens)]
+    new_tokens: usize,
+
+    /// Most answers under way, those that wait among them; more are refused with status 429
+    #[arg(long, value_name = "N", default_value_t = ServerSettings::default().queue)]
+    queue: usize,
+
+    /// Most bytes of a request's body; more are refused with status 413
+    #[arg(long, value_name = "BYTES", default_value_t = ServerSettings::default().body_bytes)]
+    body_bytes: usize,
+
+    /// Most tokens of one pass over the model; changes the speed and the memory, and no answer
+    #[arg(long, value_name = "N", default_value_t = ServerSettings::default().batch_tokens)]
+    batch_tokens: usize,
+
+    /// Bytes of keys and values
+    #[arg(long, value_name = "BYTES", default_value_t = ServerSettings::default().cache_bytes)]
+    cache_bytes: usize,
+}
+
+impl Serve {
+    pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        for (flag, value) in
+            [("new-tokens", self.new_tokens), ("queue", self.queue), ("batch-tokens", self.batch_tokens)]
+        {
+            if value == 0 {
+                return Err(Failure::wrong_input(anyhow!("--{flag} is 0; expected at least 1")));
+            }
+        }
+        let base = open(&self.model, output)?;
+        let name = self.served_model_name.clone().unwrap_or_else(|| base.name());
+        let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
+        let mut models =
+            vec![ServedModel { name, adapter: None, conversation: self.conversation(None, &model)? }];
+        for (name, folder) in &self.adapter {
+            let adapter = model.add_adapter(name, folder).map_err(Failure::wrong_input)?;
+            let conversation = self.conversation(Some(folder), &model)?;
+            models.push(ServedModel { name: name.clone(), adapter: Some(adapter), conversation });
+        }
+        let listener = TcpListener::bind(self.address)
+            .map_err(|error| Failure::failed(anyhow!("{}: {error}", self.address)))?;
+        let url = format!("http://{}/v1", listener.local_addr()?);
+        let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+        if output.json() {
+            output.object(&json!({ "url": url, "models": names }))?;
+        } else {
+            output.line(format!("{url}\t{}", names.join(" ")))?;
+        }
+        let settings = ServerSettings {
+            new_tokens: self.new_tokens,
+            queue: self.queue,
+            body_bytes: self.body_bytes,
+            batch_tokens: self.batch_tokens,
+            cache_bytes: self.cache_bytes,
+        };
+        serve(Arc::new(model), models, settings, listener).map_err(Failure::failed)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn conversation(&self, adapter: Option<&Path>, model: &AnswerModel) -> Result<Conversation, Failure> {
+        let tokenizer = model.base.tokenizer();
+        let own = || -> anyhow::Result<Conversation> {
+            if let Some(folder) = adapter
+                && let Some(own) = Conversation::of_adapter(folder, tokenizer)?
+            {
+                return Ok(own);
+            }
+            Conversation::of_model(tokenizer)
+        };
+        match &self.template {
+            None => own().map_err(Failure::wrong_input),
+            Some(TemplateChoice::Chat) => match own().map_err(Failure::wrong_input)? {
+                Conversation::Instruction(_) => {
+                    Err(Failure::wrong_input(anyhow!("--template chat: this model has no chat template")))
+                }
+                jinja => Ok(jinja),
+            },
+            Some(choice) => Ok(Conversation::Instruction(load_template(choice)?)),
+        }
+    }
+}
+
+fn named(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+            Ok((name.to_owned(), folder.into()))
+        }
+        _ => Err("expected NAME=DIR".to_owned()),
+    }
+}
