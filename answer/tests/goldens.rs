@@ -147,6 +147,53 @@ fn smollm2_answers_as_in_transformers() {
     assert!(100 * rounding.len() <= count.max(100));
 }
 
+/// Fifty real prompts a language. They are not part of the project: the golden has numbers only.
+#[test]
+fn smollm2_answers_five_languages_as_transformers() {
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct.gguf");
+    let Some(prompts) = model::test_support::real("prompts") else { return };
+    if !weights.is_file() || std::env::var_os("POLYPACA_LONG_TESTS").is_none() {
+        eprintln!("skipped: it takes minutes (scripts/fetch-smollm2, and set POLYPACA_LONG_TESTS)");
+        return;
+    }
+    let model = AnswerModel::open(&weights, &[]).unwrap();
+    let (mut count, mut rounding) = (0, Vec::new());
+    for language in ["en", "es", "ru", "fi", "zh"] {
+        let expected = golden("smollm2").join(format!("generation-{language}.json"));
+        if !expected.is_file() {
+            eprintln!(
+                "{language} is left out: {} is not there (oracle/smollm2.py languages)",
+                expected.display()
+            );
+            continue;
+        }
+        let mut generation = json(&expected);
+        let lines = prompts.join(generation["data"].as_str().unwrap());
+        let language = language.parse().unwrap();
+        let read = instructions::prompt::read_prompts(&lines, Some(&language)).unwrap().items;
+        let template = instructions::template::Template::alpaca();
+        let ids = |prompt| answer::prompt_tokens(model.base.tokenizer(), &template, prompt).unwrap();
+        let asked: Vec<Value> = read
+            .iter()
+            .take(50)
+            .map(|prompt| serde_json::json!({"id": prompt.id.to_string(), "ids": ids(prompt)}))
+            .collect();
+        let lengths: Vec<Value> =
+            asked.iter().map(|prompt| prompt["ids"].as_array().unwrap().len().into()).collect();
+        assert_eq!(Value::Array(lengths), generation["prompt_tokens"]);
+        generation["prompts"] = asked.into();
+        let found = compare(&format!("smollm2/{}", language_name(&expected)), &model, &generation);
+        count += found.0;
+        rounding.extend(found.1);
+    }
+    println!("{count} answers, {} differ by rounding: {rounding:#?}", rounding.len());
+    assert!(100 * rounding.len() <= count);
+}
+
+fn language_name(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
 #[test]
 fn stories260k_tells_its_published_story() {
     let Some(source) = model::test_support::real("models/stories260k") else { return };
