@@ -223,7 +223,6 @@ fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -44,7 +44,9 @@ impl Server {
     fn connect(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).expect("it listens");
         let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n"
+        );
         stream.write_all(format!("{head}\r\n{body}").as_bytes()).expect("it reads");
         stream
     }
@@ -110,11 +112,18 @@ fn sixty_four_connections_get_what_each_gets_alone() {
     let path = "/v1/chat/completions";
     let model = |n: usize| if n.is_multiple_of(2) { "base" } else { "tuned" };
     let words = |n: usize| format!("Name the sea number {}.", n % 8);
-    let alone: Vec<Value> = (0..8).map(|n| server.post(path, &chat(model(n), &words(n), json!({}))).1).collect();
+    let alone: Vec<Value> =
+        (0..8).map(|n| server.post(path, &chat(model(n), &words(n), json!({}))).1).collect();
     assert_ne!(alone[0]["choices"], alone[1]["choices"], "the adapter answers otherwise");
     assert_eq!(alone[0]["usage"]["completion_tokens"].as_u64().map(|n| n <= 24), Some(true));
     let hung_up: Vec<TcpStream> = (0..16)
-        .map(|n| server.connect("POST", path, &chat("base", &words(n), json!({"stream": true, "max_tokens": 900})).to_string()))
+        .map(|n| {
+            server.connect(
+                "POST",
+                path,
+                &chat("base", &words(n), json!({"stream": true, "max_tokens": 900})).to_string(),
+            )
+        })
         .collect();
     std::thread::scope(|scope| {
         for n in 0..64 {
@@ -127,7 +136,10 @@ fn sixty_four_connections_get_what_each_gets_alone() {
                 let expected = &alone[n % 8]["choices"][0];
                 if stream {
                     let (text, reason) = streamed(&text);
-                    assert_eq!((json!(text), reason), (expected["message"]["content"].clone(), expected["finish_reason"].clone()));
+                    assert_eq!(
+                        (json!(text), reason),
+                        (expected["message"]["content"].clone(), expected["finish_reason"].clone())
+                    );
                 } else {
                     let whole: Value = serde_json::from_str(&text).expect("JSON");
                     assert_eq!(&whole["choices"][0], expected);
@@ -167,7 +179,10 @@ fn what_cannot_be_served_is_refused_in_openais_shape() {
     ] {
         refused(400, server.call("POST", path, &chat("base", "x", more).to_string()));
     }
-    let long = refused(400, server.call("POST", path, &chat("base", &"word ".repeat(50_000), json!({})).to_string()));
+    let long = refused(
+        400,
+        server.call("POST", path, &chat("base", &"word ".repeat(50_000), json!({})).to_string()),
+    );
     assert_eq!(long["error"]["code"], "context_length_exceeded");
     let models = server.call("GET", "/v1/models", "");
     let models: Value = serde_json::from_str(&models.1).expect("JSON");
@@ -229,4 +244,20 @@ fn told_to_end_it_finishes_what_streams() {
     stream.read_to_string(&mut rest).expect("it goes on to its end");
     assert_eq!(streamed(&rest), expected);
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+}
+
+/// The official client, where Python has it (`POLYPACA_PYTHON`, or `python3`).
+#[test]
+fn openais_own_client_streams_and_hangs_up() {
+    let python = std::env::var("POLYPACA_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import openai"]).stderr(Stdio::null()).status();
+    if !has.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {python} has no package openai (set POLYPACA_PYTHON)");
+        return;
+    }
+    let server = Server::start(&[]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/check_openai_client.py");
+    let url = format!("http://{}/v1", server.address);
+    let ended = Command::new(&python).arg(script).args([&url, "base", "tuned"]).status();
+    assert!(ended.expect("python starts").success());
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 
 use engine::Cpu;
 use tokio::sync::OwnedSemaphorePermit;
@@ -63,11 +63,8 @@ pub(super) fn work(
             let Ok(job) = jobs.recv() else { return };
             desk.take(job);
         }
-        loop {
-            match jobs.try_recv() {
-                Ok(job) => desk.take(job),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(job) = jobs.try_recv() {
+            desk.take(job);
         }
         desk.drop_hung_up();
         if let Err(error) = desk.step() {
