@@ -79,12 +79,8 @@ impl Conversation {
         });
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        let special = tokenizer.special();
-        for (name, id) in [("bos_token", special.bos), ("eos_token", special.eos), ("pad_token", special.pad)]
-        {
-            if let Some(token) = id.and_then(|id| tokenizer.id_to_token(id)) {
-                environment.add_global(name, token);
-            }
+        for (name, token) in tokenizer.template_tokens() {
+            environment.add_global(name, token);
         }
         environment.add_template_owned(NAME, without_generation_blocks(source)?).context(NAME)?;
         Ok(Self::Jinja(Box::new(environment)))
@@ -237,7 +233,7 @@ mod tests {
             {{- message | tojson }}\n{% endfor %}{{ strftime_now('%Y')[:2] }}{{ bos_token is undefined }}";
         let conversation = Conversation::jinja(source, &tokenizer()).unwrap();
         let text = conversation.text(&[Message::new("user", " <å> ")]).unwrap();
-        assert_eq!(text, "<å>{\"role\": \"user\", \"content\": \" <å> \"}\n20true");
+        assert_eq!(text, "<å>{\"role\": \"user\", \"content\": \" <å> \"}\n20True");
         let refuses = Conversation::jinja("{{ raise_exception('no system here') }}", &tokenizer()).unwrap();
         assert!(refuses.text(&[]).unwrap_err().to_string().contains("no system here"));
     }

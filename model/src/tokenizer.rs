@@ -269,6 +269,22 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// The special tokens that a chat template knows by name, as in transformers: those that tokenizer_config.json
+    /// names (`bos_token`), and where there is none, the known ids' texts.
+    pub fn template_tokens(&self) -> Vec<(String, String)> {
+        if !self.settings.is_empty() {
+            let named = self.settings.iter().filter(|(key, _)| key.ends_with("_token"));
+            return named
+                .filter_map(|(key, token)| Some((key.clone(), token_text(token)?.to_owned())))
+                .collect();
+        }
+        let special = &self.special;
+        [("bos_token", special.bos), ("eos_token", special.eos), ("pad_token", special.pad)]
+            .into_iter()
+            .filter_map(|(key, id)| Some((key.to_owned(), self.inner.id_to_token(id?)?)))
+            .collect()
+    }
+
     /// The `tokenizer.json`.
     ///
     /// # Errors
