@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use engine::Cpu;
-use engine::decoder::{Adapter, Decoder};
+use engine::decoder::weights::Precision;
+use engine::decoder::{Adapter, Decoder, Weights};
 use engine::kernels::Kernels;
 use model::BaseModel;
 
@@ -36,7 +37,8 @@ impl<K: Kernels> AnswerModel<K> {
     /// As for [`AnswerModel::open`].
     pub fn load(kernels: K, base: BaseModel, adapters: &[(String, &Path)]) -> Result<Self, Error> {
         let path = base.path().display().to_string();
-        let decoder = Decoder::load(kernels, base.config(), false, |slot| base.tensor(slot))
+        let weights = Weights::Frozen(Precision::Published);
+        let decoder = Decoder::load(kernels, base.config(), weights, |slot| base.tensor(slot))
             .map_err(|error| Error::Decoder { path, reason: error.to_string() })?;
         let mut model = Self { base, decoder, adapters: Vec::new() };
         for (name, folder) in adapters {

@@ -9,8 +9,8 @@ use std::time::Instant;
 use engine::decoder::backward::Trained;
 use engine::decoder::config::{Activation, DecoderConfig, Head, Norm, NormKind, Position, Residual};
 use engine::decoder::lora::HostLora;
-use engine::decoder::weights::{HostData, HostTensor};
-use engine::decoder::{Adapter, Decoder, lora::Linear};
+use engine::decoder::weights::{HostData, HostTensor, Precision};
+use engine::decoder::{Adapter, Decoder, Weights, lora::Linear};
 use engine::kernels::{DropoutKey, Kernels};
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 
@@ -100,7 +100,8 @@ fn decoder(config: &DecoderConfig, trained: bool) -> Decoder<Cpu> {
         let data = HostData::F32(values(shape.iter().product()).into());
         Ok::<_, std::convert::Infallible>(HostTensor { shape, data })
     };
-    match Decoder::load(Cpu, config, trained, source) {
+    let weights = if trained { Weights::Trained } else { Weights::Frozen(Precision::Published) };
+    match Decoder::load(Cpu, config, weights, source) {
         Ok(decoder) => decoder,
         Err(error) => panic!("{error}"),
     }
@@ -165,7 +166,7 @@ fn limit() -> f64 {
     let (rows, inputs, outputs) = (1792, 512, 256);
     let weight = Cpu.matrix(
         &HostTensor { shape: vec![outputs, inputs], data: HostData::F32(values(outputs * inputs).into()) },
-        false,
+        Precision::Published,
     );
     let x = Cpu.upload(&values(rows * inputs));
     let mut out = Cpu.buffer(rows * outputs);

@@ -11,7 +11,7 @@ pub use crate::cpu::adamw::AdamW;
 pub use crate::cpu::attention::AttentionShape;
 pub use crate::cpu::dropout::DropoutKey;
 use crate::decoder::config::{Activation, Norm};
-use crate::decoder::weights::HostTensor;
+use crate::decoder::weights::{HostTensor, Precision};
 
 /// The gradient of a row's modules is dropped where this says: see [`Kernels::dropout`].
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +52,8 @@ pub trait Kernels: Send + Sync {
     fn write(&self, values: &[f32], buffer: &mut Self::Buffer);
     /// The buffer's first `length` values.
     fn download(&self, buffer: &Self::Buffer, length: usize) -> Vec<f32>;
-    /// Lays a two-dimensional tensor out for products, in the type it has; `trained` widens it to `f32`.
-    fn matrix(&self, tensor: &HostTensor<'_>, trained: bool) -> Self::Matrix;
+    /// Lays a two-dimensional tensor out for products and keeps it in `precision`; what is trained is kept in `f32`.
+    fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Self::Matrix;
     /// The matrix's elements, row-major.
     fn matrix_values(&self, matrix: &Self::Matrix) -> Vec<f32>;
     /// Bytes that a matrix takes.

@@ -284,6 +284,8 @@ pub struct Tune {
     pub validate_every: Option<u64>,
     /// Which checkpoint is kept.
     pub keep: Option<Keep>,
+    /// Over what the validation loss is the mean, where checkpoints are compared: `rows`, or `languages`.
+    pub best_over: Option<tune::BestOver>,
     /// Stop after so many measurements of the validation loss without a better one.
     pub patience: Option<u32>,
     /// Updates between two checkpoints, from which a killed tuning goes on.
@@ -294,6 +296,10 @@ pub struct Tune {
     pub alpha: Option<f64>,
     /// The modules that have an adapter: `query`, `key`, `value`, ...
     pub modules: Option<Vec<String>>,
+    /// Whether an adapter's product is scaled by alpha over the rank's square root.
+    pub rslora: Option<bool>,
+    /// In what frozen weights are kept: `published`, `f32`, `bf16`, `f16`, `8bit` or `4bit`.
+    pub weights: Option<tune::FrozenWeights>,
     /// Whether activations are computed again on the way back, to save memory.
     pub recompute: Option<bool>,
     /// `alpaca`, `stanford-alpaca` or a file.
@@ -549,11 +555,14 @@ impl Tune {
             validation_rows: own.validation_rows.or(common.validation_rows),
             validate_every: own.validate_every.or(common.validate_every),
             keep: own.keep.or(common.keep),
+            best_over: own.best_over.or(common.best_over),
             patience: own.patience.or(common.patience),
             checkpoint_every: own.checkpoint_every.or(common.checkpoint_every),
             rank: own.rank.or(common.rank),
             alpha: own.alpha.or(common.alpha),
             modules: own.modules.or(common.modules),
+            rslora: own.rslora.or(common.rslora),
+            weights: own.weights.or(common.weights),
             recompute: own.recompute.or(common.recompute),
             template: own.template.or(common.template),
             lora: None,

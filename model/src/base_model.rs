@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use engine::decoder::config::DecoderConfig;
-use engine::decoder::weights::{HostTensor, Slot, slots};
+use engine::decoder::weights::{HostData, HostTensor, Precision, Slot, slots};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::families::{Family, Published};
+use crate::families::{Family, Parts, Published};
 use crate::gguf::Gguf;
 use crate::init::Fresh;
 use crate::safetensors_file::FolderWeights;
-use crate::stored::assemble;
+use crate::stored::{TensorFile, assemble};
 use crate::tokenizer::Tokenizer;
 
 /// A pretrained model: its configuration, its tokenizer, and its weights, read when they are asked for.
@@ -206,6 +206,30 @@ impl BaseModel {
         }
     }
 
+    /// The type in which the embedding is stored, and so most of the weights; `F32` of a quantised file, whose tensors
+    /// are given as f32.
+    pub fn stored_precision(&self) -> Precision {
+        let slot = Slot::Embedding;
+        let name = |parts: Parts| parts.parts.into_iter().next().map(|part| part.name);
+        let stored = match &self.source {
+            Source::Folder { weights, .. } => {
+                let name = name(self.family().parts(self.config(), slot));
+                // Borrowed from the mapped file: nothing is read.
+                let tensor = name.and_then(|name| weights.tensor(&name).ok().flatten());
+                tensor.map(|tensor| match tensor.data {
+                    HostData::F32(_) => Precision::F32,
+                    HostData::Bf16(_) => Precision::Bf16,
+                    HostData::F16(_) => Precision::F16,
+                })
+            }
+            Source::Gguf(gguf) => {
+                name(gguf.parts(&self.published, slot)).and_then(|name| gguf.precision(&name))
+            }
+            Source::Fresh { .. } => None,
+        };
+        stored.unwrap_or(Precision::F32)
+    }
+
     /// The `config.json` of the model; for a GGUF file, one that says the same.
     ///
     /// # Errors
@@ -251,12 +275,10 @@ impl BaseModel {
 }
 
 /// Checks the parts of a slot without reading their elements.
-fn assemble_shape(weights: &FolderWeights, parts: &crate::families::Parts, shape: &[usize]) -> Result<()> {
+fn assemble_shape(weights: &FolderWeights, parts: &Parts, shape: &[usize]) -> Result<()> {
     for part in &parts.parts {
-        let single = crate::families::Parts {
-            parts: vec![crate::families::Part::plain(part.name.clone(), part.rows)],
-            offset: 0.0,
-        };
+        let single =
+            Parts { parts: vec![crate::families::Part::plain(part.name.clone(), part.rows)], offset: 0.0 };
         let shape: Vec<usize> = [&[part.rows], &shape[1..]].concat();
         assemble(weights, &single, &shape)?;
     }

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use engine::decoder::Decoder;
+use engine::decoder::weights::Precision;
+use engine::decoder::{Decoder, Weights};
 use engine::kernels::DropoutKey;
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use model::BaseModel;
@@ -18,7 +19,9 @@ fn logits_equal_transformers() {
         return;
     }
     let base = BaseModel::open(file).unwrap();
-    let decoder = Decoder::load(Cpu, base.config(), false, |slot| base.tensor(slot)).unwrap();
+    let decoder =
+        Decoder::load(Cpu, base.config(), Weights::Frozen(Precision::Published), |slot| base.tensor(slot))
+            .unwrap();
     let bytes = std::fs::read(root.join("oracle/goldens/smollm2/logits.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
     let mut batch = Batch::default();

@@ -34,7 +34,7 @@ pub enum Error {
     Settings(String),
     /// The loss stopped being a number.
     #[error(
-        "the loss became {loss} at update {update}; the largest gradient was {gradient:.3e}; the records of the \
+        "the loss became {loss} at update {update}; the largest gradient was {gradient}; the records of the \
          update were {records}. The last good checkpoint is kept: lower the learning rate, or look at the records"
     )]
     NotFinite {
@@ -42,8 +42,8 @@ pub enum Error {
         update: u64,
         /// NaN or infinite.
         loss: f64,
-        /// The norm of the gradient before the update.
-        gradient: f64,
+        /// The tensor with the largest gradient, or the first whose gradient is no number, and the gradient's norm.
+        gradient: String,
         /// Ids of the update's records.
         records: String,
     },

@@ -38,8 +38,18 @@ pub struct ValidationMetrics {
     pub validation_loss: f64,
     /// The same for each language's rows.
     pub validation_loss_by_language: BTreeMap<String, f64>,
+    /// The mean of the languages' losses, where that is what checkpoints are compared by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss_mean_of_languages: Option<f64>,
     /// Whether it is the lowest so far.
     pub best: bool,
+}
+
+impl ValidationMetrics {
+    /// The loss that checkpoints are compared by.
+    pub fn compared(&self) -> f64 {
+        self.validation_loss_mean_of_languages.unwrap_or(self.validation_loss)
+    }
 }
 
 /// Who listens to a run.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use engine::decoder::weights::{HostData, HostTensor};
-use engine::decoder::{Adapter, Decoder, LoadError};
+use engine::decoder::{Adapter, Decoder, LoadError, Weights};
 use engine::kernels::AdamW;
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use model::BaseModel;
@@ -16,11 +16,12 @@ use model::folder::Precision;
 
 use crate::checkpoint::{Checkpoints, State};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics, peak_bytes};
 use crate::order::RowOrder;
 use crate::rows::{Rows, TrainingRow, micro_batches, pack};
 use crate::schedule::learning_rate;
-use crate::settings::{Keep, Method, Settings};
+use crate::settings::{BestOver, FrozenWeights, Keep, Method, Settings};
 use crate::trained::Trained;
 
 /// Where a run's files go.
@@ -101,7 +102,7 @@ pub fn loss(
     rows: &Rows,
     micro_batch_tokens: usize,
 ) -> Result<Loss> {
-    let decoder = load(base, false)?;
+    let decoder = load(base, Weights::Frozen(FrozenWeights::Published.precision()))?;
     let adapter = adapter.map(|adapter| upload(base, adapter)).transpose()?;
     let longest = rows.rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
     let plan = WorkspacePlan { tokens: micro_batch_tokens.max(longest), training: false, recompute: false };
@@ -118,6 +119,13 @@ pub struct Loss {
     pub supervised_tokens: usize,
     /// The same for each language's rows.
     pub by_language: BTreeMap<String, f64>,
+}
+
+impl Loss {
+    /// The mean of the languages' losses: each counts the same, however many rows it has.
+    pub fn mean_of_languages(&self) -> f64 {
+        self.by_language.values().sum::<f64>() / self.by_language.len().max(1) as f64
+    }
 }
 
 /// An option of an adapter as a slice of references.
@@ -158,29 +166,29 @@ impl<'a> Run<'a> {
         places: &'a Places,
     ) -> Result<Self> {
         check(rows, settings)?;
-        let decoder = load(base, settings.method == Method::Full)?;
-        let (config, trained) = match settings.method {
-            Method::Full => (None, Trained::full(&decoder)),
-            Method::Lora => {
-                let peft = match initial {
-                    Some(peft) => peft.clone(),
-                    None => PeftAdapter::fresh(
-                        adapter_config(base, settings),
-                        base.family(),
-                        base.config(),
-                        settings.seed,
-                    )?,
-                };
-                let config = AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config.clone() };
-                (Some(config), Trained::adapter(upload(base, &peft)?))
+        let peft = match (settings.method, initial) {
+            (Method::Full, _) => None,
+            (Method::Lora, Some(peft)) => Some(peft.clone()),
+            (Method::Lora, None) => {
+                let config = adapter_config(base, settings);
+                Some(PeftAdapter::fresh(config, base.family(), base.config(), settings.seed)?)
             }
         };
         let longest = rows.rows.iter().chain(&validation.rows).map(|row| row.tokens.len()).max().unwrap_or(0);
-        let plan = WorkspacePlan {
-            tokens: settings.micro_batch_tokens.max(longest),
-            training: true,
-            recompute: settings.recompute,
+        memory::check(base, peft.as_ref(), settings, longest, memory::available())?;
+        let weights = match settings.method {
+            Method::Full => Weights::Trained,
+            Method::Lora => Weights::Frozen(settings.weights.precision()),
         };
+        let decoder = load(base, weights)?;
+        let (config, trained) = match &peft {
+            None => (None, Trained::full(&decoder)),
+            Some(peft) => {
+                let config = AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config.clone() };
+                (Some(config), Trained::adapter(upload(base, peft)?))
+            }
+        };
+        let plan = memory::plan(settings, longest);
         let adapters: Vec<&Adapter<Cpu>> = trained.as_adapter().into_iter().collect();
         let workspace = Workspace::new(&decoder, &adapters, plan);
         let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
@@ -273,7 +281,7 @@ impl<'a> Run<'a> {
             return Err(Error::NotFinite {
                 update: update + 1,
                 loss,
-                gradient: norm,
+                gradient: self.trained.largest_gradient(&self.decoder),
                 records: ids.join(", "),
             });
         }
@@ -319,10 +327,16 @@ impl<'a> Run<'a> {
         let adapter = self.trained.as_adapter();
         let tokens = self.settings.micro_batch_tokens;
         let loss = measure(&self.decoder, adapter, self.validation, tokens, &mut self.workspace);
-        let best = self.state.best().is_none_or(|best| loss.loss < best.validation_loss);
+        let compared = match self.settings.best_over {
+            BestOver::Rows => loss.loss,
+            BestOver::Languages => loss.mean_of_languages(),
+        };
+        let best = self.state.best().is_none_or(|best| compared < best.compared());
         let line = ValidationMetrics {
             update: self.state.update,
             validation_loss: loss.loss,
+            validation_loss_mean_of_languages: (self.settings.best_over == BestOver::Languages)
+                .then_some(compared),
             validation_loss_by_language: loss.by_language,
             best,
         };
@@ -429,8 +443,8 @@ fn check(rows: &Rows, settings: &Settings) -> Result<()> {
 }
 
 /// The base model's weights in the engine.
-fn load(base: &BaseModel, trained: bool) -> Result<Decoder<Cpu>> {
-    Decoder::load(Cpu, base.config(), trained, |slot| base.tensor(slot)).map_err(|error| match error {
+fn load(base: &BaseModel, weights: Weights) -> Result<Decoder<Cpu>> {
+    Decoder::load(Cpu, base.config(), weights, |slot| base.tensor(slot)).map_err(|error| match error {
         LoadError::Source(error) => Error::Model(error),
         other => Error::Decoder { model: base.name(), reason: other.to_string() },
     })
@@ -455,6 +469,7 @@ fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterConfig {
         alpha: settings.alpha,
         dropout: f64::from(settings.dropout),
         targets,
+        rslora: settings.rslora,
         base_model: Some(base.name()),
         ..paper
     }

@@ -1,5 +1,6 @@
 //! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags.
 
+use engine::decoder::weights::Precision;
 use serde::{Deserialize, Serialize};
 
 /// How a base model is tuned.
@@ -64,6 +65,52 @@ pub enum Keep {
     Last,
 }
 
+/// Over what a validation loss is the mean, where checkpoints are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BestOver {
+    /// All rows' supervised tokens: a language counts as much as it has tokens.
+    #[default]
+    Rows,
+    /// The languages' own means: each counts the same.
+    Languages,
+}
+
+/// In what frozen weights are kept; what is trained is kept in 32 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FrozenWeights {
+    /// The type in which they were published.
+    #[default]
+    Published,
+    /// 32-bit floats.
+    F32,
+    /// Brain floats.
+    Bf16,
+    /// Half floats.
+    F16,
+    /// 8 bits in the blocks' products (GGUF's Q8_0); the embedding and the head as published.
+    #[serde(rename = "8bit")]
+    Bits8,
+    /// 4 bits in the blocks' products (NF4, as QLoRA has it); the embedding and the head as published.
+    #[serde(rename = "4bit")]
+    Bits4,
+}
+
+impl FrozenWeights {
+    /// The engine's word for it.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::Published => Precision::Published,
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+            Self::F16 => Precision::F16,
+            Self::Bits8 => Precision::Bits8,
+            Self::Bits4 => Precision::Nf4,
+        }
+    }
+}
+
 /// Everything that determines a run, apart from the model and the rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -99,6 +146,8 @@ pub struct Settings {
     pub validate_every: u64,
     /// Which checkpoint is kept.
     pub keep: Keep,
+    /// Which mean of the validation loss is compared.
+    pub best_over: BestOver,
     /// Stop after this many measurements without a better one.
     pub patience: Option<u32>,
     /// An adapter's inner width.
@@ -107,6 +156,10 @@ pub struct Settings {
     pub alpha: f64,
     /// The modules that have an adapter, by PEFT's names or as `query`, `key`, `value`; empty: query, key and value.
     pub modules: Vec<String>,
+    /// Scale an adapter's product by alpha over the rank's square root (rsLoRA, Kalajdzievski 2023).
+    pub rslora: bool,
+    /// In what the base model's weights are kept under LoRA.
+    pub weights: FrozenWeights,
     /// Compute a block's activations again in the backward pass, to save memory.
     pub recompute: bool,
     /// For the adapter's first values, the order of the rows, and dropout.
@@ -147,10 +200,13 @@ impl Settings {
             order: Order::Shuffle,
             validate_every: 200,
             keep: Keep::Best,
+            best_over: BestOver::Rows,
             patience: None,
             rank: 8,
             alpha: 16.0,
             modules: Vec::new(),
+            rslora: false,
+            weights: FrozenWeights::Published,
             recompute: false,
             seed: 0,
             checkpoint_every: 50,

@@ -72,6 +72,44 @@ impl Trained {
         squares.sqrt()
     }
 
+    /// The tensor with the largest gradient, or the first whose gradient is no number, and the gradient's norm: for
+    /// messages.
+    pub(crate) fn largest_gradient(&self, decoder: &Decoder<Cpu>) -> String {
+        let norms: Vec<(String, f64)> = match self {
+            Self::Adapter { adapter, gradients, .. } => {
+                let blocks = adapter.blocks.iter().zip(&gradients.blocks).enumerate();
+                let modules = blocks.flat_map(|(layer, (modules, gradients))| {
+                    modules.iter().zip(gradients).map(move |(module, gradients)| (layer, module, gradients))
+                });
+                modules
+                    .flat_map(|(layer, module, [da, db])| {
+                        let place =
+                            format!("block {layer}'s {:?} (from row {})", module.linear, module.first_row);
+                        [(format!("A on {place}"), da), (format!("B on {place}"), db)]
+                    })
+                    .map(|(name, gradient)| (name, Cpu.squared_norm(gradient).sqrt()))
+                    .collect()
+            }
+            Self::Full { gradients, .. } => {
+                let named = |(slot, gradient): (Slot, &Buffer)| {
+                    let name = match slot {
+                        Slot::Layer(layer, slot) => format!("block {layer}'s {slot:?}"),
+                        other => format!("{other:?}"),
+                    };
+                    (name, Cpu.squared_norm(gradient).sqrt())
+                };
+                slots(&decoder.config)
+                    .into_iter()
+                    .filter_map(|slot| gradients.iter().find(|(other, _)| *other == slot))
+                    .map(named)
+                    .collect()
+            }
+        };
+        let no_number = norms.iter().find(|(_, norm)| !norm.is_finite());
+        let largest = no_number.or_else(|| norms.iter().max_by(|a, b| a.1.total_cmp(&b.1)));
+        largest.map_or_else(|| "none".to_owned(), |(name, norm)| format!("that of {name}, {norm:.3e}"))
+    }
+
     /// Moves the values and sets the gradients to zero.
     pub(crate) fn update(&mut self, decoder: &mut Decoder<Cpu>, settings: &AdamW) {
         match self {

@@ -18,8 +18,8 @@ use model::adapter::Adapter;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tune::{
-    Length, Method, Order, Outcome, Places, Preset, Rows, Schedule, Settings, Supervise, UpdateMetrics,
-    ValidationMetrics,
+    BestOver, FrozenWeights, Keep, Length, Method, Order, Outcome, Places, Preset, Rows, Schedule, Settings,
+    Supervise, UpdateMetrics, ValidationMetrics,
 };
 
 use crate::failure::Failure;
@@ -121,6 +121,18 @@ pub(crate) struct Tune {
     #[arg(long, value_name = "N")]
     validate_every: Option<u64>,
 
+    /// Which values the result has: those with the lowest validation loss, or the last ones
+    #[arg(long, value_parser = named::<Keep>(&["best", "last"]))]
+    keep: Option<Keep>,
+
+    /// Compare validation losses over all rows' tokens, or by the mean of the languages' own losses
+    #[arg(long, value_parser = named::<BestOver>(&["rows", "languages"]))]
+    best_over: Option<BestOver>,
+
+    /// Stop after N measurements of the validation loss without a better one
+    #[arg(long, value_name = "N")]
+    patience: Option<u32>,
+
     /// Updates between two checkpoints, from which a killed tuning goes on
     #[arg(long, value_name = "N")]
     checkpoint_every: Option<u64>,
@@ -136,6 +148,14 @@ pub(crate) struct Tune {
     /// The modules that have an adapter, by PEFT's names or as query,key,value (the default)
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     modules: Option<Vec<String>>,
+
+    /// Scale an adapter's product by alpha over the rank's square root (rsLoRA)
+    #[arg(long, conflicts_with = "init_adapter")]
+    rslora: bool,
+
+    /// In what the base model's weights are kept under LoRA; 8bit is GGUF's Q8_0, and 4bit is NF4
+    #[arg(long, value_parser = named::<FrozenWeights>(&["published", "f32", "bf16", "f16", "8bit", "4bit"]))]
+    weights: Option<FrozenWeights>,
 
     /// Compute activations again on the way back, to save memory
     #[arg(long)]
@@ -229,6 +249,11 @@ impl Tune {
                 "--device cuda: this build computes on the CPU alone; expected --device cpu"
             )));
         }
+        if self.method == Method::Full && self.weights.is_some_and(|weights| weights != FrozenWeights::F32) {
+            return Err(Failure::wrong_input(anyhow!(
+                "--weights: with --method full all weights are trained and kept in f32; expected --method lora"
+            )));
+        }
         if self.method == Method::Full && self.init_adapter.is_some() {
             return Err(Failure::wrong_input(anyhow!("--init-adapter: expected --method lora, found full")));
         }
@@ -268,11 +293,14 @@ impl Tune {
             supervise: self.supervise.unwrap_or(base.supervise),
             order: self.order.unwrap_or(base.order),
             validate_every: self.validate_every.unwrap_or(base.validate_every),
-            keep: base.keep,
-            patience: base.patience,
+            keep: self.keep.unwrap_or(base.keep),
+            best_over: self.best_over.unwrap_or(base.best_over),
+            patience: self.patience.or(base.patience),
             rank: self.rank.unwrap_or(base.rank),
             alpha: self.alpha.unwrap_or(base.alpha),
             modules: self.modules.clone().unwrap_or(base.modules),
+            rslora: self.rslora || base.rslora,
+            weights: self.weights.unwrap_or(base.weights),
             recompute: self.recompute || base.recompute,
             seed: self.seed,
             checkpoint_every: self.checkpoint_every.unwrap_or(base.checkpoint_every),

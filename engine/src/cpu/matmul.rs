@@ -249,7 +249,7 @@ mod tests {
     use super::super::panels::{Backward, Forward, Matrix, Rows, RowsTransposed, packed_length, unpack};
     use super::super::tile::all_kernels;
     use super::*;
-    use crate::decoder::weights::{HostData, HostTensor};
+    use crate::decoder::weights::{HostData, HostTensor, Precision};
 
     /// Values of a small linear congruential generator: no two alike, none large.
     fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -262,7 +262,10 @@ mod tests {
     }
 
     fn matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
-        Matrix::pack(&HostTensor { shape: vec![rows, columns], data: HostData::F32(values.into()) }, false)
+        Matrix::pack(
+            &HostTensor { shape: vec![rows, columns], data: HostData::F32(values.into()) },
+            Precision::Published,
+        )
     }
 
     /// `left[rows, depth] · right[depth, columns]` in f64.
@@ -356,7 +359,7 @@ mod tests {
         ];
         for (narrow, wide) in pairs {
             let product = |data: HostData<'static>| {
-                let matrix = Matrix::pack(&HostTensor { shape: vec![70, 33], data }, false);
+                let matrix = Matrix::pack(&HostTensor { shape: vec![70, 33], data }, Precision::Published);
                 let mut out = vec![0.0; 20 * 70];
                 multiply(Left::new(&left, 20, 33), &Forward::all(&matrix), Out::rows(&mut out, 70, false));
                 out

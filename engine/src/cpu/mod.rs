@@ -14,6 +14,7 @@ mod math;
 mod matmul;
 pub(crate) mod norm;
 mod panels;
+mod quantised;
 pub(crate) mod rotary;
 mod rows;
 mod tile;
@@ -28,7 +29,7 @@ use self::matmul::{Left, Out, multiply};
 pub use self::panels::Matrix;
 use self::panels::{Backward, Forward, Rows, RowsTransposed};
 use crate::decoder::config::{Activation, Norm};
-use crate::decoder::weights::HostTensor;
+use crate::decoder::weights::{HostTensor, Precision};
 use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView};
 
 /// The CPU backend.
@@ -82,8 +83,8 @@ impl Kernels for Cpu {
         buffer[..length].to_vec()
     }
 
-    fn matrix(&self, tensor: &HostTensor<'_>, trained: bool) -> Matrix {
-        Matrix::pack(tensor, trained)
+    fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Matrix {
+        Matrix::pack(tensor, precision)
     }
 
     fn matrix_values(&self, matrix: &Matrix) -> Vec<f32> {
@@ -99,7 +100,7 @@ impl Kernels for Cpu {
     }
 
     fn packed_values(&self, tensor: &HostTensor<'_>) -> Buffer {
-        Matrix::pack(tensor, true).values_mut().map(std::mem::take).unwrap_or_default()
+        Matrix::pack(tensor, Precision::F32).values_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn unpack_like(&self, matrix: &Matrix, buffer: &Buffer) -> Vec<f32> {

@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::quantised::{Code, Quantised};
 use super::tile::PANEL;
-use crate::decoder::weights::{HostData, HostTensor};
+use crate::decoder::weights::{HostData, HostTensor, Precision};
 
 /// A right-hand side `[depth, columns]`, cut into panels of [`PANEL`] columns.
 pub(crate) trait Right: Sync {
@@ -40,6 +42,7 @@ enum Values {
     F32(Buffer),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    Quantised(Quantised),
 }
 
 impl Matrix {
@@ -48,35 +51,34 @@ impl Matrix {
         Self { rows, columns, values: Values::F32(Buffer::zeros(packed_length(rows, columns))) }
     }
 
-    /// Packs a row-major tensor of two dimensions, in the type it has; `trained` widens it to `f32`.
-    pub fn pack(tensor: &HostTensor<'_>, trained: bool) -> Self {
+    /// Packs a row-major tensor of two dimensions, and keeps it in `precision`.
+    pub fn pack(tensor: &HostTensor<'_>, precision: Precision) -> Self {
         let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
-        let values = match &tensor.data {
-            HostData::F32(data) => {
-                let mut packed = Buffer::zeros(packed_length(rows, columns));
-                pack_into(data, columns, &mut packed, |x| x);
+        let length = packed_length(rows, columns);
+        let precision = match (precision, &tensor.data) {
+            (Precision::Published, HostData::F32(_)) => Precision::F32,
+            (Precision::Published, HostData::Bf16(_)) => Precision::Bf16,
+            (Precision::Published, HostData::F16(_)) => Precision::F16,
+            (other, _) => other,
+        };
+        let values = match precision {
+            Precision::Published | Precision::F32 => {
+                let mut packed = Buffer::zeros(length);
+                pack_tensor(tensor, &mut packed, |x| x);
                 Values::F32(packed)
             }
-            HostData::Bf16(data) if trained => {
-                let mut packed = Buffer::zeros(packed_length(rows, columns));
-                pack_into(data, columns, &mut packed, bf16::to_f32);
-                Values::F32(packed)
-            }
-            HostData::F16(data) if trained => {
-                let mut packed = Buffer::zeros(packed_length(rows, columns));
-                pack_into(data, columns, &mut packed, f16::to_f32);
-                Values::F32(packed)
-            }
-            HostData::Bf16(data) => {
-                let mut packed = vec![bf16::ZERO; packed_length(rows, columns)];
-                pack_into(data, columns, &mut packed, |x| x);
+            Precision::Bf16 => {
+                let mut packed = vec![bf16::ZERO; length];
+                pack_tensor(tensor, &mut packed, bf16::from_f32);
                 Values::Bf16(packed)
             }
-            HostData::F16(data) => {
-                let mut packed = vec![f16::ZERO; packed_length(rows, columns)];
-                pack_into(data, columns, &mut packed, |x| x);
+            Precision::F16 => {
+                let mut packed = vec![f16::ZERO; length];
+                pack_tensor(tensor, &mut packed, f16::from_f32);
                 Values::F16(packed)
             }
+            Precision::Bits8 => Values::Quantised(Quantised::pack(tensor, Code::Bits8)),
+            Precision::Nf4 => Values::Quantised(Quantised::pack(tensor, Code::Nf4)),
         };
         Self { rows, columns, values }
     }
@@ -97,6 +99,7 @@ impl Matrix {
             Values::F32(values) => 4 * values.len(),
             Values::Bf16(values) => 2 * values.len(),
             Values::F16(values) => 2 * values.len(),
+            Values::Quantised(values) => values.bytes(),
         }
     }
 
@@ -104,7 +107,7 @@ impl Matrix {
     pub fn values_mut(&mut self) -> Option<&mut Buffer> {
         match &mut self.values {
             Values::F32(values) => Some(values),
-            Values::Bf16(_) | Values::F16(_) => None,
+            Values::Bf16(_) | Values::F16(_) | Values::Quantised(_) => None,
         }
     }
 
@@ -138,6 +141,7 @@ impl Matrix {
                     *out = value.to_f32();
                 }
             }
+            Values::Quantised(values) => values.read_row(row, out),
         }
     }
 
@@ -153,6 +157,10 @@ impl Matrix {
                 values[start..start + length].convert_to_f32_slice(&mut scratch[..length]);
                 &scratch[..length]
             }
+            Values::Quantised(values) => {
+                values.widen(start, &mut scratch[..length]);
+                &scratch[..length]
+            }
         }
     }
 }
@@ -162,14 +170,34 @@ pub(crate) fn packed_length(rows: usize, columns: usize) -> usize {
     rows.div_ceil(PANEL) * PANEL * columns
 }
 
-/// Row-major to panels.
-fn pack_into<S: Copy, T>(data: &[S], columns: usize, packed: &mut [T], convert: impl Fn(S) -> T) {
-    for (row, values) in data.chunks_exact(columns.max(1)).enumerate() {
-        let start = (row / PANEL) * columns * PANEL + row % PANEL;
-        for (target, value) in packed[start..].iter_mut().step_by(PANEL).zip(values) {
-            *target = convert(*value);
-        }
+/// A row-major tensor of any type to panels, a panel a task; narrower types round to nearest.
+fn pack_tensor<T: Send>(tensor: &HostTensor<'_>, packed: &mut [T], convert: impl Fn(f32) -> T + Sync) {
+    let columns = tensor.shape[1];
+    match &tensor.data {
+        HostData::F32(data) => pack_into(data, columns, packed, |x| convert(x)),
+        HostData::Bf16(data) => pack_into(data, columns, packed, |x| convert(x.to_f32())),
+        HostData::F16(data) => pack_into(data, columns, packed, |x| convert(x.to_f32())),
     }
+}
+
+/// Row-major to panels.
+fn pack_into<S: Copy + Sync, T: Send>(
+    data: &[S],
+    columns: usize,
+    packed: &mut [T],
+    convert: impl Fn(S) -> T + Sync,
+) {
+    if columns == 0 {
+        return;
+    }
+    let panels = packed.par_chunks_mut(columns * PANEL).zip(data.par_chunks(columns * PANEL));
+    panels.for_each(|(panel, rows)| {
+        for (lane, values) in rows.chunks_exact(columns).enumerate() {
+            for (target, value) in panel[lane..].iter_mut().step_by(PANEL).zip(values) {
+                *target = convert(*value);
+            }
+        }
+    });
 }
 
 /// A bf16 is the upper half of an `f32`; a plain loop that the compiler turns into vector shifts.

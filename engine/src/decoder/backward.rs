@@ -5,7 +5,7 @@
 
 use super::Decoder;
 use super::Gradients;
-use super::config::Residual;
+use super::config::{Head, Residual};
 use super::forward::{Pass, whole_batch};
 use super::lora::{Adapter, AdapterGradients, Linear};
 use super::weights::{LayerSlot, Slot};
@@ -90,7 +90,15 @@ impl<K: Kernels> Decoder<K> {
         let losses = match sink.full.as_deref_mut().and_then(|gradients| gradients.get(self.head_slot())) {
             Some(dhead) => {
                 let (x, dx) = (&w.selected_normed, &mut w.dselected);
-                k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, dhead)
+                if config.head == Head::Normalised {
+                    let mut dnormalised = k.like_matrix(self.head());
+                    let losses =
+                        k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, &mut dnormalised);
+                    self.normalised_head_backward(&dnormalised, dhead);
+                    losses
+                } else {
+                    k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, dhead)
+                }
             }
             None => k.cross_entropy(
                 &w.selected_normed,

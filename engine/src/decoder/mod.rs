@@ -10,13 +10,14 @@ pub mod weights;
 
 pub mod backward;
 mod forward;
+mod normalised_head;
 
 use std::collections::BTreeMap;
 
 use self::config::{DecoderConfig, Head, Position};
 pub use self::forward::AdapterRows;
 pub use self::lora::{Adapter, AdapterGradients, LoraModule};
-use self::weights::{HostData, HostTensor, LayerSlot, Slot, slots};
+use self::weights::{HostData, HostTensor, LayerSlot, Precision, Slot, slots};
 use crate::kernels::{AdamW, AttentionShape, Kernels};
 
 /// A decoder's weights in a backend's memory.
@@ -28,7 +29,18 @@ pub struct Decoder<K: Kernels> {
     pub(crate) shape: AttentionShape,
     matrices: BTreeMap<Slot, K::Matrix>,
     vectors: BTreeMap<Slot, K::Buffer>,
+    /// Baichuan-2's head as products read it, where the weights that it comes from are trained.
+    normalised_head: Option<K::Matrix>,
     trained: bool,
+}
+
+/// Whether a decoder's weights can be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Full tuning moves them.
+    Trained,
+    /// They stay as they are, kept in a precision.
+    Frozen(Precision),
 }
 
 /// Why a decoder could not be built.
@@ -53,23 +65,24 @@ pub enum LoadError<E> {
 }
 
 impl<K: Kernels> Decoder<K> {
-    /// Builds a decoder from tensors that `source` gives, one a slot. `trained` keeps all weights in `f32`, so that
-    /// full tuning can move them; otherwise matrices stay in the type in which they were published.
+    /// Builds a decoder from tensors that `source` gives, one a slot. Frozen matrices are kept in the precision asked
+    /// for; trained ones in `f32`, so that full tuning can move them.
     ///
     /// # Errors
     /// What `source` returns, or a tensor of another shape than the configuration's.
     pub fn load<'a, E>(
         kernels: K,
         config: &DecoderConfig,
-        trained: bool,
+        weights: Weights,
         mut source: impl FnMut(Slot) -> Result<HostTensor<'a>, E>,
     ) -> Result<Self, LoadError<E>> {
         check(config).map_err(LoadError::Unsupported)?;
-        if trained && config.head == Head::Normalised {
-            let message = "full tuning of a normalised head (Baichuan-2) is not supported; use LoRA";
-            return Err(LoadError::Unsupported(message.into()));
-        }
+        let (trained, precision) = match weights {
+            Weights::Trained => (true, Precision::F32),
+            Weights::Frozen(precision) => (false, precision),
+        };
         let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        let mut normalised_head = None;
         for slot in slots(config) {
             let mut tensor = source(slot).map_err(LoadError::Source)?;
             let expected = slot.shape(config);
@@ -77,10 +90,15 @@ impl<K: Kernels> Decoder<K> {
                 return Err(LoadError::Shape { slot, found: tensor.shape, expected });
             }
             if slot == Slot::Head && config.head == Head::Normalised {
-                tensor = normalise_rows(&tensor);
+                let normalised = normalised_head::normalise(&tensor);
+                if trained {
+                    normalised_head = Some(kernels.matrix(&normalised, Precision::F32));
+                } else {
+                    tensor = normalised;
+                }
             }
             if slot.is_matrix() {
-                matrices.insert(slot, kernels.matrix(&tensor, trained));
+                matrices.insert(slot, kernels.matrix(&tensor, precision.of(slot)));
             } else {
                 vectors.insert(slot, kernels.upload(&tensor.to_f32()));
             }
@@ -95,7 +113,7 @@ impl<K: Kernels> Decoder<K> {
             head_size: config.head_size,
             slopes,
         };
-        Ok(Self { config: config.clone(), kernels, shape, matrices, vectors, trained })
+        Ok(Self { config: config.clone(), kernels, shape, matrices, vectors, normalised_head, trained })
     }
 
     /// Whether the weights can be moved.
@@ -116,10 +134,11 @@ impl<K: Kernels> Decoder<K> {
     pub fn set_tensor(&mut self, slot: Slot, values: Vec<f32>) {
         if slot.is_matrix() {
             let tensor = HostTensor { shape: slot.shape(&self.config), data: HostData::F32(values.into()) };
-            self.matrices.insert(slot, self.kernels.matrix(&tensor, self.trained));
+            self.matrices.insert(slot, self.kernels.matrix(&tensor, Precision::F32));
         } else {
             self.vectors.insert(slot, self.kernels.upload(&values));
         }
+        self.renormalise_head(slot);
     }
 
     /// Bytes of weights kept.
@@ -167,6 +186,17 @@ impl<K: Kernels> Decoder<K> {
         } else if let Some(vector) = self.vectors.get_mut(&slot) {
             self.kernels.adamw(settings, vector, gradient, moments);
         }
+        self.renormalise_head(slot);
+    }
+
+    /// After the weights at `slot` moved: what is computed from them, again.
+    fn renormalise_head(&mut self, slot: Slot) {
+        if slot == Slot::Head && self.normalised_head.is_some() {
+            let data = HostData::F32(self.tensor(slot).into());
+            let tensor = HostTensor { shape: slot.shape(&self.config), data };
+            let normalised = normalised_head::normalise(&tensor);
+            self.normalised_head = Some(self.kernels.matrix(&normalised, Precision::F32));
+        }
     }
 
     pub(crate) fn matrix(&self, layer: usize, slot: LayerSlot) -> &K::Matrix {
@@ -195,7 +225,7 @@ impl<K: Kernels> Decoder<K> {
 
     /// The head's weights: the embedding table where it is tied.
     pub(crate) fn head(&self) -> &K::Matrix {
-        &self.matrices[&self.head_slot()]
+        self.normalised_head.as_ref().unwrap_or(&self.matrices[&self.head_slot()])
     }
 
     pub(crate) fn head_slot(&self) -> Slot {
@@ -268,15 +298,4 @@ fn check(config: &DecoderConfig) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// Baichuan-2 scales each row of its head to length one.
-fn normalise_rows(tensor: &HostTensor<'_>) -> HostTensor<'static> {
-    let mut values = tensor.to_f32();
-    for row in values.chunks_exact_mut(tensor.shape[1].max(1)) {
-        // As torch.nn.functional.normalize: lengths below 1e-12 count as 1e-12.
-        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
-        row.iter_mut().for_each(|x| *x /= length);
-    }
-    HostTensor { shape: tensor.shape.clone(), data: HostData::F32(values.into()) }
 }

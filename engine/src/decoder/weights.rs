@@ -150,6 +150,36 @@ impl Slot {
     }
 }
 
+/// In what a matrix is kept in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// The type in which it was published.
+    #[default]
+    Published,
+    /// 32-bit floats: what is trained is kept so.
+    F32,
+    /// Brain floats.
+    Bf16,
+    /// Half floats.
+    F16,
+    /// 8 bits an element; each 32 elements of a row share a scale. The values are those of GGUF's `Q8_0`.
+    Bits8,
+    /// 4 bits an element, as NormalFloat; each 64 elements of a row share a scale (QLoRA, Dettmers et al. 2023). The
+    /// values are those of bitsandbytes' `nf4` without double quantisation, wherever 64 divides the row's length.
+    Nf4,
+}
+
+impl Precision {
+    /// In what the matrix at `slot` is kept where this is asked for: 8 and 4 bits are for the blocks' products, and
+    /// leave the embedding and the head as they were published, as bitsandbytes does.
+    pub fn of(self, slot: Slot) -> Self {
+        match (self, slot) {
+            (Self::Bits8 | Self::Nf4, Slot::Embedding | Slot::Head) => Self::Published,
+            _ => self,
+        }
+    }
+}
+
 /// A tensor in the host's memory, in the type in which it was published.
 #[derive(Clone, Debug)]
 pub struct HostTensor<'a> {

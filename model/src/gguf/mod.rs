@@ -10,7 +10,7 @@ mod vocabulary;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use engine::decoder::weights::{HostData, HostTensor};
+use engine::decoder::weights::{HostData, HostTensor, Precision};
 use memmap2::Mmap;
 
 use self::blocks::Block;
@@ -77,6 +77,15 @@ impl Gguf {
     /// The whole file.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// The type of a tensor, if it is one that the engine keeps.
+    pub(crate) fn precision(&self, name: &str) -> Option<Precision> {
+        match self.tensors.get(name)?.block {
+            Block::F16 => Some(Precision::F16),
+            Block::Bf16 => Some(Precision::Bf16),
+            _ => Some(Precision::F32),
+        }
     }
 
     fn has(&self, tensor: &str) -> bool {
