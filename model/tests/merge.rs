@@ -173,9 +173,9 @@ fn llama_cpp_loads_it_and_gives_the_same_logits() {
         // llama.cpp looks GELU up in a table of f16, and takes its tanh form for GPT-NeoX; otherwise sums differ only in
         // their order.
         let gelu = name.starts_with("gpt-neox") || name.starts_with("bloom");
-        write(name, &base, Some(&adapter), if gelu { 1e-2 } else { 1e-4 });
+        write(name, &base, Some(&adapter), if gelu { 2e-3 } else { 1e-5 });
     }
-    write("baichuan", &fresh(out.path(), &baichuan(32)), None, 1e-4);
+    write("baichuan", &fresh(out.path(), &baichuan(32)), None, 1e-5);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/check_gguf_loads.py");
     assert!(Command::new(&python).arg(script).args(&files).status().unwrap().success());
 }
