@@ -1,7 +1,7 @@
 //! Answering prompts: greedy search, beam search and sampling, over many prompts at once.
 //!
 //! Reading order: [`Decoding`] (the settings), `processors`, `greedy`, `sample` and `beam` (one prompt's search, which
-//! knows nothing of tensors), [`Scheduler`] (many searches in one batch), [`answer`] and [`respond`].
+//! knows nothing of tensors), [`Scheduler`] (many searches in one batch), [`answer`], [`respond`] and [`reply`].
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -28,6 +28,7 @@ mod error;
 mod greedy;
 mod preamble;
 mod processors;
+mod reply;
 mod request;
 mod respond;
 mod sample;
@@ -40,6 +41,7 @@ mod settings;
 pub use self::answer_model::AnswerModel;
 pub use self::conversation::{Conversation, Message};
 pub use self::error::Error;
+pub use self::reply::reply;
 pub use self::request::{Answer, Finish, Request};
 pub use self::respond::{System, prompt_tokens, respond};
 pub use self::scheduler::{Event, Limits, Scheduler, answer};

@@ -21,8 +21,9 @@ use crate::scores::Candidate;
 use crate::search::{Found, NotNumbers, Search, Step, Stops};
 use crate::settings::Decoding;
 
-/// Logits that exist at once: 128 MiB of them. A vocabulary of 250,000 has fewer rows to a step.
-const LOGITS: usize = 32 << 20;
+/// Bytes of keys and values where nobody says how many: as many as the weights take, within these. More prompts at once
+/// than that are hardly faster.
+const CACHE_BYTES: std::ops::RangeInclusive<usize> = 256 << 20..=1 << 30;
 
 /// How much a scheduler may take at once. No response depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,9 @@ impl Limits {
         let expected: usize = prompts.map(|prompt| expected_pages(prompt, decoding)).sum();
         let preambles: usize =
             common_beginnings(requests).values().map(|tokens| pages(tokens.len()) + 1).sum();
-        let affordable = decoding.cache_bytes / KeyValueCache::page_bytes(&model.decoder).max(1);
+        let with_weights = || model.decoder.weight_bytes().clamp(*CACHE_BYTES.start(), *CACHE_BYTES.end());
+        let cache_bytes = decoding.cache_bytes.unwrap_or_else(with_weights);
+        let affordable = cache_bytes / KeyValueCache::page_bytes(&model.decoder).max(1);
         Self {
             batch_tokens: decoding.batch_tokens.max(decoding.beams),
             pages: affordable.min(expected.max(largest)).max(largest) + preambles,
@@ -267,14 +270,16 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
             })
             .collect();
         let decoder = &self.model.decoder;
-        let mut logits =
-            decoder.cached_logits(&adapters, &pass.batch, &mut self.cache, &pass.rows, &mut self.workspace);
         let (active, stops) = (&self.active, self.stops());
-        let offered: Vec<Vec<Candidate>> = logits
-            .par_chunks_mut(decoder.config.vocabulary)
-            .zip(&pass.owners)
-            .map(|(logits, (place, hypothesis))| active[*place].search.choose(stops, *hypothesis, logits))
-            .collect();
+        let mut offered: Vec<Vec<Candidate>> = Vec::with_capacity(pass.rows.len());
+        let mut choose = |places: std::ops::Range<usize>, logits: &mut [f32]| {
+            let rows = logits.par_chunks_mut(decoder.config.vocabulary).zip(&pass.owners[places]);
+            offered.par_extend(rows.map(|(logits, (place, hypothesis))| {
+                active[*place].search.choose(stops, *hypothesis, logits)
+            }));
+        };
+        let (cache, workspace) = (&mut self.cache, &mut self.workspace);
+        decoder.cached_logits(&adapters, &pass.batch, cache, &pass.rows, workspace, &mut choose);
         Ok(self.advance(&pass.owners, offered))
     }
 
@@ -285,7 +290,7 @@ impl<'m, K: Kernels> Scheduler<'m, K> {
 
     /// Gives places in the batch to those who wait, first come, first served.
     fn admit(&mut self) {
-        let slots = self.limits.batch_tokens.min(LOGITS / self.model.decoder.config.vocabulary.max(1));
+        let slots = self.limits.batch_tokens;
         while let Some(first) = self.waiting.front() {
             let preamble = self.preambles.get(&first.request.adapter);
             if preamble.is_some_and(|preamble| !preamble.unread().is_empty()) {

@@ -28,9 +28,9 @@ pub struct Decoding {
     /// Most tokens of one pass over the model, of all prompts together. Changes the speed and the memory, and no
     /// response.
     pub batch_tokens: usize,
-    /// Most bytes of keys and values, but never less than one prompt needs. Changes the speed and the memory, and no
-    /// response.
-    pub cache_bytes: usize,
+    /// Most bytes of keys and values, but never less than one prompt needs; none: as many as the weights take, within
+    /// 256 MiB and 1 GiB. Changes the speed and the memory, and no response.
+    pub cache_bytes: Option<usize>,
 }
 
 impl Default for Decoding {
@@ -52,7 +52,7 @@ impl Decoding {
             sample: None,
             stops: Vec::new(),
             batch_tokens: 256,
-            cache_bytes: 1 << 30,
+            cache_bytes: None,
         }
     }
 

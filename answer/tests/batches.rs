@@ -76,9 +76,9 @@ fn alone_together_in_another_order_or_short_of_room_the_bytes_are_the_same() {
             other.reverse();
             assert_eq!(together, other, "{name}: another order");
             // Prompts are read in pieces, and requests lose their places for want of pages.
-            let narrow = Decoding { batch_tokens: 13, cache_bytes: 1, ..decoding.clone() };
+            let narrow = Decoding { batch_tokens: 13, cache_bytes: Some(1), ..decoding.clone() };
             assert_eq!(together, bytes(&answers(&model, &requests, &narrow)), "{name}: narrow");
-            let crowded = Decoding { cache_bytes: 1, ..decoding };
+            let crowded = Decoding { cache_bytes: Some(1), ..decoding };
             assert_eq!(together, bytes(&answers(&model, &requests, &crowded)), "{name}: crowded");
         }
     }
@@ -101,7 +101,7 @@ fn an_adapter_answers_as_its_own_and_not_as_the_base_model() {
 fn tokens_are_told_as_they_are_found_once_each() {
     let (model, requests) = (open("llama-grouped"), requests("llama-grouped", 10));
     let decoding = Arc::new(decodings().remove(0));
-    let all = Decoding { cache_bytes: 1, ..Decoding::clone(&decoding) };
+    let all = Decoding { cache_bytes: Some(1), ..Decoding::clone(&decoding) };
     let mut scheduler = Scheduler::new(&model, Limits::plan(&model, &all, &requests));
     for request in &requests {
         scheduler.push(request.clone(), &decoding).unwrap();

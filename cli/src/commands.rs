@@ -2,11 +2,13 @@
 
 mod agree;
 mod answer;
+mod chat;
 mod data;
 mod experiment;
 mod identify;
 mod judge;
 mod loss;
+mod merge;
 mod plan;
 mod rate;
 mod report;
@@ -38,8 +40,12 @@ pub(crate) enum Command {
     Loss(loss::Loss),
     /// Answer prompts with a system
     Answer(answer::Answer),
+    /// Talk to a system in the terminal
+    Chat(chat::Chat),
     /// Serve systems to OpenAI's clients
     Serve(serve::Serve),
+    /// Put an adapter into its base model's weights
+    Merge(merge::Merge),
     /// Identify the languages of responses
     Identify(identify::Identify),
     /// Rate responses
@@ -65,6 +71,8 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure
         Command::Tune(command) => command.run(output),
         Command::Loss(command) => command.run(output),
         Command::Answer(command) => command.run(output),
+        Command::Chat(command) => command.run(output),
+        Command::Merge(command) => command.run(output),
         Command::Serve(command) => command.run(output),
         Command::Identify(command) => command.run(output),
         Command::Judge(command) => command.run(output),

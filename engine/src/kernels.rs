@@ -52,6 +52,11 @@ pub trait Kernels: Send + Sync {
     fn write(&self, values: &[f32], buffer: &mut Self::Buffer);
     /// The buffer's first `length` values.
     fn download(&self, buffer: &Self::Buffer, length: usize) -> Vec<f32>;
+    /// Hands `visit` the buffer's first `length` values, to read and to overwrite; the buffer's values are undefined
+    /// after it.
+    fn visit(&self, length: usize, buffer: &mut Self::Buffer, visit: &mut dyn FnMut(&mut [f32])) {
+        visit(&mut self.download(buffer, length));
+    }
     /// Lays a two-dimensional tensor out for products and keeps it in `precision`; what is trained is kept in `f32`.
     fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Self::Matrix;
     /// The matrix's elements, row-major.
@@ -257,7 +262,8 @@ pub trait Kernels: Send + Sync {
         dout: &Self::Buffer,
         dquery_key_value: &mut Self::Buffer,
     );
-    /// Writes each row's key and value into its page of `cache`: `[page][key or value][head][place][head_size]`.
+    /// Writes each row's key and value into its page of `cache`, whose layout is the backend's own. A page holds
+    /// `2 * key_value_heads * page_size * head_size` elements.
     fn store_key_values(
         &self,
         shape: &AttentionShape,

@@ -199,6 +199,7 @@ impl BaseModel {
     pub fn tensor(&self, slot: Slot) -> Result<HostTensor<'_>> {
         let (config, family) = (self.config(), self.family());
         let shape = slot.shape(config);
+        self.forget_what_was_read();
         match &self.source {
             Source::Folder { weights, .. } => assemble(weights, &family.parts(config, slot), &shape),
             Source::Gguf(gguf) => assemble(&**gguf, &gguf.parts(&self.published, slot), &shape),
@@ -228,6 +229,41 @@ impl BaseModel {
             Source::Fresh { .. } => None,
         };
         stored.unwrap_or(Precision::F32)
+    }
+
+    /// What the weights come from.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The base of the rotary angles, before they are stretched.
+    pub(crate) fn rotary_base(&self) -> Result<f64> {
+        match &self.source {
+            Source::Gguf(gguf) => gguf.rotary_base(),
+            Source::Folder { config, .. } | Source::Fresh { config, .. } => {
+                let named = [
+                    &config["rope_parameters"]["rope_theta"],
+                    &config["rotary_emb_base"],
+                    &config["rope_theta"],
+                ];
+                // The families' own default, as it is read.
+                Ok(named.into_iter().find_map(Value::as_f64).unwrap_or(10_000.0))
+            }
+        }
+    }
+
+    /// Gives the memory back that files take which have been read. Whoever loads a model makes a copy of each tensor,
+    /// and would hold it twice; a tensor that is still borrowed is read again where it is used.
+    fn forget_what_was_read(&self) {
+        match &self.source {
+            Source::Folder { weights, .. } => {
+                for file in weights.files() {
+                    file.forget();
+                }
+            }
+            Source::Gguf(gguf) => gguf.forget(),
+            Source::Fresh { .. } => {}
+        }
     }
 
     /// The `config.json` of the model; for a GGUF file, one that says the same.
@@ -270,6 +306,7 @@ impl BaseModel {
             }
         }
         add("tokenizer", self.tokenizer.to_json()?.as_bytes());
+        self.forget_what_was_read();
         Ok(self.hash.get_or_init(|| hasher.finalize()).to_hex().to_string())
     }
 }

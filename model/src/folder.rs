@@ -43,7 +43,7 @@ impl Precision {
         }
     }
 
-    fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
 
@@ -55,7 +55,7 @@ impl Precision {
         }
     }
 
-    fn cast<'a>(self, data: HostData<'a>) -> HostData<'a> {
+    pub(crate) fn cast<'a>(self, data: HostData<'a>) -> HostData<'a> {
         match (self, data) {
             (Self::F32, data @ HostData::F32(_))
             | (Self::Bf16, data @ HostData::Bf16(_))

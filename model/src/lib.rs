@@ -2,7 +2,7 @@
 //!
 //! [`BaseModel::open`] takes a Hugging Face folder or a GGUF file and gives the decoder's configuration, the weights of
 //! each of its slots, and the tokenizer. [`folder::write`] writes a Hugging Face folder, [`adapter::Adapter`] reads and
-//! writes PEFT's.
+//! writes PEFT's, [`merge`] makes one model of both, as a folder or as a GGUF file.
 
 pub mod adapter;
 mod base_model;
@@ -13,6 +13,7 @@ mod gguf;
 pub mod init;
 mod keys;
 mod mapped;
+pub mod merge;
 mod pre_tokenizer;
 mod safetensors_file;
 mod sentencepiece;

@@ -15,3 +15,14 @@ pub(crate) fn map(path: &Path) -> Result<Mmap> {
     // reader of safetensors takes the same risk.
     unsafe { Mmap::map(&file) }.map_err(Error::io(path))
 }
+
+/// Gives back the memory of what was read: it counts as the program's as long as it is mapped. What is read again comes
+/// from the file again.
+pub(crate) fn forget(map: &Mmap) {
+    // SAFETY: the mapping is shared and never written to, so dropped pages come back with the file's bytes.
+    // That the system will not drop them changes nothing but the memory taken.
+    #[cfg(unix)]
+    let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    #[cfg(not(unix))]
+    let _ = map;
+}

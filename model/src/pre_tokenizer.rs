@@ -38,6 +38,9 @@ pub(crate) struct Named {
 pub(crate) const KNOWN: &str = "gpt-2, olmo, gpt-neox, smollm, starcoder, refact, command-r, llama-bpe, llama3, \
     llama-v3, qwen2, bloom, gpt3-finnish";
 
+/// The names that are written. llama.cpp has none for GPT-NeoX's, which but for composing is GPT-2's.
+pub(crate) const WRITTEN: [&str; 5] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "bloom"];
+
 /// Looks up a name.
 pub(crate) fn named(name: &str) -> Option<Named> {
     let plain =

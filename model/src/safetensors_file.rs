@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::mapped::map;
+use crate::mapped::{forget, map};
 use crate::stored::{TensorFile, numbers};
 
 /// The file of a model in one piece.
@@ -49,6 +49,11 @@ impl SafeTensorsFile {
     /// The names of its tensors.
     pub(crate) fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
+    }
+
+    /// Gives back the memory of what was read: see [`forget`].
+    pub(crate) fn forget(&self) {
+        forget(&self.map);
     }
 
     /// The whole file.

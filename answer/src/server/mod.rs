@@ -6,7 +6,7 @@
 mod asked;
 mod desk;
 mod refusal;
-mod told;
+pub(crate) mod told;
 
 use std::collections::HashSet;
 use std::convert::Infallible;

@@ -15,7 +15,7 @@ pub(super) enum Kind {
 }
 
 /// One choice's text on its way. A beginning of a stop text is held back until it is known not to be one.
-pub(super) struct ChoiceText<'t> {
+pub(crate) struct ChoiceText<'t> {
     stream: TextStream<'t>,
     stops: Vec<String>,
     /// All text so far, and how much of it was given out.
@@ -24,12 +24,12 @@ pub(super) struct ChoiceText<'t> {
 }
 
 impl<'t> ChoiceText<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, stops: &[String]) -> Self {
+    pub(crate) fn new(tokenizer: &'t Tokenizer, stops: &[String]) -> Self {
         Self { stream: tokenizer.stream(true), stops: stops.to_vec(), text: String::new(), given: 0 }
     }
 
     /// The text that the next token makes certain.
-    pub(super) fn push(&mut self, token: u32) -> String {
+    pub(crate) fn push(&mut self, token: u32) -> String {
         // What cannot be decoded shows in the whole answer, or as its failure.
         self.text += &self.stream.push(token).unwrap_or_default();
         let held = self.stops.iter().map(|stop| overlap(&self.text, stop)).max().unwrap_or(0);
@@ -37,7 +37,7 @@ impl<'t> ChoiceText<'t> {
     }
 
     /// The rest of the answer.
-    pub(super) fn finish(&mut self, answer: &Answer) -> String {
+    pub(crate) fn finish(&mut self, answer: &Answer) -> String {
         // A few tokenizers write a text's first token otherwise when it stands alone; what was given out stays.
         if answer.text.starts_with(&self.text[..self.given]) {
             self.text.clone_from(&answer.text);

@@ -65,6 +65,21 @@ pub(crate) struct Answer {
     #[arg(long, value_name = "N", default_value_t = Decoding::default().new_tokens)]
     new_tokens: usize,
 
+    #[command(flatten)]
+    drawing: Drawing,
+
+    /// Most tokens of one pass over the model; changes the speed and the memory, and no response
+    #[arg(long, value_name = "N", default_value_t = Decoding::default().batch_tokens)]
+    batch_tokens: usize,
+
+    /// alpaca, stanford-alpaca or a file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
+    template: TemplateChoice,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Args)]
+pub(super) struct Drawing {
     /// Draw tokens instead of taking the best one
     #[arg(long)]
     sample: bool,
@@ -84,14 +99,18 @@ pub(crate) struct Answer {
     /// For drawing tokens
     #[arg(long, value_name = "N", requires = "sample", default_value_t = Sampling::default().seed)]
     seed: u64,
+}
 
-    /// Most tokens of one pass over the model; changes the speed and the memory, and no response
-    #[arg(long, value_name = "N", default_value_t = Decoding::default().batch_tokens)]
-    batch_tokens: usize,
-
-    /// alpaca, stanford-alpaca or a file
-    #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
-    template: TemplateChoice,
+impl Drawing {
+    /// As settings; none where the best token is taken.
+    pub(super) fn sampling(&self) -> Option<Sampling> {
+        self.sample.then_some(Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            seed: self.seed,
+        })
+    }
 }
 
 impl Answer {
@@ -153,13 +172,8 @@ impl Answer {
     }
 
     fn decoding(&self) -> Decoding {
-        let sample = self.sample.then_some(Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            seed: self.seed,
-        });
-        let beams = if self.sample { 1 } else { Decoding::default().beams };
+        let sample = self.drawing.sampling();
+        let beams = if sample.is_some() { 1 } else { Decoding::default().beams };
         Decoding {
             beams: self.beams.unwrap_or(beams),
             no_repeat_ngram: self.no_repeat_ngram,

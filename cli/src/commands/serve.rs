@@ -75,11 +75,14 @@ impl Serve {
         let base = open(&self.model, output)?;
         let name = self.served_model_name.clone().unwrap_or_else(|| base.name());
         let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
-        let mut models =
-            vec![ServedModel { name, adapter: None, conversation: self.conversation(None, &model)? }];
+        let mut models = vec![ServedModel {
+            name,
+            adapter: None,
+            conversation: conversation(self.template.as_ref(), None, &model)?,
+        }];
         for (name, folder) in &self.adapter {
             let adapter = model.add_adapter(name, folder).map_err(Failure::wrong_input)?;
-            let conversation = self.conversation(Some(folder), &model)?;
+            let conversation = conversation(self.template.as_ref(), Some(folder), &model)?;
             models.push(ServedModel { name: name.clone(), adapter: Some(adapter), conversation });
         }
         let listener = TcpListener::bind(self.address)
@@ -101,31 +104,38 @@ impl Serve {
         serve(Arc::new(model), models, settings, listener).map_err(Failure::failed)?;
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    fn conversation(&self, adapter: Option<&Path>, model: &AnswerModel) -> Result<Conversation, Failure> {
-        let tokenizer = model.base.tokenizer();
-        let own = || -> anyhow::Result<Conversation> {
-            if let Some(folder) = adapter
-                && let Some(own) = Conversation::of_adapter(folder, tokenizer)?
-            {
-                return Ok(own);
-            }
-            Conversation::of_model(tokenizer)
-        };
-        match &self.template {
-            None => own().map_err(Failure::wrong_input),
-            Some(TemplateChoice::Chat) => match own().map_err(Failure::wrong_input)? {
-                Conversation::Instruction(_) => {
-                    Err(Failure::wrong_input(anyhow!("--template chat: this model has no chat template")))
-                }
-                jinja => Ok(jinja),
-            },
-            Some(choice) => Ok(Conversation::Instruction(load_template(choice)?)),
+/// How a system's conversations become prompts: by the template asked for, else by the adapter's or the model's own, else
+/// by Alpaca's.
+pub(super) fn conversation(
+    template: Option<&TemplateChoice>,
+    adapter: Option<&Path>,
+    model: &AnswerModel,
+) -> Result<Conversation, Failure> {
+    let tokenizer = model.base.tokenizer();
+    let own = || -> anyhow::Result<Conversation> {
+        if let Some(folder) = adapter
+            && let Some(own) = Conversation::of_adapter(folder, tokenizer)?
+        {
+            return Ok(own);
         }
+        Conversation::of_model(tokenizer)
+    };
+    match template {
+        None => own().map_err(Failure::wrong_input),
+        Some(TemplateChoice::Chat) => match own().map_err(Failure::wrong_input)? {
+            Conversation::Instruction(_) => {
+                Err(Failure::wrong_input(anyhow!("--template chat: this model has no chat template")))
+            }
+            jinja => Ok(jinja),
+        },
+        Some(choice) => Ok(Conversation::Instruction(load_template(choice)?)),
     }
 }
 
-fn named(text: &str) -> Result<(String, PathBuf), String> {
+/// A flag's `NAME=DIR`.
+pub(super) fn named(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
             Ok((name.to_owned(), folder.into()))

@@ -123,6 +123,10 @@ impl Kernels for Cpu {
             .for_each(|(out, x)| add(out, x));
     }
 
+    fn visit(&self, length: usize, buffer: &mut Buffer, visit: &mut dyn FnMut(&mut [f32])) {
+        visit(&mut buffer[..length]);
+    }
+
     fn gather(&self, width: usize, rows: &[usize], x: &Buffer, out: &mut Buffer) {
         for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
             out.copy_from_slice(&x[row * width..][..width]);

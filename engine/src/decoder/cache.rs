@@ -1,6 +1,5 @@
 //! Keys and values of what has been read, in pages that sequences can share.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Decoder;
@@ -23,7 +22,9 @@ pub struct KeyValueCache<K: Kernels> {
     layers: Vec<K::Buffer>,
     page_length: usize,
     users: Vec<u32>,
-    free: VecDeque<u32>,
+    /// The last one given back is taken first: a page that nobody ever needed takes no memory, as the system gives
+    /// memory to what is touched.
+    free: Vec<u32>,
 }
 
 /// One sequence's pages. Give them back with [`KeyValueCache::release`].
@@ -51,7 +52,7 @@ impl<K: Kernels> KeyValueCache<K> {
         let config = &decoder.config;
         let page_length = 2 * config.key_value_heads * PAGE_SIZE * config.head_size;
         let layers = (0..config.layers).map(|_| decoder.kernels.buffer(pages * page_length)).collect();
-        Self { layers, page_length, users: vec![0; pages], free: (0..pages as u32).collect() }
+        Self { layers, page_length, users: vec![0; pages], free: (0..pages as u32).rev().collect() }
     }
 
     /// Bytes that a page takes over all blocks of a decoder.
@@ -84,7 +85,7 @@ impl<K: Kernels> KeyValueCache<K> {
             return Err(CacheFull);
         }
         if shared && let Some(last) = sequence.pages.last_mut() {
-            let Some(own) = self.free.pop_front() else { return Err(CacheFull) };
+            let Some(own) = self.free.pop() else { return Err(CacheFull) };
             for layer in &mut self.layers {
                 decoder.kernels.copy_page(self.page_length, *last, own, layer);
             }
@@ -93,7 +94,7 @@ impl<K: Kernels> KeyValueCache<K> {
             *last = own;
         }
         for _ in 0..needed {
-            let Some(page) = self.free.pop_front() else { return Err(CacheFull) };
+            let Some(page) = self.free.pop() else { return Err(CacheFull) };
             self.users[page as usize] = 1;
             sequence.pages.push(page);
         }
@@ -119,7 +120,7 @@ impl<K: Kernels> KeyValueCache<K> {
             let users = &mut self.users[page as usize];
             *users -= 1;
             if *users == 0 {
-                self.free.push_back(page);
+                self.free.push(page);
             }
         }
     }

@@ -11,6 +11,12 @@ use crate::arena::{BlockActivations, Workspace};
 use crate::batch::Batch;
 use crate::kernels::{CachedRow, DropoutPlace, Kernels};
 
+/// Logits that exist at once while decoding: 32 MiB of them.
+const LOGITS: usize = 8 << 20;
+
+/// Rows that are taken at once however large the vocabulary is: fewer would read the head more often than they use it.
+const LEAST_ROWS: usize = 32;
+
 /// Which rows an adapter is on: several adapters can share one pass over one base model.
 #[derive(Clone)]
 pub struct AdapterRows<'a, K: Kernels> {
@@ -65,7 +71,8 @@ impl<K: Kernels> Decoder<K> {
     }
 
     /// The logits of the given rows of a batch whose sequences go on from `cache`, to which their keys and values
-    /// are added: `[rows.len(), vocabulary]`.
+    /// are added. `visit` gets them in pieces, each with the places in `rows` that it is of: `[places.len(),
+    /// vocabulary]`, which it may overwrite.
     pub fn cached_logits(
         &self,
         adapters: &[AdapterRows<'_, K>],
@@ -73,7 +80,8 @@ impl<K: Kernels> Decoder<K> {
         cache: &mut super::cache::KeyValueCache<K>,
         rows: &[usize],
         workspace: &mut Workspace<K>,
-    ) -> Vec<f32> {
+        visit: &mut dyn FnMut(Range<usize>, &mut [f32]),
+    ) {
         let positions: Vec<u32> = batch.rows.iter().map(|row| row.position as u32).collect();
         let (page_size, layers) = cache.parts();
         let pass = Pass {
@@ -88,7 +96,7 @@ impl<K: Kernels> Decoder<K> {
         for layer in 0..self.config.layers {
             self.block_forward(layer, &pass, &mut attend, workspace);
         }
-        self.head_logits(rows, workspace)
+        self.visit_logits(rows, workspace, visit);
     }
 
     /// All blocks over a packed batch.
@@ -246,6 +254,25 @@ impl<K: Kernels> Decoder<K> {
         let bias = self.outer_vector(Slot::FinalNormBias);
         let (x, out) = (&workspace.selected, &mut workspace.selected_normed);
         k.norm(self.config.norm, rows.len(), x, self.final_norm(), bias, out, &mut workspace.selected_stats);
+    }
+
+    /// The logits of the rows asked for, some rows at a time: those of a large vocabulary and many rows never exist
+    /// at once.
+    fn visit_logits(
+        &self,
+        rows: &[usize],
+        workspace: &mut Workspace<K>,
+        visit: &mut dyn FnMut(Range<usize>, &mut [f32]),
+    ) {
+        let (k, vocabulary) = (&self.kernels, self.config.vocabulary);
+        let piece = (LOGITS / vocabulary.max(1)).max(LEAST_ROWS).min(rows.len());
+        let mut logits = k.buffer(piece * vocabulary);
+        for start in (0..rows.len()).step_by(piece.max(1)) {
+            let places = start..rows.len().min(start + piece);
+            self.select(&rows[places.clone()], workspace);
+            k.product(places.len(), &workspace.selected_normed, self.head(), None, &mut logits, false);
+            k.visit(places.len() * vocabulary, &mut logits, &mut |logits| visit(places.clone(), logits));
+        }
     }
 
     /// The logits of the rows asked for.

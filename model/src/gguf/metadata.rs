@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::write::put_text;
 use crate::error::{Error, Result};
 
 /// A key's value.
@@ -44,6 +45,65 @@ impl Metadata {
             Self::Other => "a list of another kind".to_owned(),
         }
     }
+}
+
+/// The numbers that the format gives types, of those that are written.
+const UNSIGNED: u32 = 4;
+const SIGNED: u32 = 5;
+const FLOAT: u32 = 6;
+const FLAG: u32 = 7;
+const TEXT: u32 = 8;
+const LIST: u32 = 9;
+
+impl Metadata {
+    /// Writes it as the format has it: numbers in 32 bits, as the programs that read GGUF expect most of them. What was
+    /// passed over when it was read is written as an empty list.
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        let mut number = |kind: u32, bytes: [u8; 4]| {
+            out.extend(kind.to_le_bytes());
+            out.extend(bytes);
+        };
+        match self {
+            Self::Unsigned(value) => {
+                number(UNSIGNED, u32::try_from(*value).unwrap_or(u32::MAX).to_le_bytes());
+            }
+            Self::Signed(value) => {
+                let least = if *value < 0 { i32::MIN } else { i32::MAX };
+                number(SIGNED, i32::try_from(*value).unwrap_or(least).to_le_bytes());
+            }
+            Self::Float(value) => number(FLOAT, (*value as f32).to_le_bytes()),
+            Self::Flag(flag) => {
+                out.extend(FLAG.to_le_bytes());
+                out.push(u8::from(*flag));
+            }
+            Self::Text(text) => {
+                out.extend(TEXT.to_le_bytes());
+                put_text(out, text);
+            }
+            Self::Texts(list) => {
+                put_list(out, TEXT, list.len());
+                list.iter().for_each(|text| put_text(out, text));
+            }
+            Self::Integers(list) => {
+                put_list(out, SIGNED, list.len());
+                for value in list {
+                    let least = if *value < 0 { i32::MIN } else { i32::MAX };
+                    out.extend(i32::try_from(*value).unwrap_or(least).to_le_bytes());
+                }
+            }
+            Self::Floats(list) => {
+                put_list(out, FLOAT, list.len());
+                list.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            }
+            Self::Other => put_list(out, SIGNED, 0),
+        }
+    }
+}
+
+fn put_list(out: &mut Vec<u8>, kind: u32, length: usize) {
+    out.extend(LIST.to_le_bytes());
+    out.extend(kind.to_le_bytes());
+    out.extend((length as u64).to_le_bytes());
 }
 
 /// Reads forward through a file, never beyond its end.

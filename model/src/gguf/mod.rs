@@ -6,6 +6,8 @@ mod blocks;
 mod metadata;
 mod model;
 mod vocabulary;
+mod write;
+mod write_vocabulary;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,10 +18,11 @@ use memmap2::Mmap;
 use self::blocks::Block;
 use self::metadata::{Cursor, Metadata};
 use crate::error::{Error, Result};
-use crate::mapped::map;
+use crate::mapped::{forget, map};
 use crate::stored::{TensorFile, numbers};
 
 pub(crate) use self::vocabulary::{Pieces, sentencepiece_json, tokenizer};
+pub(crate) use self::write::write;
 
 /// The first bytes of a GGUF file.
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
@@ -86,6 +89,11 @@ impl Gguf {
             Block::Bf16 => Some(Precision::Bf16),
             _ => Some(Precision::F32),
         }
+    }
+
+    /// Gives back the memory of what was read: see [`forget`].
+    pub(crate) fn forget(&self) {
+        forget(&self.map);
     }
 
     fn has(&self, tensor: &str) -> bool {

@@ -27,7 +27,7 @@ const NOT_COMPUTED: [&str; 9] = [
 ];
 
 /// LLaMA 3's stretched waves, as divisors of the frequencies.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 impl Gguf {
     fn family(&self) -> Result<Family> {
@@ -190,47 +190,29 @@ impl Gguf {
 
     /// The tensors that fill a slot.
     pub(crate) fn parts(&self, published: &Published, slot: Slot) -> Parts {
-        let config = &published.config;
-        let plain = |name: &str| vec![Part::plain(name, slot.shape(config)[0])];
-        let parts = match slot {
-            Slot::Embedding => plain("token_embd.weight"),
-            Slot::EmbeddingNormWeight => plain("token_embd_norm.weight"),
-            Slot::EmbeddingNormBias => plain("token_embd_norm.bias"),
-            Slot::FinalNormWeight => plain("output_norm.weight"),
-            Slot::FinalNormBias => plain("output_norm.bias"),
-            Slot::Head => plain("output.weight"),
-            Slot::Layer(layer, LayerSlot::QueryKeyValueWeight) => self.fused(published, layer, "weight"),
-            Slot::Layer(layer, LayerSlot::QueryKeyValueBias) => self.fused(published, layer, "bias"),
-            Slot::Layer(layer, slot) => plain(&format!("blk.{layer}.{}", within(slot))),
+        let fused = match slot {
+            Slot::Layer(layer, LayerSlot::QueryKeyValueWeight) => {
+                self.has(&format!("blk.{layer}.attn_qkv.weight"))
+            }
+            Slot::Layer(layer, LayerSlot::QueryKeyValueBias) => {
+                self.has(&format!("blk.{layer}.attn_qkv.bias"))
+            }
+            _ => false,
         };
-        // Gemma's norms are written with their one added.
-        Parts { parts, offset: 0.0 }
+        parts(published.family, &published.config, fused, slot)
     }
 
-    fn fused(&self, published: &Published, layer: usize, kind: &str) -> Vec<Part> {
-        let config = &published.config;
-        let name = |which: &str| format!("blk.{layer}.attn_{which}.{kind}");
-        if self.has(&name("qkv")) {
-            // Writers of GGUF take the heads of GPT-NeoX and BLOOM apart.
-            return vec![Part::plain(name("qkv"), config.query_key_value_rows())];
-        }
-        let order = match (published.family, &config.position) {
-            // These two are rotated in neighbouring pairs by the programs that read GGUF, the others in halves; a
-            // Baichuan with ALiBi is written as if it were rotated too.
-            (Family::Llama, Position::Rotary { rotated, .. }) => {
-                Order::Neighbours { head_size: config.head_size, rotated: *rotated }
-            }
-            (Family::Baichuan, _) => {
-                Order::Neighbours { head_size: config.head_size, rotated: config.head_size }
-            }
-            _ => Order::AsStored,
-        };
-        let (query, key) = (config.heads * config.head_size, config.key_value_heads * config.head_size);
-        vec![
-            Part { name: name("q"), rows: query, order },
-            Part { name: name("k"), rows: key, order },
-            Part::plain(name("v"), key),
-        ]
+    /// The base of the rotary angles, before they are stretched.
+    pub(crate) fn rotary_base(&self) -> Result<f64> {
+        Ok(self.rope(self.text("general.architecture")?)?.0)
+    }
+
+    /// All keys that describe the tokenizer.
+    pub(super) fn tokenizer_keys(&self) -> Vec<(String, Metadata)> {
+        let keys = self.metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
+        let mut keys: Vec<_> = keys.map(|(key, value)| (key.clone(), value.clone())).collect();
+        keys.sort_by(|(a, _), (b, _)| a.cmp(b));
+        keys
     }
 
     /// Every slot is filled in the right shape, and nothing is left over.
@@ -361,6 +343,57 @@ impl Gguf {
     fn missing_tensor(&self, tensor: &str, expected: Vec<usize>) -> Error {
         Error::MissingTensor { path: self.path().to_owned(), tensor: tensor.to_owned(), expected }
     }
+}
+
+/// The tensors of a GGUF file that fill a slot; `fused`: queries, keys and values are one of them.
+pub(super) fn parts(family: Family, config: &DecoderConfig, fused: bool, slot: Slot) -> Parts {
+    let plain = |name: &str| vec![Part::plain(name, slot.shape(config)[0])];
+    let parts = match slot {
+        Slot::Embedding => plain("token_embd.weight"),
+        Slot::EmbeddingNormWeight => plain("token_embd_norm.weight"),
+        Slot::EmbeddingNormBias => plain("token_embd_norm.bias"),
+        Slot::FinalNormWeight => plain("output_norm.weight"),
+        Slot::FinalNormBias => plain("output_norm.bias"),
+        Slot::Head => plain("output.weight"),
+        Slot::Layer(layer, LayerSlot::QueryKeyValueWeight) => {
+            query_key_value(family, config, fused, layer, "weight")
+        }
+        Slot::Layer(layer, LayerSlot::QueryKeyValueBias) => {
+            query_key_value(family, config, fused, layer, "bias")
+        }
+        Slot::Layer(layer, slot) => plain(&format!("blk.{layer}.{}", within(slot))),
+    };
+    // Gemma's norms are written with their one added.
+    Parts { parts, offset: 0.0 }
+}
+
+fn query_key_value(
+    family: Family,
+    config: &DecoderConfig,
+    fused: bool,
+    layer: usize,
+    kind: &str,
+) -> Vec<Part> {
+    let name = |which: &str| format!("blk.{layer}.attn_{which}.{kind}");
+    if fused {
+        // Writers of GGUF take the heads of GPT-NeoX and BLOOM apart.
+        return vec![Part::plain(name("qkv"), config.query_key_value_rows())];
+    }
+    let order = match (family, &config.position) {
+        // These are rotated in neighbouring pairs by the programs that read GGUF, the others in halves; a Baichuan with
+        // ALiBi is written as if it were rotated too.
+        (Family::Llama | Family::Mistral, Position::Rotary { rotated, .. }) => {
+            Order::Neighbours { head_size: config.head_size, rotated: *rotated }
+        }
+        (Family::Baichuan, _) => Order::Neighbours { head_size: config.head_size, rotated: config.head_size },
+        _ => Order::AsStored,
+    };
+    let (query, key) = (config.heads * config.head_size, config.key_value_heads * config.head_size);
+    vec![
+        Part { name: name("q"), rows: query, order },
+        Part { name: name("k"), rows: key, order },
+        Part::plain(name("v"), key),
+    ]
 }
 
 fn within(slot: LayerSlot) -> &'static str {

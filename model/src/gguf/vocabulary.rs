@@ -9,9 +9,12 @@ use crate::pre_tokenizer;
 use crate::tokenizer::{SpecialIds, Tokenizer, template};
 
 /// The kinds of token in `tokenizer.ggml.token_type`, which are SentencePiece's.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 /// Builds the tokenizer.
 pub(crate) fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
@@ -145,7 +148,7 @@ pub(crate) fn sentencepiece_json(pieces: &Pieces, prefix: bool) -> Value {
     for (place, text) in pieces.texts.iter().enumerate() {
         let score = pieces.scores.get(place).copied().unwrap_or(0.0);
         // Only ordinary pieces are made by merging.
-        if pieces.kinds.get(place).is_some_and(|&kind| kind != 1) {
+        if pieces.kinds.get(place).is_some_and(|&kind| kind != NORMAL) {
             continue;
         }
         let mut cuts: Vec<_> = text
