@@ -5,7 +5,7 @@ use std::path::Path;
 use engine::arena::{Workspace, WorkspacePlan};
 use engine::batch::Batch;
 use engine::decoder::lora::HostLora;
-use engine::decoder::weights::{HostData, HostTensor, Precision, Slot};
+use engine::decoder::weights::{self, HostData, HostTensor, Slot};
 use engine::decoder::{self, AdapterRows, Decoder, Weights};
 use engine::kernels::{DropoutKey, Kernels};
 use rayon::prelude::*;
@@ -72,7 +72,7 @@ impl<'m> Merged<'m> {
     pub fn logits<K: Kernels>(&self, kernels: K, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
         let (path, config) = (self.base.path(), self.base.config());
         let refuse = |reason: String| Error::NotAModel { path: path.to_owned(), reason };
-        let frozen = Weights::Frozen(Precision::Published);
+        let frozen = Weights::Frozen(weights::Precision::Published);
         let decoder = Decoder::load(kernels, config, frozen, |slot| self.base.tensor(slot));
         let decoder = decoder.map_err(|error| refuse(error.to_string()))?;
         let adapter = self
