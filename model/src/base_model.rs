@@ -26,6 +26,9 @@ pub struct BaseModel {
     hash: OnceLock<blake3::Hash>,
 }
 
+/// Bytes of a mapped file that are hashed before their memory is given back.
+const HASHED_AT_ONCE: usize = 64 << 20;
+
 /// What the weights come from.
 pub(crate) enum Source {
     Folder { weights: FolderWeights, config: Value },
@@ -289,7 +292,12 @@ impl BaseModel {
         let mut hasher = blake3::Hasher::new();
         let mut add = |name: &str, bytes: &[u8]| {
             hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-            hasher.update(&(bytes.len() as u64).to_le_bytes()).update_rayon(bytes);
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            // A stretch at a time: mapped weights need not be in memory all at once.
+            for stretch in bytes.chunks(HASHED_AT_ONCE) {
+                hasher.update_rayon(stretch);
+                self.forget_what_was_read();
+            }
         };
         match &self.source {
             Source::Folder { weights, config } => {
@@ -306,7 +314,6 @@ impl BaseModel {
             }
         }
         add("tokenizer", self.tokenizer.to_json()?.as_bytes());
-        self.forget_what_was_read();
         Ok(self.hash.get_or_init(|| hasher.finalize()).to_hex().to_string())
     }
 }
