@@ -16,6 +16,7 @@ mod run;
 mod serve;
 mod store;
 mod tune;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Data(data::Data),
     /// Tune a base model on instruction data
     Tune(Box<tune::Tune>),
+    /// Test a model and its tokenizer before it is tuned
+    Verify(verify::Verify),
     /// Measure a system's loss on instruction data
     Loss(loss::Loss),
     /// Answer prompts with a system
@@ -69,6 +72,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure
         Command::Plan(command) => command.run(output),
         Command::Data(command) => command.run(output),
         Command::Tune(command) => command.run(output),
+        Command::Verify(command) => command.run(output),
         Command::Loss(command) => command.run(output),
         Command::Answer(command) => command.run(output),
         Command::Chat(command) => command.run(output),

@@ -1,7 +1,7 @@
 //! Tuning: batches, optimizer, schedule, validation, checkpoints and resume.
 //!
 //! Reading order: [`settings`] (what a run is), [`rows`] (records as tokens), [`order`] (which row when),
-//! [`schedule`], [`memory`], `trained` (what the optimizer moves), `checkpoint`, and [`run`], which puts them together.
+//! [`schedule`], [`memory`], `trained` (what the optimizer moves), `checkpoint`, and [`run`], which puts them together; [`verify`] tests a model beforehand.
 
 mod checkpoint;
 mod error;
@@ -13,6 +13,7 @@ pub mod run;
 pub mod schedule;
 pub mod settings;
 mod trained;
+pub mod verify;
 
 pub use error::{Error, Result};
 pub use metrics::{Progress, Quiet, UpdateMetrics, ValidationMetrics};

@@ -72,7 +72,7 @@ pub(crate) struct Answer {
     #[arg(long, value_name = "N", default_value_t = Decoding::default().batch_tokens)]
     batch_tokens: usize,
 
-    /// alpaca, stanford-alpaca or a file
+    /// alpaca, stanford-alpaca, chat (the model's own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
 }
@@ -117,7 +117,6 @@ impl Answer {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let decoding = self.decoding();
         decoding.check().map_err(|fault| Failure::wrong_input(anyhow!("decoding: {fault}")))?;
-        let template = load_template(&self.template)?;
         let reading = read_prompts(&self.prompts, self.language.as_ref()).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
@@ -128,6 +127,7 @@ impl Answer {
             return Err(Failure::wrong_input(anyhow!("{}: there is no prompt", self.prompts.display())));
         }
         let base = open(&self.model, output)?;
+        let template = load_template(&self.template, &base)?;
         let name = self.system_name(&base);
         let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
         let adapter = self.adapter.as_deref().map(|folder| model.add_adapter(&name, folder)).transpose();

@@ -36,7 +36,7 @@ pub(crate) struct Loss {
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     cutoff: usize,
 
-    /// alpaca, stanford-alpaca or a file
+    /// alpaca, stanford-alpaca, chat (the model's own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
 }
@@ -44,8 +44,8 @@ pub(crate) struct Loss {
 impl Loss {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let records = self.data.read(output)?;
-        let template = load_template(&self.template)?;
         let base = open(&self.model, output)?;
+        let template = load_template(&self.template, &base)?;
         let adapter = self.adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
         let settings = Settings {
             supervise: self.supervise,

@@ -130,7 +130,7 @@ pub(super) fn conversation(
             }
             jinja => Ok(jinja),
         },
-        Some(choice) => Ok(Conversation::Instruction(load_template(choice)?)),
+        Some(choice) => Ok(Conversation::Instruction(load_template(choice, &model.base)?)),
     }
 }
 

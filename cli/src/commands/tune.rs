@@ -4,14 +4,16 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
+use answer::Conversation;
 use anyhow::{Context, anyhow};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use instructions::language::Language;
 use instructions::record::{Record, read_records};
-use instructions::template::{Template, TemplateChoice};
+use instructions::template::{ChatRenderer, Template, TemplateChoice};
 use lab::progress;
 use model::BaseModel;
 use model::adapter::Adapter;
@@ -29,9 +31,13 @@ use crate::output::Output;
 /// Settings that are not given are the preset's
 #[derive(Debug, Args)]
 pub(crate) struct Tune {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, or a GGUF file; with --init-config, a folder with its tokenizer
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
+
+    /// A new model with random weights, drawn from the seed, of the shape that this config.json says
+    #[arg(long, value_name = "FILE", conflicts_with = "init_adapter")]
+    init_config: Option<PathBuf>,
 
     #[command(flatten)]
     data: DataArguments,
@@ -161,7 +167,7 @@ pub(crate) struct Tune {
     #[arg(long)]
     recompute: bool,
 
-    /// alpaca, stanford-alpaca or a file; under the preset paper each method has its authors' own
+    /// alpaca, stanford-alpaca, chat (the model's own) or a file; under the preset paper each method has its authors' own
     #[arg(long, value_name = "NAME|FILE")]
     template: Option<TemplateChoice>,
 
@@ -218,8 +224,8 @@ impl Tune {
             records.truncate(rows);
         }
         let settings = self.settings();
-        let template = self.template()?;
-        let base = open(&self.model, output)?;
+        let base = self.base(output)?;
+        let template = self.template(&base)?;
         let initial = self.init_adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
         let rows = encode(&records, &template, &base, &settings, "to train on", output)?;
         let held_out = encode(&validation, &template, &base, &settings, "for validation", output)?;
@@ -307,12 +313,21 @@ impl Tune {
         }
     }
 
-    fn template(&self) -> Result<Template, Failure> {
+    /// The base model: as it is published, or a new one.
+    fn base(&self, output: &Output) -> Result<BaseModel, Failure> {
+        let Some(config) = &self.init_config else { return open(&self.model, output) };
+        if self.method == Method::Lora {
+            output.warning("--init-config: an adapter on random weights serves measurements alone");
+        }
+        BaseModel::fresh(config, &self.model, self.seed).map_err(Failure::wrong_input)
+    }
+
+    fn template(&self, base: &BaseModel) -> Result<Template, Failure> {
         let preset = match (self.preset, self.method) {
             (Preset::Paper, Method::Full) => TemplateChoice::StanfordAlpaca,
             _ => TemplateChoice::Alpaca,
         };
-        load_template(self.template.as_ref().unwrap_or(&preset))
+        load_template(self.template.as_ref().unwrap_or(&preset), base)
     }
 
     fn tell(
@@ -423,15 +438,14 @@ pub(super) fn read_adapter(folder: &Path, base: &BaseModel) -> Result<Adapter, F
     Adapter::read(folder, base.family(), base.config()).map_err(Failure::wrong_input)
 }
 
-/// Loads a template.
-pub(super) fn load_template(choice: &TemplateChoice) -> Result<Template, Failure> {
-    if *choice == TemplateChoice::Chat {
-        return Err(Failure::wrong_input(anyhow!(
-            "--template chat: a model's own chat template is not rendered here; expected alpaca, stanford-alpaca or \
-             a file"
-        )));
+/// Loads a template; `chat` is the model's own.
+pub(super) fn load_template(choice: &TemplateChoice, base: &BaseModel) -> Result<Template, Failure> {
+    let mut chat: Option<Arc<dyn ChatRenderer>> = None;
+    if *choice == TemplateChoice::Chat && base.tokenizer().chat_template().is_some() {
+        let own = Conversation::of_model(base.tokenizer()).context("--template chat");
+        chat = Some(Arc::new(own.map_err(Failure::wrong_input)?));
     }
-    choice.load(None).context("--template").map_err(Failure::wrong_input)
+    choice.load(chat).context("--template").map_err(Failure::wrong_input)
 }
 
 /// Records as tokens; what the cutoff took is told.
