@@ -12,6 +12,8 @@
     const made = document.createElement(tag);
     if (kind) made.className = kind;
     if (text !== undefined && text !== null) made.textContent = text;
+    // What people and systems wrote stands in its own direction.
+    if (tag === "p") made.dir = "auto";
     return made;
   };
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::read::Records;
 use crate::records::{Language, Recipe, SystemStatus};
-use crate::results::{Case, Cell, Line, Pair, Results, Source, UNTUNED};
+use crate::results::{Case, Cell, Line, Pair, Pooled, Results, Source, UNTUNED};
 
 /// A finding: what is found, and how it was counted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -124,8 +124,10 @@ impl Finder<'_> {
         if groups.len() <= FEW {
             return groups.iter().map(|&(base, method)| self.leaders_of(base, method, &cases)).collect();
         }
+        let methods = self.records.experiment.methods.iter();
+        let mut findings: Vec<Finding> = methods.filter_map(|method| self.best_two(method, &cases)).collect();
         let all = self.count_leaders(&self.rows(), &cases, "language × base model × method");
-        let mut findings = vec![all.behind(self.behind(&cases))];
+        findings.push(all.behind(self.behind(&cases)));
         if self.records.experiment.methods.len() > 1 {
             for method in &self.records.experiment.methods {
                 let of_method: Vec<&Case> =
@@ -140,6 +142,73 @@ impl Finder<'_> {
             }
         }
         findings
+    }
+
+    /// The two recipes with the most highest totals by a method, language by language over all base models.
+    fn best_two(&self, method: &str, cases: &[&Case]) -> Option<Finding> {
+        let cases: Vec<&Case> = cases.iter().copied().filter(|case| case.method == method).collect();
+        let leads = |pooled: &Pooled| {
+            let count = |recipe: &str| cases.iter().filter(|case| case.leader == recipe).count();
+            count(&pooled.left) + count(&pooled.right)
+        };
+        let seen = || self.results.pooled.iter().filter(|pooled| pooled.seen && pooled.method == method);
+        // Of equal ones the first.
+        let best = seen().rev().max_by_key(|pooled| leads(pooled))?;
+        let pair: Vec<&Pooled> =
+            seen().filter(|pooled| pooled.left == best.left && pooled.right == best.right).collect();
+        // The one with the higher totals is named first.
+        let sum: f64 = pair.iter().map(|pooled| pooled.difference.value).sum();
+        let (first, second, sign) =
+            if sum < 0.0 { (&best.right, &best.left, -1.0) } else { (&best.left, &best.right, 1.0) };
+        let where_is = |wanted: &dyn Fn(&Pooled) -> bool| -> Vec<String> {
+            pair.iter().filter(|pooled| wanted(pooled)).map(|pooled| self.name(&pooled.language)).collect()
+        };
+        let wins =
+            where_is(&|pooled| pooled.difference.excludes_zero() && sign * pooled.difference.value > 0.0);
+        let losses =
+            where_is(&|pooled| pooled.difference.excludes_zero() && sign * pooled.difference.value < 0.0);
+        let level = where_is(&|pooled| !pooled.difference.excludes_zero());
+        let beats = |winner: &str, loser: &str, languages: &[String]| {
+            (!languages.is_empty()).then(|| format!("{winner} beats {loser} in {}", listed(languages)))
+        };
+        let level = (!level.is_empty())
+            .then(|| format!("in {}, {first} and {second} cannot be told apart", listed(&level)));
+        let clauses: Vec<String> = [beats(first, second, &wins), beats(second, first, &losses), level]
+            .into_iter()
+            .flatten()
+            .collect();
+        let base_models = pair.iter().map(|pooled| pooled.base_models).max()?;
+        let numbers: Vec<String> =
+            pair.iter().map(|pooled| self.pooled_in_words(pooled, sign, base_models)).collect();
+        let text = format!(
+            "{}, by {method}, over {}: {}.",
+            self.rows(),
+            counted(base_models, "base model", "base models"),
+            clauses.join("; ")
+        );
+        let detail = format!(
+            "{first} minus {second}, the mean over the base models, with the paired bootstrap's 95 % interval: {}.",
+            numbers.join("; ")
+        );
+        Some(Finding::new(text, detail).behind(self.behind(&cases)))
+    }
+
+    /// `Finnish +2.1 [0.4, 3.9]`, and how many base models it is over where that is fewer than elsewhere.
+    fn pooled_in_words(&self, pooled: &Pooled, sign: f64, base_models: usize) -> String {
+        let found = pooled.difference;
+        let (low, high) = (sign * found.low, sign * found.high);
+        let fewer = if pooled.base_models < base_models {
+            format!(" ({})", counted(pooled.base_models, "base model", "base models"))
+        } else {
+            String::new()
+        };
+        format!(
+            "{} {} [{}, {}]{fewer}",
+            self.name(&pooled.language),
+            one_digit(sign * found.value),
+            one_digit(low.min(high)),
+            one_digit(low.max(high))
+        )
     }
 
     /// One base model and method: who leads where.

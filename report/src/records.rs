@@ -318,7 +318,7 @@ pub struct Score {
     /// 1 if the response is in the prompt's language, else 0; absent if it was not gated.
     #[serde(default)]
     pub gate: Option<u8>,
-    /// The identifier's own label, `__label__bg` or `bul_Cyrl`.
+    /// The identifier's own label, `bg` or `bul_Cyrl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// The label as a language code of this project, `bg`.

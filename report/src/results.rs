@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::Options;
 use crate::read::Records;
 use crate::records::{Score, ScoreStatus, SystemKind, SystemStatus};
-use crate::statistics::{Difference, Estimate, Resamples, Table, holm, total};
+use crate::statistics::{Difference, Estimate, Resamples, Table, holm, subtract, total};
 
 /// The name under which an untuned base model stands among the recipes.
 pub const UNTUNED: &str = "untuned";
@@ -20,6 +20,8 @@ pub struct Results {
     pub lines: Vec<Line>,
     /// Every base model × method × language whose recipes were compared.
     pub cases: Vec<Case>,
+    /// Every two recipes in every language, over all base models of a method.
+    pub pooled: Vec<Pooled>,
     /// The prompts of each language in the order of the cells' scores, by language code.
     #[serde(skip)]
     pub prompts: BTreeMap<String, Vec<String>>,
@@ -177,6 +179,26 @@ pub struct Pair {
     pub detectable: f64,
 }
 
+/// Two recipes in one language, over all base models of a method.
+#[derive(Debug, Clone, Serialize)]
+pub struct Pooled {
+    /// The method.
+    pub method: String,
+    /// The language.
+    pub language: String,
+    /// Whether the language was tuned on.
+    pub seen: bool,
+    /// One recipe.
+    pub left: String,
+    /// The other.
+    pub right: String,
+    /// How many base models have a total of both.
+    pub base_models: usize,
+    /// Gated total of the left minus that of the right, the mean over those base models. A resample draws the same
+    /// prompts, and seeds of the same place, for all of them.
+    pub difference: Estimate,
+}
+
 /// The place in the table of totals from which a number's records can be opened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Source {
@@ -261,7 +283,8 @@ pub fn results(records: &Records, options: &Options) -> Results {
         keys.par_iter().map(|key| line(records, &scores, &resamples, &prompts, key)).collect();
     let mut cases = cases(records, &lines, &resamples);
     correct(&mut cases);
-    Results { lines, cases, prompts }
+    let pooled = pooled(records, &lines, &resamples);
+    Results { lines, cases, pooled, prompts }
 }
 
 /// The prompts of each language, numbers in their own order, then names.
@@ -694,13 +717,68 @@ fn same_runs(left: &Cell, right: &Cell) -> bool {
         && left.runs.iter().zip(&right.runs).all(|(left, right)| left.system == right.system)
 }
 
+/// Every pair of recipes in every language, over the base models that have a total of both.
+fn pooled(records: &Records, lines: &[Line], resamples: &Drawn) -> Vec<Pooled> {
+    let recipes = &records.experiment.recipes;
+    let mut keys = Vec::new();
+    for method in &records.experiment.methods {
+        for language in &records.experiment.languages {
+            for (place, left) in recipes.iter().enumerate() {
+                keys.extend(recipes[place + 1..].iter().map(|right| (method, language, left, right)));
+            }
+        }
+    }
+    keys.par_iter()
+        .filter_map(|&(method, language, left, right)| {
+            let cell = |base: &str, recipe: &str| {
+                let line = lines.iter().find(|line| {
+                    line.base_model.as_deref() == Some(base)
+                        && line.method.as_deref() == Some(method)
+                        && line.recipe == recipe
+                });
+                line.and_then(|line| line.cell(&language.code))
+            };
+            let bases = records.experiment.base_models.iter();
+            let tables: Vec<(Table, usize)> = bases
+                .filter_map(|base| {
+                    let (left, right) = (cell(&base.name, &left.name)?, cell(&base.name, &right.name)?);
+                    // What is one tuning has no difference.
+                    let table = differences(left, right).filter(|_| !same_runs(left, right))?;
+                    (!total(&table, left.prompts, None, None).is_nan()).then_some((table, left.prompts))
+                })
+                .collect();
+            let parts: Vec<(&Resamples, &Table, usize)> = tables
+                .iter()
+                .filter_map(|(table, prompts)| {
+                    Some((resamples.get(&(table.first()?.len(), table.len()))?, table, *prompts))
+                })
+                .collect();
+            Some(Pooled {
+                method: method.clone(),
+                language: language.code.clone(),
+                seen: language.seen,
+                left: left.name.clone(),
+                right: right.name.clone(),
+                base_models: parts.len(),
+                difference: Resamples::mean_of_totals(&parts)?,
+            })
+        })
+        .collect()
+}
+
 fn difference(left: &Cell, right: &Cell, resamples: &Drawn) -> Option<Difference> {
+    let differences = differences(left, right)?;
+    resamples.get(&(differences.first()?.len(), differences.len()))?.difference(&differences, left.prompts)
+}
+
+/// The scores of one cell minus those of another. Rows of both are paired where they are the same seeds; where they
+/// are not (an untuned base model has none), the means over the seeds are.
+fn differences(left: &Cell, right: &Cell) -> Option<Table> {
     let seeds = |cell: &Cell| -> Vec<Option<u64>> {
         cell.runs.iter().filter(|run| run.gated.is_some()).map(|run| run.seed).collect()
     };
     let (left_seeds, right_seeds) = (seeds(left), seeds(right));
     let paired = left_seeds == right_seeds && left_seeds.iter().all(Option::is_some);
-    let prompts = left.table.first()?.len();
-    let rows = if paired { left.table.len() } else { 1 };
-    resamples.get(&(prompts, rows))?.difference(&left.table, &right.table, left.prompts, paired)
+    let (left, right) = (&left.table, &right.table);
+    (!left.is_empty() && !right.is_empty()).then(|| subtract(left, right, paired))
 }

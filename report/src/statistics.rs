@@ -103,26 +103,9 @@ impl Resamples {
         self.estimate(|prompt_weights, seed_weights| total(table, prompts, prompt_weights, seed_weights))
     }
 
-    /// The total of `left` minus that of `right`, with its interval. Prompts that either did not get rated are left
-    /// out on both sides. `paired` says that rows of both are the same seeds; where they are not (an untuned base
-    /// model has none), the mean over the seeds is taken first, and only prompts are drawn.
-    pub fn difference(
-        &self,
-        left: &Table,
-        right: &Table,
-        prompts: usize,
-        paired: bool,
-    ) -> Option<Difference> {
-        let difference: Table = if paired && left.len() == right.len() {
-            left.iter().zip(right).map(|(left, right)| subtract(left, right)).collect()
-        } else {
-            vec![subtract(&mean_of_rows(left), &mean_of_rows(right))]
-        };
-        if difference.len() == 1 {
-            let one = [1.0];
-            return self.spread(|prompt_weights, _| total(&difference, prompts, prompt_weights, Some(&one)));
-        }
-        self.spread(|prompt_weights, seed_weights| total(&difference, prompts, prompt_weights, seed_weights))
+    /// The total of a table of differences over `prompts` prompts, with how sure it is.
+    pub fn difference(&self, differences: &Table, prompts: usize) -> Option<Difference> {
+        self.spread(|prompt_weights, seed_weights| total(differences, prompts, prompt_weights, seed_weights))
     }
 
     /// The mean of several cells' totals, with its interval: the same place in the order of resamples draws all of
@@ -205,8 +188,17 @@ pub fn total(
     sum / weight
 }
 
-fn subtract(left: &[f64], right: &[f64]) -> Vec<f64> {
-    left.iter().zip(right).map(|(left, right)| left - right).collect()
+/// The scores of `left` minus those of `right`, NaN where either has no rating: such prompts are left out on both sides.
+/// `paired` says that rows of both are the same seeds; where they are not, the means over the seeds are one row, so that
+/// only prompts are drawn.
+pub fn subtract(left: &Table, right: &Table, paired: bool) -> Table {
+    let minus =
+        |left: &[f64], right: &[f64]| left.iter().zip(right).map(|(left, right)| left - right).collect();
+    if paired && left.len() == right.len() {
+        left.iter().zip(right).map(|(left, right)| minus(left, right)).collect()
+    } else {
+        vec![minus(&mean_of_rows(left), &mean_of_rows(right))]
+    }
 }
 
 /// The mean of each column over its rated rows; NaN where no row is rated.
@@ -265,13 +257,13 @@ mod tests {
         let resamples = Resamples::draw(500, 20, 2, 7);
         let left: Table =
             (0..2).map(|seed| (0..20).map(|prompt| f64::from((seed + prompt) % 4)).collect()).collect();
-        let equal = resamples.difference(&left, &left, 20, true).unwrap();
+        let equal = resamples.difference(&subtract(&left, &left, true), 20).unwrap();
         assert_eq!(equal.p(), 1.0);
         let equal = equal.estimate;
         assert_eq!((equal.value, equal.low, equal.high), (0.0, 0.0, 0.0));
         assert!(!equal.excludes_zero());
         let right: Table = left.iter().map(|row| row.iter().map(|score| score - 1.0).collect()).collect();
-        let gap = resamples.difference(&left, &right, 20, true).unwrap();
+        let gap = resamples.difference(&subtract(&left, &right, true), 20).unwrap();
         // The same gap on every prompt: there is no spread, and no doubt.
         assert_eq!((gap.p(), gap.detectable()), (0.0, 0.0));
         let gap = gap.estimate;
@@ -295,7 +287,7 @@ mod tests {
         let resamples = Resamples::draw(2000, 400, 1, 3);
         let left =
             vec![(0..400).map(|prompt| if prompt % 20 < 11 { 1.0 } else { -1.0 }).collect::<Vec<f64>>()];
-        let found = resamples.difference(&left, &vec![vec![0.0; 400]], 400, true).unwrap();
+        let found = resamples.difference(&left, 400).unwrap();
         assert_eq!(found.estimate.value, 40.0);
         assert!((found.p() - 0.044).abs() < 0.014, "{}", found.p());
         assert!((found.detectable() - 2.8016 * 19.9).abs() < 0.065 * 2.8016 * 19.9, "{}", found.detectable());

@@ -159,15 +159,15 @@ fn show_raters(language: &str, raters: &Raters, output: &Output) -> Result<(), F
     Ok(())
 }
 
-/// `0.912 [0.801, 0.964]`; a dash where there is no correlation.
+/// `0.9124 [0.8012, 0.9641]`; a dash where there is no correlation.
 fn shown(correlation: &Correlation) -> String {
     figure(correlation.value) + &shown_interval(correlation.interval.as_ref())
 }
 
 fn figure(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |value| format!("{value:.3}"))
+    value.map_or("-".to_owned(), |value| format!("{value:.4}"))
 }
 
 fn shown_interval(interval: Option<&Interval>) -> String {
-    interval.map_or_else(String::new, |Interval { low, high }| format!(" [{low:.3}, {high:.3}]"))
+    interval.map_or_else(String::new, |Interval { low, high }| format!(" [{low:.4}, {high:.4}]"))
 }

@@ -30,6 +30,7 @@ pub fn figures(records: &Records, results: &Results) -> Vec<Figure> {
     figures.extend(composer.fertility());
     let caption = records.experiment.judge.caption();
     for figure in &mut figures {
+        figure.explain_what_is_left_out();
         if let Some(caption) = &caption
             && !figure.id.starts_with("learning")
             && !figure.id.starts_with("confusion")

@@ -35,7 +35,7 @@ impl Composer<'_> {
                 self.experiment.gate.identifier
             ),
             columns: 2,
-            panel_size: (384, 66 + 22 * codes.len() as u32),
+            panel_size: (384, 54 + 22 * codes.len() as u32),
             legend: Vec::new(),
             panels: names.into_iter().map(|recipe| panel(recipe, &codes, &counts[recipe])).collect(),
         }]
@@ -96,8 +96,8 @@ fn panel(recipe: &str, codes: &[&str], counts: &Counts) -> Panel {
     };
     Panel {
         title: recipe.to_owned(),
-        x_title: "language of the response".to_owned(),
-        y_title: String::new(),
+        x_title: String::new(),
+        y_title: "rows: prompts, columns: responses".to_owned(),
         plot: Plot::Heat(Heat { rows, columns, values: counts.iter().map(shares).collect() }),
     }
 }

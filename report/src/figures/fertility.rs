@@ -6,7 +6,8 @@ use crate::records::{Language, SystemKind};
 use crate::results::CellState;
 
 impl Composer<'_> {
-    /// A panel a method: a mark a base model, language and recipe.
+    /// A panel a method: a mark a language and recipe for the largest base model of each family. A family has one
+    /// tokenizer, and all of its sizes would stand above each other.
     pub(super) fn fertility(&self) -> Vec<Figure> {
         let known = self.experiment.base_models.iter().flat_map(|base| base.fertility.values().copied());
         let highest = known.fold(0.0, f64::max);
@@ -18,8 +19,8 @@ impl Composer<'_> {
         vec![Figure {
             id: "fertility".to_owned(),
             title: "Fertility against score".to_owned(),
-            caption: "Gated total against the tokenizer's tokens a word: a mark a base model, language and recipe. A \
-                      hollow mark leaves something out; a cross is a result with nothing to show."
+            caption: "Gated total against the tokenizer's tokens a word: a mark a language and recipe, for the \
+                      largest base model of each family. A hollow mark leaves something out; a cross is a result with nothing to show."
                 .to_owned(),
             columns: 2,
             panel_size: (384, 240),
@@ -30,7 +31,8 @@ impl Composer<'_> {
 
     fn fertility_panel(&self, method: &str, highest: f64, names: &mut Names) -> Panel {
         let mut series: Vec<Series> = Vec::new();
-        for base in &self.experiment.base_models {
+        let families = self.family_names().into_iter();
+        for base in families.filter_map(|family| self.of_family(family).pop()) {
             for line in self.lines_of(&base.name, method).filter(|line| line.kind == SystemKind::Tuned) {
                 for cell in &line.cells {
                     let Some(&x) = base.fertility.get(&cell.language) else { continue };

@@ -61,6 +61,10 @@ pub enum Marker {
     Bar,
     /// A small disc: one seed among others.
     Dot,
+    /// In a legend: a hollow mark or a pale bar, of whatever shape and colour.
+    Hollow,
+    /// In a legend: the cross of what failed or is missing.
+    Cross,
 }
 
 /// One panel.
@@ -186,6 +190,54 @@ pub struct Heat {
     pub columns: Vec<String>,
     /// A share a cell, 0 to 1; none where nothing was counted.
     pub values: Vec<Vec<Option<f64>>>,
+}
+
+impl Figure {
+    /// Adds to the legend what hollow marks and crosses mean, where the figure has any.
+    pub fn explain_what_is_left_out(&mut self) {
+        let marks = || self.panels.iter().flat_map(|panel| panel.plot.marks());
+        let partial = marks().any(|mark| mark == LeftOut::Part);
+        let lost = marks().any(|mark| mark == LeftOut::All);
+        let key = |name: &str, marker| Key {
+            name: name.to_owned(),
+            style: Style { colour: (0x5C, 0x5C, 0x5C), marker, dashed: false },
+        };
+        self.legend.extend(partial.then(|| key("incomplete", Marker::Hollow)));
+        self.legend.extend(lost.then(|| key("no result", Marker::Cross)));
+    }
+}
+
+/// What is left out of a mark.
+#[derive(PartialEq)]
+enum LeftOut {
+    Nothing,
+    Part,
+    All,
+}
+
+impl Plot {
+    fn marks(&self) -> Vec<LeftOut> {
+        match self {
+            Self::Lines(lines) => {
+                let marked = lines.series.iter().filter(|series| series.marked);
+                let left_out = |point: &Point| match (point.y, point.partial) {
+                    (None, _) => LeftOut::All,
+                    (Some(_), true) => LeftOut::Part,
+                    (Some(_), false) => LeftOut::Nothing,
+                };
+                marked.flat_map(|series| &series.points).map(left_out).collect()
+            }
+            Self::Bars(bars) => {
+                let left_out = |bar: &Bar| match bar.state {
+                    CellState::Empty => LeftOut::All,
+                    CellState::Partial => LeftOut::Part,
+                    CellState::Absent | CellState::Complete => LeftOut::Nothing,
+                };
+                bars.groups.iter().flat_map(|group| &group.bars).map(left_out).collect()
+            }
+            Self::Heat(_) => Vec::new(),
+        }
+    }
 }
 
 impl Axis {

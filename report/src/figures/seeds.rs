@@ -30,14 +30,15 @@ impl Composer<'_> {
         let mut names = Names::default();
         let languages = &self.experiment.languages;
         let (columns, panel_size) = row_of_panels(languages.len());
-        let panels: Vec<Panel> =
+        let mut panels: Vec<Panel> =
             languages.iter().map(|language| self.seeds_panel(method, base, language, &mut names)).collect();
+        share_vertical_axis(&mut panels);
         Figure {
             id: format!("seeds-{}", slug(method)),
             title: format!("Seeds: {}, {method}", base.name),
             caption: "Gated total of each seed (dots), and to their right the mean over seeds with its 95 % bootstrap \
                       interval over prompts and seeds. A hollow mark leaves something out; a cross is a seed whose run \
-                      failed or is missing. Vertical axes differ between languages."
+                      failed or is missing."
                 .to_owned(),
             columns,
             panel_size,
@@ -57,9 +58,8 @@ impl Composer<'_> {
             series.extend(self.seed_series(line, cell, f64::from(places), method));
             places += 1;
         }
-        let points = || series.iter().flat_map(|series: &Series| &series.points);
-        let ends = points().filter_map(|point| point.interval).flat_map(|(low, high)| [low, high]);
-        let y = Axis::around(points().filter_map(|point| point.y).chain(ends));
+        // What all panels share is known once all are there.
+        let y = Axis::from_zero(1.0);
         let x = Axis { low: -0.7, high: f64::from(places.max(1)) - 0.3, ticks: Vec::new() };
         Panel {
             title: language_title(language),
@@ -104,5 +104,25 @@ impl Composer<'_> {
             },
             Series { name, style, joined: false, marked: true, points: vec![mean] },
         ]
+    }
+}
+
+/// Gives panels of points the axis that holds all of their values and intervals, so that they can be compared.
+fn share_vertical_axis(panels: &mut [Panel]) {
+    let points = || {
+        panels
+            .iter()
+            .flat_map(|panel| match &panel.plot {
+                Plot::Lines(lines) => &lines.series[..],
+                _ => &[],
+            })
+            .flat_map(|series| &series.points)
+    };
+    let ends = points().filter_map(|point| point.interval).flat_map(|(low, high)| [low, high]);
+    let shared = Axis::around(points().filter_map(|point| point.y).chain(ends));
+    for panel in panels {
+        if let Plot::Lines(lines) = &mut panel.plot {
+            lines.y = shared.clone();
+        }
     }
 }

@@ -86,6 +86,8 @@ fn the_page_opens_in_a_browser() {
         // The untuned base model, three recipes with a system for Bengali.
         expected("number-answers", "4");
         expected("bengali", "true");
+        expected("explained", "true");
+        expected("direction", "auto");
         expected("mark", "8");
         expected("chinese", "true");
         expected("finding", "8");

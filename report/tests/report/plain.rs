@@ -75,6 +75,16 @@ pub(crate) struct Case {
     pub(crate) pairs: Vec<Pair>,
 }
 
+/// Two recipes in one language, over all base models.
+pub(crate) struct Pooled {
+    pub(crate) method: String,
+    pub(crate) language: Language,
+    pub(crate) left: String,
+    pub(crate) right: String,
+    pub(crate) base_models: usize,
+    pub(crate) difference: Estimate,
+}
+
 /// The raw records.
 pub(crate) struct Plain {
     pub(crate) experiment: Experiment,
@@ -215,18 +225,63 @@ impl Plain {
         interval(sums)
     }
 
-    fn difference(&self, left: &Line, right: &Line, language: &str) -> Difference {
+    /// The scores of one line minus those of another.
+    fn differences(&self, left: &Line, right: &Line, language: &str) -> Rows {
         let seeds = |line: &Line| -> Vec<Option<u64>> {
             let there = |system: &&&System| self.row(&system.id, language, gated).iter().any(Option::is_some);
             self.runs_of(line, language).iter().filter(there).map(|system| system.seed).collect()
         };
         let (left_rows, right_rows) = (self.rows(left, language, gated), self.rows(right, language, gated));
         let paired = seeds(left) == seeds(right) && !seeds(left).contains(&None);
-        let rows: Rows = if paired {
+        if paired {
             left_rows.iter().zip(&right_rows).map(|(left, right)| minus(left, right)).collect()
         } else {
             vec![minus(&column_means(&left_rows), &column_means(&right_rows))]
-        };
+        }
+    }
+
+    /// Every two recipes that are two tunings, where a base model has a total of both.
+    pub(crate) fn pooled(&self) -> Vec<Pooled> {
+        let mut pooled = Vec::new();
+        for method in &self.experiment.methods {
+            for language in &self.experiment.languages {
+                for (place, left) in self.experiment.recipes.iter().enumerate() {
+                    for right in &self.experiment.recipes[place + 1..] {
+                        pooled.extend(self.pooled_pair(method, language, &left.name, &right.name));
+                    }
+                }
+            }
+        }
+        pooled
+    }
+
+    fn pooled_pair(&self, method: &str, language: &Language, left: &str, right: &str) -> Option<Pooled> {
+        let code = &language.code;
+        let mut all: Vec<Vec<f64>> = Vec::new();
+        for base in &self.experiment.base_models {
+            let [one, other] = [left, right].map(|recipe| self.line(&base.name, method, recipe));
+            let rated = |line: &Line| !self.rows(line, code, gated).is_empty();
+            if rated(&one) && rated(&other) && self.runs_of(&one, code) != self.runs_of(&other, code) {
+                all.push(self.totals(&self.differences(&one, &other, code)));
+            }
+        }
+        if all.is_empty() {
+            return None;
+        }
+        let means = (0..=self.resamples)
+            .map(|place| all.iter().map(|totals| totals[place]).sum::<f64>() / all.len() as f64);
+        Some(Pooled {
+            method: method.to_owned(),
+            language: language.clone(),
+            left: left.to_owned(),
+            right: right.to_owned(),
+            base_models: all.len(),
+            difference: interval(means.collect())?,
+        })
+    }
+
+    fn difference(&self, left: &Line, right: &Line, language: &str) -> Difference {
+        let rows = self.differences(left, right, language);
         let totals = self.totals(&rows);
         let drawn: Vec<f64> = totals[1..].iter().copied().filter(|total| !total.is_nan()).collect();
         let middle = mean(&drawn).unwrap();

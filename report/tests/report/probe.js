@@ -28,6 +28,8 @@ addEventListener("load", async () => {
   seen.columns = new Set(panels.map((panel) => panel.getBoundingClientRect().left)).size;
   await opened("number", query('.grid td.complete button[data-language="bn"]'));
   seen.bengali = query("#cards").textContent.includes("মাকড়সার");
+  seen.explained = query("#cards").textContent.includes("[[");
+  seen.direction = query("#cards .prompt").dir;
   await opened("mark", query('.target[data-language="zh"]'));
   seen.chinese = query("#cards").textContent.includes("蜘蛛");
   await opened("finding", query(".opener"));

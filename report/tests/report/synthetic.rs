@@ -388,14 +388,20 @@ impl Maker<'_> {
                 reference: Some(response.replace("{}", &(8 * number).to_string())),
                 response: Some(text.replace("{}", &(8 * number + 3 - rating as usize).to_string())),
                 gate: Some(gate),
-                label: Some(format!("__label__{}", if gate == 1 { code } else { "en" })),
+                label: Some(if gate == 1 { code } else { "en" }.to_owned()),
                 identified: Some(if gate == 1 { code } else { "en" }.to_owned()),
                 probability: Some(0.93),
                 rating: (!unrated).then_some(rating),
                 reason: unrated
                     .then(|| "the judge answered without a rating: <b>[[?]]</b> & \"more\"".to_owned()),
-                explanation: (number % 10 == 0 && !unrated)
-                    .then(|| "The count is what was asked for.".to_owned()),
+                explanation: (!unrated).then(|| {
+                    let why = match rating as usize {
+                        3 => "The count is right, and so is its reason.",
+                        2 => "The reason is right, the count is off by one.",
+                        _ => "The count does not follow from its reason.",
+                    };
+                    format!("{why} [[{rating}]]")
+                }),
                 status: if unrated { ScoreStatus::Unrated } else { ScoreStatus::Rated },
             });
         }

@@ -112,7 +112,8 @@ fn draw_bar(area: &Area<'_>, bar: &Bar, from: f64, width: f64, room: &Room) -> D
         // What was never planned is left blank; what was and is not there gets a cross.
         return match bar.state {
             CellState::Absent => Ok(()),
-            _ => draw_cross(area, (middle, floor - fine(6.0)), colour),
+            // Above the axes, where no number stands: at their foot it could be taken for a zero.
+            _ => draw_cross(area, (middle, room.ys.start - fine(4.5)), colour),
         };
     };
     let top = room.height_of(value);

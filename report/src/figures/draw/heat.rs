@@ -12,11 +12,11 @@ const STRONG: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 
 /// Draws names of columns and rows, and a box a share.
 pub(super) fn draw_heat(area: &Area<'_>, panel: &Panel, heat: &Heat) -> Drawn {
-    draw_titles(area, panel, true)?;
+    draw_titles(area, panel, false)?;
     let (width, height) = area.dim_in_pixel();
     let letters = heat.rows.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let left = fine(14.0 + 6.4 * letters as f64);
-    let (top, bottom) = (fine(44.0), height as i32 - fine(22.0));
+    let (top, bottom) = (fine(44.0), height as i32 - fine(10.0));
     let cell_width = (width as i32 - fine(8.0) - left) / heat.columns.len().max(1) as i32;
     let cell_height = (bottom - top) / heat.rows.len().max(1) as i32;
     for (column, name) in heat.columns.iter().enumerate() {

@@ -121,9 +121,10 @@ fn draw_point(
             at(y)
         }
         None => {
+            // Above the axes, where no number stands: at their foot it could be taken for a zero.
             let (x, _) = at(0.0);
-            let floor = plot.get_pixel_range().1.end - area.get_pixel_range().1.start;
-            let middle = (x, floor - fine(5.0));
+            let ceiling = plot.get_pixel_range().1.start - area.get_pixel_range().1.start;
+            let middle = (x, ceiling - fine(4.5));
             draw_cross(area, middle, colour)?;
             middle
         }

@@ -8,14 +8,28 @@ use crate::figures::plot::{Marker, Style};
 
 /// A legend's mark of bars: a box of their colour.
 pub(super) fn draw_swatch(area: &Area<'_>, style: Style, x: i32, y: i32) -> Drawn {
-    let corners = [(x + fine(4.0), y - fine(4.5)), (x + fine(18.0), y + fine(4.5))];
-    area.draw(&Rectangle::new(corners, colour(style).filled()))?;
+    let (middle, corners) =
+        ((x + fine(11.0), y), [(x + fine(4.0), y - fine(4.5)), (x + fine(18.0), y + fine(4.5))]);
+    let colour = colour(style);
+    match style.marker {
+        Marker::Cross => return draw_cross(area, middle, colour),
+        Marker::Hollow => {
+            area.draw(&Rectangle::new(corners, colour.mix(0.35).filled()))?;
+            area.draw(&Rectangle::new(corners, colour.stroke_width(fine(1.0) as u32)))?;
+        }
+        _ => area.draw(&Rectangle::new(corners, colour.filled()))?,
+    }
     Ok(())
 }
 
 /// A legend's mark of lines: a stretch of line with the marker on it.
 pub(super) fn draw_key(area: &Area<'_>, style: Style, x: i32, y: i32) -> Drawn {
-    let colour = colour(style);
+    let (middle, colour) = ((x + fine(11.0), y), colour(style));
+    match style.marker {
+        Marker::Cross => return draw_cross(area, middle, colour),
+        Marker::Hollow => return draw_marker(area, Marker::Circle, middle, 4.0, colour, true),
+        _ => {}
+    }
     let (from, to) = ((x, y), (x + fine(22.0), y));
     let stroke = colour.stroke_width(fine(1.6) as u32);
     if style.dashed {
@@ -23,7 +37,7 @@ pub(super) fn draw_key(area: &Area<'_>, style: Style, x: i32, y: i32) -> Drawn {
     } else {
         area.draw(&PathElement::new(vec![from, to], stroke))?;
     }
-    draw_marker(area, style.marker, (x + fine(11.0), y), 4.0, colour, false)
+    draw_marker(area, style.marker, middle, 4.0, colour, false)
 }
 
 /// A marker of `pixels` from its middle to its rim; hollow where something is left out.
@@ -41,7 +55,8 @@ pub(super) fn draw_marker(
         points.iter().map(|&(right, down)| (x + place(right), y + place(down))).collect()
     };
     let mut corners = match marker {
-        Marker::Circle | Marker::Dot => {
+        Marker::Cross => return draw_cross(area, (x, y), colour),
+        Marker::Circle | Marker::Dot | Marker::Hollow => {
             let fill = if hollow { PAPER } else { colour };
             area.draw(&Circle::new((x, y), radius, fill.filled()))?;
             area.draw(&Circle::new((x, y), radius, colour.stroke_width(fine(1.2) as u32)))?;
