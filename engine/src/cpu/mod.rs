@@ -26,6 +26,7 @@ pub use self::buffer::Buffer;
 use self::dropout::RowKey;
 use self::matmul::{Left, Out, multiply};
 pub use self::panels::Matrix;
+pub(crate) use self::panels::packed_length;
 use self::panels::{Backward, Forward, Rows, RowsTransposed};
 use crate::decoder::config::{Activation, Norm};
 use crate::decoder::weights::HostTensor;

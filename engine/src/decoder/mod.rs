@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod cost;
 pub mod lora;
 pub mod weights;
 
