@@ -8,7 +8,9 @@ fn main() {
     let mut parts = vec![commit().unwrap_or_else(|| "no commit known".to_owned()), variable("TARGET")];
     // Cargo gives each feature as a variable, in capitals.
     let mut features: Vec<String> = std::env::vars()
-        .filter_map(|(name, _)| name.strip_prefix("CARGO_FEATURE_").map(|name| name.to_lowercase().replace('_', "-")))
+        .filter_map(|(name, _)| {
+            name.strip_prefix("CARGO_FEATURE_").map(|name| name.to_lowercase().replace('_', "-"))
+        })
         .filter(|name| name != "default")
         .collect();
     features.sort();
@@ -33,11 +35,13 @@ fn commit() -> Option<String> {
             println!("cargo::rerun-if-changed={path}");
         }
     }
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|files| !files.is_empty());
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|files| !files.is_empty());
     Some(if changed { format!("{commit} with changes") } else { commit })
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let output =
+        Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
     String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
 }

@@ -82,8 +82,7 @@ fn write(folder: &Path) {
 fn cell(folder: &Path, name: &str) -> PathBuf {
     let store = folder.join("runs/planned/store/cells");
     let found = fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path()).find(|cell| {
-        let manifest: Value =
-            serde_json::from_slice(&fs::read(cell.join("cell.json")).unwrap()).unwrap();
+        let manifest: Value = serde_json::from_slice(&fs::read(cell.join("cell.json")).unwrap()).unwrap();
         manifest["determinants"]["label"] == name
     });
     found.unwrap_or_else(|| panic!("no cell {name}"))

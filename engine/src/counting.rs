@@ -237,7 +237,15 @@ impl<K: Kernels> Kernels for Counting<K> {
         dquery_key_value: &mut K::Buffer,
     ) {
         self.count_attention(5, shape, sequences);
-        self.inner.attention_backward(shape, sequences, query_key_value, out, log_sums, dout, dquery_key_value);
+        self.inner.attention_backward(
+            shape,
+            sequences,
+            query_key_value,
+            out,
+            log_sums,
+            dout,
+            dquery_key_value,
+        );
     }
 
     fn attention_cached(

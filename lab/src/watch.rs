@@ -100,7 +100,9 @@ impl Recorded {
         let file = open()
             .inspect_err(|error| {
                 let place = path.display();
-                inner.warn(&format!("{place} cannot be written ({error}): `watch` will see nothing of this run"));
+                inner.warn(&format!(
+                    "{place} cannot be written ({error}): `watch` will see nothing of this run"
+                ));
             })
             .ok();
         Self { inner, file: Mutex::new(file), last: Mutex::default() }

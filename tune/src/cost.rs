@@ -61,7 +61,8 @@ impl Shape {
                 let adapter = adapter_config(base, settings);
                 let modules = adapter.modules(base.family(), &config)?.into_iter().map(|module| {
                     let (rank, _) = adapter.rank_and_scale(&module)?;
-                    let (layer, linear, inputs, rows) = (module.layer, module.linear, module.inputs, module.rows);
+                    let (layer, linear, inputs, rows) =
+                        (module.layer, module.linear, module.inputs, module.rows);
                     Ok(ModuleShape { layer, linear, inputs, rows, rank })
                 });
                 Some(modules.collect::<Result<_>>()?)
@@ -202,7 +203,8 @@ pub fn cost(
         trained_parameters: trained,
         memory: memory(shape, &work, most, keeps_best, settings, threads),
         result_bytes: 4 * trained,
-        checkpoint_bytes: best + if work.updates >= settings.checkpoint_every { values_and_moments } else { 0 },
+        checkpoint_bytes: best
+            + if work.updates >= settings.checkpoint_every { values_and_moments } else { 0 },
     }
 }
 

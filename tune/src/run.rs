@@ -404,7 +404,9 @@ impl<'a> Run<'a> {
             };
             modules.flat_map(of_block).collect()
         });
-        Ok(Shape { modules, ..Shape::of(self.base, self.settings)? })
+        let mut shape = Shape::of(self.base, self.settings)?;
+        shape.modules = modules;
+        Ok(shape)
     }
 
     fn open_metrics(&self) -> Result<Option<File>> {

@@ -32,7 +32,8 @@ impl EventFile {
         let mut place = 0;
         let (file, path) = loop {
             // TensorBoard reads a folder's files in the order of their names, and wants `tfevents` in each.
-            let name = format!("events.out.tfevents.{:010}.{:09}.{place}", now as u64, (now.fract() * 1e9) as u64);
+            let name =
+                format!("events.out.tfevents.{:010}.{:09}.{place}", now as u64, (now.fract() * 1e9) as u64);
             let path = folder.join(name);
             match File::create_new(&path) {
                 Ok(file) => break (file, path),

@@ -74,12 +74,8 @@ fn counted(base: &BaseModel, rows: &Rows, settings: &Settings) -> u64 {
         recompute: settings.recompute,
     };
     let mut workspace = Workspace::new(&decoder, &[&adapter], plan);
-    let order = RowOrder {
-        rows: rows.rows.len(),
-        batch: settings.batch,
-        order: settings.order,
-        seed: settings.seed,
-    };
+    let order =
+        RowOrder { rows: rows.rows.len(), batch: settings.batch, order: settings.order, seed: settings.seed };
     for update in 0..settings.updates(rows.rows.len()) {
         let numbers = order.update(update);
         let lengths: Vec<usize> = numbers.iter().map(|number| rows.rows[*number].tokens.len()).collect();

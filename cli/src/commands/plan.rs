@@ -56,7 +56,9 @@ impl FromStr for Within {
         } else {
             lower.strip_suffix('h').and_then(number).map(Budget::Hours)
         };
-        parsed.map(Self).ok_or_else(|| "expected hours (12h), minutes (90m) or dollars ($30, 30usd)".to_owned())
+        parsed
+            .map(Self)
+            .ok_or_else(|| "expected hours (12h), minutes (90m) or dollars ($30, 30usd)".to_owned())
     }
 }
 
@@ -177,7 +179,8 @@ impl Left {
         let left = || costs.iter().zip(done).filter(|(_, done)| !**done).map(|(cost, _)| cost);
         // A judge's time is its own; that of a mix is nothing.
         let computed = || left().filter(|cost| cost.flops > 0.0);
-        let dollars = left().filter_map(|cost| cost.dollars).fold(None, |sum, more| Some(sum.unwrap_or(0.0) + more));
+        let dollars =
+            left().filter_map(|cost| cost.dollars).fold(None::<f64>, |sum, more| Some(sum.unwrap_or(0.0) + more));
         Self {
             device,
             tokens: computed().map(|cost| cost.tokens).sum(),
@@ -220,7 +223,8 @@ impl Whole {
             ))?;
             output.line(format!("time on {}: {hours}", left.device))?;
             if left.requests > 0 {
-                let price = left.dollars.map_or("no price given".to_owned(), |dollars| format!("${dollars:.2}"));
+                let price =
+                    left.dollars.map_or("no price given".to_owned(), |dollars| format!("${dollars:.2}"));
                 output.line(format!("requests to endpoints: {}, at most {price}", left.requests))?;
             }
         }

@@ -77,7 +77,8 @@ impl Watch {
                     (usize::MAX, usize::MAX)
                 };
                 // A line more than there is room for could not be taken back.
-                let lines: Vec<String> = lines(&page).into_iter().take(height.saturating_sub(1).max(1)).collect();
+                let lines: Vec<String> =
+                    lines(&page).into_iter().take(height.saturating_sub(1).max(1)).collect();
                 for line in &lines {
                     output.line(truncate_str(line, width, "…"))?;
                 }
@@ -146,9 +147,13 @@ fn lines(page: &Page) -> Vec<String> {
             lines.push(format!("       {bar} {}/{}  {}", cell.done, cell.total, cell.message));
         }
     }
-    section(&mut lines, "failed", page.failed.iter().flat_map(|(cell, reason)| {
-        std::iter::once(cell.clone()).chain(reason.lines().map(|line| format!("  {line}")))
-    }));
+    section(
+        &mut lines,
+        "failed",
+        page.failed.iter().flat_map(|(cell, reason)| {
+            std::iter::once(cell.clone()).chain(reason.lines().map(|line| format!("  {line}")))
+        }),
+    );
     section(&mut lines, "warnings", page.warnings.iter().cloned());
     section(&mut lines, "done", page.last.iter().map(|(cell, seconds)| format!("{cell} in {seconds:.1} s")));
     lines

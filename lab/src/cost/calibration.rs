@@ -59,7 +59,8 @@ impl Calibration {
     pub fn write(&self, store: &Path, device: &str) -> Result<()> {
         let mut machines = Machines::read(store)?;
         machines.0.insert(device.to_owned(), self.clone());
-        std::fs::create_dir_all(store).with_context(|| format!("cannot make the folder {}", store.display()))?;
+        std::fs::create_dir_all(store)
+            .with_context(|| format!("cannot make the folder {}", store.display()))?;
         Ok(write_atomically(&calibration_file(store), &serde_json::to_vec_pretty(&machines)?)?)
     }
 
@@ -78,8 +79,9 @@ impl Machines {
     fn read(store: &Path) -> Result<Self> {
         let path = calibration_file(store);
         match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .with_context(|| format!("{}: expected calibrations; remove it to measure anew", path.display())),
+            Ok(text) => serde_json::from_slice(&text).with_context(|| {
+                format!("{}: expected calibrations; remove it to measure anew", path.display())
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -178,7 +180,9 @@ impl Estimator<'_> {
     }
 
     fn measure_answers(&mut self, answerer: &Answerer, prompts: &[Prompt]) -> Result<Rate> {
-        let Answerer::Model { base_model, .. } = answerer else { anyhow::bail!("an endpoint is not measured") };
+        let Answerer::Model { base_model, .. } = answerer else {
+            anyhow::bail!("an endpoint is not measured")
+        };
         let experiment = &self.prepared.experiment;
         let preset = experiment.experiment.preset;
         let template = crate::settings::template(preset, None, None).load(None)?;

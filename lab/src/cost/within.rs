@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::CellCost;
-use crate::plan::Plan;
+use crate::plan::{Plan, System};
 
 /// What may be spent on the cells that are left to do.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,34 +47,36 @@ pub fn drops(plan: &Plan, costs: &[CellCost], done: &[bool], budget: Budget) -> 
     };
     let prices: Vec<f64> = (0..plan.cells.len()).map(price).collect::<Option<_>>()?;
     let (Budget::Hours(most) | Budget::Dollars(most)) = budget;
+    let needed: Vec<BTreeSet<usize>> = plan.systems.iter().map(needed).collect();
+    // How many of the kept systems need each cell: one that nobody needs is not paid for.
+    let mut uses = vec![0usize; plan.cells.len()];
+    needed.iter().flatten().for_each(|cell| uses[*cell] += 1);
+    let mut rest: f64 = (0..uses.len()).filter(|cell| uses[*cell] > 0).map(|cell| prices[cell]).sum();
     let mut kept: BTreeSet<usize> = (0..plan.systems.len()).collect();
-    let total = |kept: &BTreeSet<usize>| needed(plan, kept).into_iter().map(|cell| prices[cell]).sum::<f64>();
     let mut dropped = Vec::new();
-    let mut rest = total(&kept);
     while rest > most && !kept.is_empty() {
-        let saving = |system: usize| {
-            let mut without = kept.clone();
-            without.remove(&system);
-            (rest - total(&without)) / plan.systems[system].answers.len().max(1) as f64
+        let saving = |system: usize| -> f64 {
+            needed[system].iter().filter(|cell| uses[**cell] == 1).map(|cell| prices[*cell]).sum()
         };
-        let savings = kept.iter().map(|system| (*system, saving(*system)));
+        let worth = |system: usize| saving(system) / plan.systems[system].answers.len().max(1) as f64;
+        let savings = kept.iter().map(|system| (*system, worth(*system)));
         let Some((system, _)) = savings.max_by(|left, right| left.1.total_cmp(&right.1)) else { break };
+        rest -= saving(system);
+        needed[system].iter().for_each(|cell| uses[*cell] -= 1);
         kept.remove(&system);
         dropped.push(system);
-        rest = total(&kept);
     }
-    let mut back = dropped.clone();
-    back.reverse();
-    for system in back {
-        kept.insert(system);
-        let with = total(&kept);
-        if with > most {
-            kept.remove(&system);
-        } else {
-            rest = with;
+    for system in dropped.clone().into_iter().rev() {
+        let cells = &needed[system];
+        let more: f64 = cells.iter().filter(|cell| uses[**cell] == 0).map(|cell| prices[*cell]).sum();
+        if rest + more <= most {
+            rest += more;
+            cells.iter().for_each(|cell| uses[*cell] += 1);
             dropped.retain(|other| *other != system);
         }
     }
+    // What was added and taken away again leaves a rounding error, and nothing is less than nothing.
+    let rest = rest.max(0.0);
     let scores = |system: &usize| plan.systems[*system].answers.len();
     Some(Drops {
         systems: dropped.iter().map(|system| plan.systems[*system].id.clone()).collect(),
@@ -85,13 +87,8 @@ pub fn drops(plan: &Plan, costs: &[CellCost], done: &[bool], budget: Budget) -> 
     })
 }
 
-/// The cells that some systems need.
-fn needed(plan: &Plan, systems: &BTreeSet<usize>) -> BTreeSet<usize> {
-    let mut cells = BTreeSet::new();
-    for system in systems {
-        let system = &plan.systems[*system];
-        cells.extend(system.made_by.iter().copied());
-        cells.extend(system.answers.iter().flat_map(|(_, answers, scores)| [*answers, *scores]));
-    }
-    cells
+/// The cells that a system needs.
+fn needed(system: &System) -> BTreeSet<usize> {
+    let answers = system.answers.iter().flat_map(|(_, answers, scores)| [*answers, *scores]);
+    system.made_by.iter().copied().chain(answers).collect()
 }

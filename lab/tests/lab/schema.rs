@@ -173,7 +173,9 @@ fn the_papers_grid_is_planned_whole() {
     fs::write(place("models/lid201-model.bin"), "a model").expect("a file");
     for language in ["en", "es", "fr", "bg", "ru", "zh", "bn", "no"] {
         let rows: Vec<String> = (0..1012)
-            .map(|id| format!(r#"{{"id":"{id}","instruction":"{language} {id}","input":"","output":"{language}"}}"#))
+            .map(|id| {
+                format!(r#"{{"id":"{id}","instruction":"{language} {id}","input":"","output":"{language}"}}"#)
+            })
             .collect();
         fs::write(place(&format!("data/alpaca/{language}.json")), format!("[{}]", rows.join(",")))
             .expect("a file");
@@ -191,6 +193,7 @@ fn the_papers_grid_is_planned_whole() {
     assert_eq!(count("tuning"), 16 * 2 * 8);
     // English, multilingual and downsampled systems answer eight languages, the five others one, the base models eight.
     assert_eq!(count("answers"), 16 * (2 * (3 * 8 + 5) + 8));
-    let families: BTreeSet<_> = experiment.base_model.iter().filter_map(|model| model.family.clone()).collect();
+    let families: BTreeSet<_> =
+        experiment.base_model.iter().filter_map(|model| model.family.clone()).collect();
     assert_eq!(families.len(), 5);
 }
