@@ -8,7 +8,7 @@ use crate::commands::Command;
 
 /// Find out how to instruction-tune a base model for several languages under a fixed budget
 #[derive(Debug, Parser)]
-#[command(name = "polypaca", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "polypaca", version = env!("POLYPACA_VERSION"), propagate_version = true, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// What is to be done
     #[command(subcommand)]

@@ -17,6 +17,7 @@ mod serve;
 mod store;
 mod tune;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Run(run::Run),
     /// Show an experiment's cells: which are done, missing or changed
     Plan(plan::Plan),
+    /// Show a running experiment: cells, losses, speed, time left, failures
+    Watch(watch::Watch),
     /// Check, mix and count instruction data
     #[command(subcommand)]
     Data(data::Data),
@@ -70,6 +73,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode, Failure
     match command {
         Command::Run(command) => command.run(output),
         Command::Plan(command) => command.run(output),
+        Command::Watch(command) => command.run(output),
         Command::Data(command) => command.run(output),
         Command::Tune(command) => command.run(output),
         Command::Verify(command) => command.run(output),

@@ -39,6 +39,12 @@ impl Output {
         self.message("warning", "33", text.as_ref());
     }
 
+    /// What is being done.
+    pub(crate) fn note(&self, text: impl AsRef<str>) {
+        // A terminal that is gone is told nothing; the work goes on.
+        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    }
+
     /// Why the command ended early, with its causes.
     pub(crate) fn error(&self, error: &anyhow::Error) {
         self.message("error", "31", &error.to_string());

@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod batch;
+pub mod counting;
 pub mod cpu;
 pub mod decoder;
 pub mod kernels;

@@ -39,6 +39,7 @@ use std::path::{Path, PathBuf};
 
 use instructions::recipe::Recipe;
 use judge::price::Price;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::is_file_name;
@@ -46,7 +47,7 @@ pub use error::{ExperimentError, Problem, Source};
 pub use files::Files;
 
 /// A whole experiment file, read and checked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
     /// Languages, recipes, methods and seeds.
@@ -56,6 +57,7 @@ pub struct Experiment {
     pub base_model: Vec<BaseModel>,
     /// Recipes of one's own, beside the paper's four.
     #[serde(default)]
+    #[schemars(with = "Vec<serde_json::Map<String, serde_json::Value>>")]
     pub recipe: Vec<Recipe>,
     /// Instruction files of each seen language: Alpaca JSON, JSONL or Parquet.
     #[serde(default)]
@@ -82,13 +84,16 @@ pub struct Experiment {
     /// Systems to compare with that are not tuned here.
     #[serde(default)]
     pub system: Vec<ExtraSystem>,
+    /// How tunings are followed.
+    #[serde(default)]
+    pub tracking: Tracking,
     /// Licences of data and models, by what is licensed; shown in the report.
     #[serde(default)]
     pub licences: BTreeMap<String, String>,
 }
 
 /// `[experiment]`: languages, recipes, methods and seeds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
     /// Names the run's folder and the report.
@@ -122,7 +127,7 @@ pub struct Grid {
 }
 
 /// Named defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Preset {
     /// As the paper's authors ran each method.
@@ -133,7 +138,7 @@ pub enum Preset {
 }
 
 /// How a base model is tuned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Low-rank adapters; the base's weights stay.
@@ -154,7 +159,7 @@ impl Method {
 
 /// `[[base_model]]`: a pretrained model from files (`path`), or one trained from scratch (`config`, `text`,
 /// `tokenizer_vocabulary`, `[base_model.pretraining]`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BaseModel {
     /// By which systems and the report refer to it.
@@ -180,7 +185,7 @@ pub struct BaseModel {
 }
 
 /// `[base_model.pretraining]`: how a base model is trained from scratch. The words are `[tune]`'s.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pretraining {
     /// Updates of the optimizer. Either these or `epochs`.
@@ -213,7 +218,7 @@ pub struct Pretraining {
 }
 
 /// The way of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     /// Straight down to zero.
@@ -225,7 +230,7 @@ pub enum Schedule {
 }
 
 /// `[budget]`: what the recipes are held equal in.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
     /// C in rows: the rows of one monolingual run. The smallest set's size unless given.
@@ -237,7 +242,7 @@ pub struct Budget {
 }
 
 /// What recipes are held equal in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Held {
     /// Rows of the mix.
@@ -247,7 +252,7 @@ pub enum Held {
 
 /// `[tune]`: how systems are tuned, by the names of `polypaca tune`'s flags. What is not given comes from the
 /// preset. `[tune.lora]` and `[tune.full]` hold for one method alone.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tune {
     /// Sequences an update.
@@ -285,7 +290,7 @@ pub struct Tune {
     /// Which checkpoint is kept.
     pub keep: Option<Keep>,
     /// Over what the validation loss is the mean, where checkpoints are compared: `rows`, or `languages`.
-    pub best_over: Option<tune::BestOver>,
+    pub best_over: Option<BestOver>,
     /// Stop after so many measurements of the validation loss without a better one.
     pub patience: Option<u32>,
     /// Updates between two checkpoints, from which a killed tuning goes on.
@@ -299,7 +304,7 @@ pub struct Tune {
     /// Whether an adapter's product is scaled by alpha over the rank's square root.
     pub rslora: Option<bool>,
     /// In what frozen weights are kept: `published`, `f32`, `bf16`, `f16`, `8bit` or `4bit`.
-    pub weights: Option<tune::FrozenWeights>,
+    pub weights: Option<FrozenWeights>,
     /// Whether activations are computed again on the way back, to save memory.
     pub recompute: Option<bool>,
     /// `alpaca`, `stanford-alpaca` or a file.
@@ -311,7 +316,7 @@ pub struct Tune {
 }
 
 /// Which tokens the loss is taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Supervise {
     /// Prompt and response.
@@ -321,7 +326,7 @@ pub enum Supervise {
 }
 
 /// The order in which rows are met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// Drawn anew each epoch from the seed.
@@ -331,7 +336,7 @@ pub enum Order {
 }
 
 /// Which checkpoint is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// The one with the lowest validation loss.
@@ -340,8 +345,38 @@ pub enum Keep {
     Last,
 }
 
+/// Over what a validation loss is the mean, where checkpoints are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BestOver {
+    /// All rows' supervised tokens.
+    Rows,
+    /// The languages' own means.
+    Languages,
+}
+
+/// In what the base model's weights are kept under LoRA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FrozenWeights {
+    /// The type in which they were published.
+    Published,
+    /// 32-bit floats.
+    F32,
+    /// Brain floats.
+    Bf16,
+    /// Half floats.
+    F16,
+    /// GGUF's Q8_0 in the blocks' products.
+    #[serde(rename = "8bit")]
+    Bits8,
+    /// NF4 in the blocks' products.
+    #[serde(rename = "4bit")]
+    Bits4,
+}
+
 /// `[answer]`: how systems answer, by the names of `polypaca answer`'s flags.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Answer {
     /// Hypotheses kept at each step; 1 is greedy. The paper's 4 unless given.
@@ -369,7 +404,7 @@ pub struct Answer {
 }
 
 /// `[gate]`: what identifies the languages of responses.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gate {
     /// A fastText model, `.bin` or `.ftz`; the embedded lingua unless given.
@@ -380,8 +415,17 @@ pub struct Gate {
     pub set_aside_code: bool,
 }
 
+/// `[tracking]`: how tunings are followed. It determines no result.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tracking {
+    /// Whether TensorBoard's event files are written beside a tuning's metrics; off unless given.
+    #[serde(default)]
+    pub tensorboard: bool,
+}
+
 /// `[judge]`: who rates.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Judge {
     /// `openai`, `local` or `reference`; `reference` unless given.
@@ -413,6 +457,7 @@ pub struct Judge {
     pub backoff: Option<f64>,
     /// `openai`: what a million tokens cost in dollars, `{ prompt = 0.15, completion = 0.60 }`.
     #[serde(default)]
+    #[schemars(with = "Option<PriceSchema>")]
     pub price: Option<Price>,
     /// `openai`: the most that may be spent on one experiment, in dollars; needs `price`.
     #[serde(default)]
@@ -428,8 +473,27 @@ pub struct Judge {
     pub caption: Option<String>,
 }
 
+/// Dollars for a million tokens.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Price")]
+#[expect(dead_code, reason = "it has the form of the judge's own type, which knows of no schema")]
+struct PriceSchema {
+    /// Of the prompt.
+    prompt: f64,
+    /// Of the answer.
+    completion: f64,
+}
+
+/// The JSON schema of experiment files, which editors check and complete by.
+///
+/// # Errors
+/// None that is known: the schema is JSON.
+pub fn schema() -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(&schemars::schema_for!(Experiment))
+}
+
 /// Kinds of judges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JudgeKind {
     /// Any OpenAI-compatible endpoint.
@@ -443,7 +507,7 @@ pub enum JudgeKind {
 
 /// `[[system]]`: an existing adapter (`base_model`, `adapter`), or an OpenAI-compatible endpoint (`endpoint`,
 /// `model`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExtraSystem {
     /// By which the report refers to it.

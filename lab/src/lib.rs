@@ -2,8 +2,9 @@
 //!
 //! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
 //! [`records`],
-//! [`local_judge`], [`local`].
+//! [`local_judge`], [`local`], [`cost`], [`watch`].
 
+pub mod cost;
 pub mod experiment;
 pub mod inputs;
 pub mod local;
@@ -15,4 +16,5 @@ pub mod rooms;
 pub mod run;
 pub mod settings;
 pub mod store;
+pub mod watch;
 pub mod work;

@@ -24,7 +24,9 @@ use crate::store::write_atomically;
 use crate::work::{AnswerJob, AnswerRoom, MODEL_FOLDER, SYSTEM_FOLDER, Tuner, TuningJob, TuningRecord};
 
 /// In a tuning's folder: a line an update and a measurement.
-const METRICS_FILE: &str = "metrics.jsonl";
+pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
+/// In a tuning's folder, where it is asked for: TensorBoard's event files.
+const TENSORBOARD_FOLDER: &str = "tensorboard";
 /// In a work folder: where a tuning goes on from.
 const CHECKPOINT_FOLDER: &str = "checkpoint";
 /// In the work folder of a base model from scratch: its configuration and tokenizer, before it has weights.
@@ -51,6 +53,7 @@ impl Tuner for TuneRoom {
             out: folder.join(MODEL_FOLDER),
             checkpoints: folder.join(CHECKPOINT_FOLDER),
             metrics: Some(folder.join(METRICS_FILE)),
+            tensorboard: None,
         };
         tune::pretrain(&base, &rows, &settings, &places, &mut Told(progress))?;
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
@@ -76,6 +79,7 @@ impl Tuner for TuneRoom {
             out: folder.join(SYSTEM_FOLDER),
             checkpoints: folder.join(CHECKPOINT_FOLDER),
             metrics: Some(metrics.clone()),
+            tensorboard: job.tensorboard.then(|| folder.join(TENSORBOARD_FOLDER)),
         };
         let outcome = tune::tune(&base, &rows, &validation, None, &settings, &places, &mut Told(progress))?;
         let (curve, seconds) = read_metrics(&metrics)?;
@@ -147,7 +151,7 @@ pub fn open_model(path: &Path, prompts: &Prompts) -> Result<ModelFacts> {
 }
 
 /// The documents of all languages: a line each.
-fn documents(model: &experiment::BaseModel) -> Result<Vec<String>> {
+pub(crate) fn documents(model: &experiment::BaseModel) -> Result<Vec<String>> {
     let mut documents = Vec::new();
     for path in model.text.values().flat_map(experiment::Files::iter) {
         let text = fs::read_to_string(path)
@@ -156,6 +160,23 @@ fn documents(model: &experiment::BaseModel) -> Result<Vec<String>> {
     }
     anyhow::ensure!(!documents.is_empty(), "the text of base model `{}` is empty", model.name);
     Ok(documents)
+}
+
+/// A base model from scratch that is not trained yet: its tokenizer and configuration, in a temporary folder.
+#[derive(Debug)]
+pub(crate) struct NewModel {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) config: PathBuf,
+}
+
+impl NewModel {
+    /// Trains the tokenizer.
+    pub(crate) fn make(model: &experiment::BaseModel) -> Result<Self> {
+        let config = model.config.as_deref().context("a base model has neither `path` nor `config`")?;
+        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let config = new_model(model, config, &documents(model)?, folder.path())?;
+        Ok(Self { folder, config })
+    }
 }
 
 /// Writes the tokenizer, and the configuration with the tokenizer's vocabulary; gives the configuration's path.

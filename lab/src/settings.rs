@@ -3,7 +3,9 @@
 use answer::{Decoding, Sampling};
 use instructions::template::TemplateChoice;
 
-use crate::experiment::{Answer, Keep, Method, Order, Preset, Pretraining, Schedule, Supervise, Tune};
+use crate::experiment::{
+    Answer, BestOver, FrozenWeights, Keep, Method, Order, Preset, Pretraining, Schedule, Supervise, Tune,
+};
 
 /// How a method tunes under a preset, with the settings that are given over the preset's.
 pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::Settings {
@@ -39,13 +41,23 @@ pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::
             Keep::Best => tune::Keep::Best,
             Keep::Last => tune::Keep::Last,
         }),
-        best_over: given.best_over.unwrap_or(base.best_over),
+        best_over: given.best_over.map_or(base.best_over, |over| match over {
+            BestOver::Rows => tune::BestOver::Rows,
+            BestOver::Languages => tune::BestOver::Languages,
+        }),
         patience: given.patience.or(base.patience),
         rank: given.rank.unwrap_or(base.rank),
         alpha: given.alpha.unwrap_or(base.alpha),
         modules: given.modules.clone().unwrap_or(base.modules),
         rslora: given.rslora.unwrap_or(base.rslora),
-        weights: given.weights.unwrap_or(base.weights),
+        weights: given.weights.map_or(base.weights, |weights| match weights {
+            FrozenWeights::Published => tune::FrozenWeights::Published,
+            FrozenWeights::F32 => tune::FrozenWeights::F32,
+            FrozenWeights::Bf16 => tune::FrozenWeights::Bf16,
+            FrozenWeights::F16 => tune::FrozenWeights::F16,
+            FrozenWeights::Bits8 => tune::FrozenWeights::Bits8,
+            FrozenWeights::Bits4 => tune::FrozenWeights::Bits4,
+        }),
         recompute: given.recompute.unwrap_or(base.recompute),
         seed,
         checkpoint_every: given.checkpoint_every.unwrap_or(base.checkpoint_every),

@@ -59,7 +59,7 @@ pub struct Rooms<'a> {
 
 /// A base model of at most so many bytes does not fill a second thread: two tunings of it at once take less time than
 /// one after the other (BENCHMARKS.md), and so small a model's memory does not matter.
-const SMALL_MODEL: u64 = 64 << 20;
+pub(crate) const SMALL_MODEL: u64 = 64 << 20;
 
 impl Worker for Rooms<'_> {
     fn threads(&self, cell: &Cell, needs: &Needs) -> Threads {
@@ -90,6 +90,7 @@ impl Worker for Rooms<'_> {
                     seed: *seed,
                     preset: self.experiment.experiment.preset,
                     settings: &settings,
+                    tensorboard: self.experiment.tracking.tensorboard,
                 };
                 let record = self.tuner.tune(&job, folder, progress)?;
                 write_atomically(&folder.join(TUNING_FILE), &serde_json::to_vec_pretty(&record)?)?;
@@ -192,7 +193,7 @@ impl Rooms<'_> {
 }
 
 /// The bytes of a file, or of the files in a folder.
-fn bytes(path: &Path) -> u64 {
+pub(crate) fn bytes(path: &Path) -> u64 {
     let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     match fs::read_dir(path) {
         Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),

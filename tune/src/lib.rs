@@ -1,9 +1,11 @@
 //! Tuning: batches, optimizer, schedule, validation, checkpoints and resume.
 //!
 //! Reading order: [`settings`] (what a run is), [`rows`] (records as tokens), [`order`] (which row when),
-//! [`schedule`], [`memory`], `trained` (what the optimizer moves), `checkpoint`, and [`run`], which puts them together; [`verify`] tests a model beforehand.
+//! [`schedule`], `trained` (what the optimizer moves), `checkpoint`, [`cost`] and [`memory`] (what a run takes, told
+//! beforehand), [`tensorboard`], and [`run`], which puts them together; [`verify`] tests a model beforehand.
 
 mod checkpoint;
+pub mod cost;
 mod error;
 pub mod memory;
 pub mod metrics;
@@ -12,13 +14,14 @@ pub mod rows;
 pub mod run;
 pub mod schedule;
 pub mod settings;
+pub mod tensorboard;
 mod trained;
 pub mod verify;
 
 pub use error::{Error, Result};
 pub use metrics::{Progress, Quiet, UpdateMetrics, ValidationMetrics};
 pub use rows::{Rows, TrainingRow};
-pub use run::{Loss, Outcome, Places, flops, loss, pretrain, tune};
+pub use run::{Loss, Outcome, Places, loss, pretrain, tune};
 pub use settings::{
     BestOver, FrozenWeights, Keep, Length, Method, Order, Preset, Schedule, Settings, Supervise,
 };

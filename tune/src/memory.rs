@@ -1,138 +1,57 @@
-//! What a tuning will take, counted before it starts, and what would fit where it does not.
+//! A tuning that would not fit into memory is refused before it starts, with what would fit.
 
-use engine::WorkspacePlan;
-use engine::decoder::weights::{Precision, slots};
 use model::BaseModel;
-use model::adapter::Adapter as PeftAdapter;
 
+use crate::cost::{Memory, RowLength, Shape, cost};
 use crate::error::{Error, Result};
 use crate::settings::{FrozenWeights, Method, Settings};
 
-/// Bytes that a tuning holds at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct MemoryPlan {
-    /// The base model's weights.
-    pub weights: u64,
-    /// What is trained beside them, gradients, and the optimizer's two moments.
-    pub trained: u64,
-    /// Activations and their gradients, of one micro-batch.
-    pub activations: u64,
-    /// What the products keep for themselves, and the program.
-    pub rest: u64,
-}
-
-impl MemoryPlan {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights + self.trained + self.activations + self.rest
-    }
-}
-
 /// The program before it has read a model: code, the threads' stacks, the tokenizer.
-const PROGRAM: u64 = 100 << 20;
+pub const PROGRAM: u64 = 100 << 20;
 
-/// Rows of the vocabulary's logits that full tuning makes at once.
-const LOGIT_ROWS: u64 = 128;
-
-/// What a tuning on rows of at most `longest` tokens will hold. `adapter` is the one that LoRA begins with.
-pub fn predict(
-    base: &BaseModel,
-    adapter: Option<&PeftAdapter>,
-    settings: &Settings,
-    longest: usize,
-) -> MemoryPlan {
-    let config = base.config();
-    let full = settings.method == Method::Full;
-    let kept = if full { Precision::F32 } else { settings.weights.precision() };
-    let weights: u64 = slots(config)
-        .into_iter()
-        .map(|slot| {
-            let shape = slot.shape(config);
-            let elements = shape.iter().product::<usize>() as u64;
-            // Packed in panels of 32 rows.
-            let packed = (shape[0].next_multiple_of(32) * shape[1..].iter().product::<usize>()) as u64;
-            match (slot.is_matrix(), kept.of(slot)) {
-                (false, _) => 4 * elements,
-                (true, Precision::Published) => bytes_of(packed, base.stored_precision()),
-                (true, precision) => bytes_of(packed, precision),
-            }
-        })
-        .sum();
-    let of_adapter: u64 = adapter
-        .into_iter()
-        .flat_map(|adapter| &adapter.modules)
-        .map(|module| 4 * (module.a.len() + module.b.len()) as u64)
-        .sum();
-    // Gradients and two moments, and an adapter's own values.
-    let trained = if full { 3 * weights } else { 4 * of_adapter };
-    let plan = plan(settings, longest);
-    let ranks: usize =
-        adapter.into_iter().flat_map(|adapter| &adapter.modules).map(|module| module.rank).sum();
-    let activations = 4 * plan.floats(config, ranks) as u64;
-    // A product's packed left side, and the logits that exist at once.
-    let widest = config.hidden.max(config.intermediate).max(config.attention_width()) as u64;
-    let logits = if full { LOGIT_ROWS * config.vocabulary as u64 } else { plan.tokens as u64 * 512 };
-    let rest = PROGRAM + 4 * (plan.tokens as u64 * widest + logits);
-    MemoryPlan { weights, trained, activations, rest }
-}
-
-/// The workspace of a tuning whose longest row has `longest` tokens.
-pub(crate) fn plan(settings: &Settings, longest: usize) -> WorkspacePlan {
-    WorkspacePlan {
-        tokens: settings.micro_batch_tokens.max(longest),
-        training: true,
-        recompute: settings.recompute,
-    }
-}
-
-/// Bytes of so many elements.
-fn bytes_of(elements: u64, precision: Precision) -> u64 {
-    match precision {
-        Precision::Published | Precision::F32 => 4 * elements,
-        Precision::Bf16 | Precision::F16 => 2 * elements,
-        // A scale of 4 bytes for 32 elements of one byte, and for 64 of half a byte.
-        Precision::Bits8 => elements + elements / 8,
-        Precision::Nf4 => elements / 2 + elements / 16,
-    }
-}
-
-/// Refuses a tuning that would not fit into `available` bytes, and says what would.
+/// Refuses a tuning that would not fit into `available` bytes (none: not known), and says what would.
 ///
 /// # Errors
-/// [`Error::Memory`].
+/// [`Error::Memory`]; and modules that the model does not have.
 pub(crate) fn check(
     base: &BaseModel,
-    adapter: Option<&PeftAdapter>,
+    rows: &[RowLength],
+    validation: &[RowLength],
     settings: &Settings,
-    longest: usize,
     available: Option<u64>,
 ) -> Result<()> {
     let Some(available) = available else { return Ok(()) };
-    let wanted = predict(base, adapter, settings, longest);
-    if wanted.total() <= available {
+    let threads = rayon::current_num_threads();
+    let predict = |settings: &Settings| -> Result<Memory> {
+        Ok(cost(&Shape::of(base, settings)?, rows, validation, settings, threads).memory)
+    };
+    let wanted = predict(settings)?;
+    if wanted.total() + PROGRAM <= available {
         return Ok(());
     }
-    let fitting = frugal(settings, longest).into_iter().find_map(|(flags, settings)| {
-        let total = predict(base, adapter, &settings, longest).total();
-        (total <= available).then(|| format!("{flags} would fit, with {}", gigabytes(total)))
-    });
-    let least =
-        "nothing that `tune` can spare would make it fit: it takes a smaller model or a larger machine";
+    let longest = rows.iter().chain(validation).map(|row| row.tokens).max().unwrap_or(0);
+    let mut fitting =
+        "nothing that `tune` can spare would make it fit: it takes a smaller model or a larger machine"
+            .to_owned();
+    for (flags, settings) in frugal(settings, longest) {
+        let total = predict(&settings)?.total() + PROGRAM;
+        if total <= available {
+            fitting = format!("{flags} would fit, with {}", gigabytes(total));
+            break;
+        }
+    }
     Err(Error::Memory(format!(
-        "this tuning would take {} (weights {}, what is trained {}, activations of {} tokens {}), and {} are free; {}",
-        gigabytes(wanted.total()),
+        "this tuning would take {} (weights {}, what is trained {}, activations {}), and {} are free; {fitting}",
+        gigabytes(wanted.total() + PROGRAM),
         gigabytes(wanted.weights),
-        gigabytes(wanted.trained),
-        plan(settings, longest).tokens,
-        gigabytes(wanted.activations),
+        gigabytes(wanted.optimizer),
+        gigabytes(wanted.workspace),
         gigabytes(available),
-        fitting.unwrap_or_else(|| least.to_owned()),
     )))
 }
 
 /// Settings that take less, from the one that costs the least time or precision on, each with its flags.
 fn frugal(settings: &Settings, longest: usize) -> Vec<(String, Settings)> {
-    let fewest = longest.max(1);
     let mut ways = Vec::new();
     let weights = [
         (None, settings.weights),
@@ -142,7 +61,7 @@ fn frugal(settings: &Settings, longest: usize) -> Vec<(String, Settings)> {
     ];
     let weights = if settings.method == Method::Lora { &weights[..] } else { &weights[..1] };
     for (name, weights) in weights {
-        for tokens in [settings.micro_batch_tokens, fewest] {
+        for tokens in [settings.micro_batch_tokens, longest.max(1)] {
             for recompute in [settings.recompute, true] {
                 let mut flags = Vec::new();
                 if let Some(name) = name {
@@ -187,31 +106,30 @@ mod tests {
     use super::*;
     use crate::settings::Preset;
 
-    fn base() -> BaseModel {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
-        match BaseModel::open(folder) {
-            Ok(base) => base,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
-        let base = base();
-        let settings =
-            Settings { micro_batch_tokens: 100_000, ..Settings::preset(Preset::Paper, Method::Lora) };
-        let enough = predict(&base, None, &settings, 64).total();
-        assert!(check(&base, None, &settings, 64, Some(enough)).is_ok());
-        assert!(check(&base, None, &settings, 64, None).is_ok());
-        let found = check(&base, None, &settings, 64, Some(enough - 1)).map_err(|error| error.to_string());
-        assert!(matches!(&found, Err(message) if message.contains("--recompute would fit")), "{found:?}");
-        let found =
-            check(&base, None, &settings, 64, Some(PROGRAM + (4 << 20))).map_err(|error| error.to_string());
-        assert!(
-            matches!(&found, Err(message) if message.contains("--micro-batch-tokens 64 would fit")),
-            "{found:?}"
-        );
-        let found = check(&base, None, &settings, 64, Some(1)).map_err(|error| error.to_string());
-        assert!(matches!(&found, Err(message) if message.contains("a smaller model")), "{found:?}");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
+        let base = match BaseModel::open(folder) {
+            Ok(base) => base,
+            Err(error) => panic!("{error}"),
+        };
+        let settings = Settings { micro_batch_tokens: 4096, ..Settings::preset(Preset::Paper, Method::Lora) };
+        let rows = vec![RowLength { tokens: 64, supervised: 63 }; 128];
+        let threads = rayon::current_num_threads();
+        let shape = match Shape::of(&base, &settings) {
+            Ok(shape) => shape,
+            Err(error) => panic!("{error}"),
+        };
+        let enough = cost(&shape, &rows, &[], &settings, threads).memory.total() + PROGRAM;
+        let found = |available| {
+            let refused = check(&base, &rows, &[], &settings, available);
+            refused.map_or_else(|error| error.to_string(), |()| "it fits".to_owned())
+        };
+        assert_eq!(found(Some(enough)), "it fits");
+        assert_eq!(found(None), "it fits");
+        let message = found(Some(enough - 1));
+        assert!(message.contains("--recompute would fit"), "{message}");
+        let message = found(Some(1));
+        assert!(message.contains("a smaller model"), "{message}");
     }
 }

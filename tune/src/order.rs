@@ -36,6 +36,23 @@ impl RowOrder {
         }
     }
 
+    /// Tells the rows of the first `count` updates one after the other. Draws each epoch once.
+    pub fn for_each_update(&self, count: u64, mut told: impl FnMut(&[usize])) {
+        let mut left = count;
+        let mut epoch = 0;
+        while left > 0 && self.rows > 0 {
+            let rows = match self.order {
+                Order::File => (0..self.rows).collect(),
+                Order::Shuffle => self.epoch(epoch),
+            };
+            for update in rows.chunks(self.batch).take(usize::try_from(left).unwrap_or(usize::MAX)) {
+                told(update);
+                left -= 1;
+            }
+            epoch += 1;
+        }
+    }
+
     /// All rows in the order of an epoch: Fisher and Yates' shuffle, from a stream of the seed's and the epoch's own.
     fn epoch(&self, epoch: u64) -> Vec<usize> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
@@ -65,6 +82,12 @@ mod tests {
                 met.sort_unstable();
                 prop_assert_eq!(met, (0..rows).collect::<Vec<_>>());
             }
+            let mut update = 0;
+            order.for_each_update(2 * order.updates_per_epoch() + 1, |rows| {
+                assert_eq!(rows, order.update(update));
+                update += 1;
+            });
+            prop_assert_eq!(update, 2 * order.updates_per_epoch() + 1);
         }
     }
 }

@@ -6,8 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use engine::decoder::cost::ModuleShape;
 use engine::decoder::weights::{HostData, HostTensor};
-use engine::decoder::{Adapter, Decoder, LoadError, Weights};
+use engine::decoder::{Adapter, Decoder, LoadError, LoraModule, Weights};
 use engine::kernels::AdamW;
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use model::BaseModel;
@@ -15,6 +16,7 @@ use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
 
 use crate::checkpoint::{Checkpoints, State};
+use crate::cost::{self, RowLength, Shape};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics, peak_bytes};
@@ -22,6 +24,7 @@ use crate::order::RowOrder;
 use crate::rows::{Rows, TrainingRow, micro_batches, pack};
 use crate::schedule::learning_rate;
 use crate::settings::{BestOver, FrozenWeights, Keep, Method, Settings};
+use crate::tensorboard::EventFile;
 use crate::trained::Trained;
 
 /// Where a run's files go.
@@ -33,12 +36,14 @@ pub struct Places {
     pub checkpoints: PathBuf,
     /// A JSON line an update and a measurement, if wanted.
     pub metrics: Option<PathBuf>,
+    /// The folder of TensorBoard's event files, if they are wanted.
+    pub tensorboard: Option<PathBuf>,
 }
 
 impl Places {
     /// All under `out`.
     pub fn under(out: &Path) -> Self {
-        Self { out: out.to_owned(), checkpoints: out.join("checkpoint"), metrics: None }
+        Self { out: out.to_owned(), checkpoints: out.join("checkpoint"), metrics: None, tensorboard: None }
     }
 }
 
@@ -51,7 +56,7 @@ pub struct Outcome {
     pub kept_update: u64,
     /// Real tokens trained on, each as often as it was met.
     pub tokens: u64,
-    /// Multiply-adds counted as two operations, of all matrix products.
+    /// Of all updates' matrix products, a multiply-add counted as two operations: see [`crate::cost`].
     pub flops: f64,
     /// Values that were trained.
     pub trained_parameters: usize,
@@ -174,8 +179,8 @@ impl<'a> Run<'a> {
                 Some(PeftAdapter::fresh(config, base.family(), base.config(), settings.seed)?)
             }
         };
-        let longest = rows.rows.iter().chain(&validation.rows).map(|row| row.tokens.len()).max().unwrap_or(0);
-        memory::check(base, peft.as_ref(), settings, longest, memory::available())?;
+        let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
+        memory::check(base, &lengths, &held_out, settings, memory::available())?;
         let weights = match settings.method {
             Method::Full => Weights::Trained,
             Method::Lora => Weights::Frozen(settings.weights.precision()),
@@ -188,7 +193,12 @@ impl<'a> Run<'a> {
                 (Some(config), Trained::adapter(upload(base, peft)?))
             }
         };
-        let plan = memory::plan(settings, longest);
+        let longest = lengths.iter().chain(&held_out).map(|row| row.tokens).max().unwrap_or(0);
+        let plan = WorkspacePlan {
+            tokens: settings.micro_batch_tokens.max(longest),
+            training: true,
+            recompute: settings.recompute,
+        };
         let adapters: Vec<&Adapter<Cpu>> = trained.as_adapter().into_iter().collect();
         let workspace = Workspace::new(&decoder, &adapters, plan);
         let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
@@ -235,9 +245,14 @@ impl<'a> Run<'a> {
     /// All updates that are left.
     fn train(&mut self, progress: &mut dyn Progress) -> Result<()> {
         let mut metrics = self.open_metrics()?;
+        let folder = self.places.tensorboard.as_ref();
+        let mut events = folder.map(|folder| EventFile::begin(folder, self.state.update)).transpose()?;
         while self.state.update < self.updates && !self.state.exhausted {
             let line = self.update()?;
             write_line(&mut metrics, self.places, &line)?;
+            if let Some(events) = &mut events {
+                events.update(&line)?;
+            }
             progress.update(&line);
             self.state.update += 1;
             let last = self.state.update == self.updates;
@@ -246,6 +261,9 @@ impl<'a> Run<'a> {
             {
                 let line = self.validate()?;
                 write_line(&mut metrics, self.places, &line)?;
+                if let Some(events) = &mut events {
+                    events.validation(&line)?;
+                }
                 progress.validation(&line);
             }
             let stop = progress.should_stop() && !last;
@@ -376,12 +394,12 @@ impl<'a> Run<'a> {
                 self.base.config().parameters()
             }
         };
-        let (tokens, supervised) = self.counts();
+        let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update);
         let outcome = Outcome {
             updates: self.state.update,
             kept_update,
-            tokens,
-            flops: flops(self.base, self.settings.method, tokens, supervised),
+            tokens: work.tokens,
+            flops: cost::flops(&self.shape()?, &work, self.settings),
             trained_parameters,
             validations: self.state.validations.clone(),
         };
@@ -389,13 +407,25 @@ impl<'a> Run<'a> {
         Ok(outcome)
     }
 
-    /// Tokens trained on and tokens supervised, each as often as it was met.
-    fn counts(&self) -> (u64, u64) {
-        let met = (0..self.state.update).flat_map(|update| self.order.update(update));
-        met.fold((0, 0), |(tokens, supervised), number| {
-            let row = &self.rows[number];
-            (tokens + row.tokens.len() as u64, supervised + row.supervised() as u64)
-        })
+    /// What it computes on: an adapter that it began with has its own modules.
+    fn shape(&self) -> Result<Shape> {
+        let modules = self.trained.as_adapter().map(|adapter| {
+            let modules = adapter.blocks.iter().enumerate();
+            let of_block = |(layer, block): (usize, &Vec<LoraModule<Cpu>>)| -> Vec<ModuleShape> {
+                let shape = |module: &LoraModule<Cpu>| ModuleShape {
+                    layer,
+                    linear: module.linear,
+                    inputs: module.inputs,
+                    rows: module.rows,
+                    rank: module.rank,
+                };
+                block.iter().map(shape).collect()
+            };
+            modules.flat_map(of_block).collect()
+        });
+        let mut shape = Shape::of(self.base, self.settings)?;
+        shape.modules = modules;
+        Ok(shape)
     }
 
     fn open_metrics(&self) -> Result<Option<File>> {
@@ -404,21 +434,6 @@ impl<'a> Run<'a> {
         };
         self.places.metrics.as_ref().map(open).transpose()
     }
-}
-
-/// Operations of the matrix products: forward and, for full tuning, two backward products; for LoRA one, since no
-/// frozen weight has a gradient. The head counts at supervised positions alone.
-pub fn flops(base: &BaseModel, method: Method, tokens: u64, supervised: u64) -> f64 {
-    let config = base.config();
-    let gate = usize::from(config.activation.gated());
-    let block = config.hidden * (config.query_key_value_rows() + config.attention_width())
-        + (2 + gate) * config.hidden * config.intermediate;
-    let products = match method {
-        Method::Lora => 2.0,
-        Method::Full => 3.0,
-    };
-    let head = (config.vocabulary * config.hidden) as f64;
-    2.0 * products * (tokens as f64 * (config.layers * block) as f64 + supervised as f64 * head)
 }
 
 /// Settings that no run can have.
@@ -457,7 +472,7 @@ fn upload(base: &BaseModel, peft: &PeftAdapter) -> Result<Adapter<Cpu>> {
 }
 
 /// The settings' adapter, with PEFT's names for the modules.
-fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterConfig {
+pub(crate) fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterConfig {
     let paper = AdapterConfig::paper(base.family());
     let targets = if settings.modules.is_empty() {
         paper.targets.clone()

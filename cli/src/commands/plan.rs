@@ -1,9 +1,11 @@
-//! `polypaca plan`: an experiment's cells, before they are run.
+//! `polypaca plan`: an experiment's cells, before they are run, and what they take.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::Args;
+use lab::cost::{self, Budget, Calibration, CellCost, Drops, Estimator};
 use lab::plan::State;
 use lab::store::{Determinants, Store};
 use serde::Serialize;
@@ -12,12 +14,52 @@ use super::experiment::ExperimentArguments;
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// Shows an experiment's cells: which are done, which are missing, and which have changed and why. Checks the
-/// experiment file and everything that it names, and starts nothing
+/// Shows an experiment's cells: which are done, which are missing, and which have changed and why; and what they take:
+/// tokens, operations, memory, hours, the judge's price, disk. Checks the experiment file and everything that it names,
+/// and starts nothing
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     #[command(flatten)]
-    experiment: ExperimentArguments,
+    experiment: Option<ExperimentArguments>,
+
+    /// Show the cells alone: no model is opened and no text is cut into tokens
+    #[arg(long, conflicts_with_all = ["calibrate", "within"])]
+    cells_only: bool,
+
+    /// First measure how fast this machine is with the experiment's models: seconds to minutes, kept in the store
+    #[arg(long)]
+    calibrate: bool,
+
+    /// Name the systems to leave out so that the rest fits: hours (12h) or dollars for the judge ($30)
+    #[arg(long, value_name = "HOURS|DOLLARS")]
+    within: Option<Within>,
+
+    /// Print the JSON schema of experiment files, for editors
+    #[arg(long, exclusive = true)]
+    schema: bool,
+}
+
+/// `12h`, `90m`, `$30` or `30usd`.
+#[derive(Debug, Clone, Copy)]
+struct Within(Budget);
+
+impl FromStr for Within {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower = text.trim().to_lowercase();
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|value| *value >= 0.0);
+        let parsed = if let Some(dollars) = lower.strip_prefix('$').or(lower.strip_suffix("usd")) {
+            number(dollars).map(Budget::Dollars)
+        } else if let Some(minutes) = lower.strip_suffix('m') {
+            number(minutes).map(|minutes| Budget::Hours(minutes / 60.0))
+        } else {
+            lower.strip_suffix('h').and_then(number).map(Budget::Hours)
+        };
+        parsed
+            .map(Self)
+            .ok_or_else(|| "expected hours (12h), minutes (90m) or dollars ($30, 30usd)".to_owned())
+    }
 }
 
 #[derive(Serialize)]
@@ -27,6 +69,8 @@ struct Line {
     state: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     changed: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<CellCost>,
 }
 
 #[derive(Serialize)]
@@ -37,12 +81,35 @@ struct Whole {
     done: usize,
     missing: usize,
     stale: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left: Option<Left>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drops: Option<Drops>,
     cells: Vec<Line>,
+}
+
+/// What the cells that are not done take together.
+#[derive(Serialize)]
+struct Left {
+    device: String,
+    tokens: u64,
+    flops: f64,
+    /// Of the largest cell.
+    memory_bytes: u64,
+    hours: Option<f64>,
+    requests: u64,
+    dollars: Option<f64>,
+    disk_bytes: u64,
 }
 
 impl Plan {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let (prepared, places) = self.experiment.prepare(output)?;
+        if self.schema {
+            output.line(lab::experiment::schema().map_err(Failure::failed)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let missing = || Failure::wrong_input(anyhow::anyhow!("expected an experiment file"));
+        let (prepared, places) = self.experiment.ok_or_else(missing)?.prepare(output)?;
         let store = Store::read(&places.store);
         let listed = store.list().map_err(Failure::failed)?;
         let known: Vec<Determinants> =
@@ -56,8 +123,35 @@ impl Plan {
                 State::Stale(changed) => ("stale", changed),
             };
             *counts.entry(state).or_default() += 1;
-            let cell_label = cell.determinants.label.clone();
-            lines.push(Line { cell: cell_label, key: cell.key.short(), state, changed });
+            let label = cell.determinants.label.clone();
+            lines.push(Line { cell: label, key: cell.key.short(), state, changed, cost: None });
+        }
+        let threads = rayon::current_num_threads();
+        let device = cost::calibration::device(threads);
+        let (mut left, mut drops) = (None, None);
+        if !self.cells_only {
+            let mut calibration = Calibration::read(&places.store, &device).map_err(Failure::wrong_input)?;
+            if self.calibrate {
+                let mut estimator =
+                    Estimator::new(&prepared, &store, &calibration, threads).map_err(Failure::failed)?;
+                let mut told = |what: &str| output.note(format!("measuring {what}"));
+                let measured = estimator.calibrate(&mut told).map_err(Failure::failed)?;
+                measured.write(&places.store, &device).map_err(Failure::failed)?;
+                calibration = measured;
+            }
+            let mut estimator =
+                Estimator::new(&prepared, &store, &calibration, threads).map_err(Failure::failed)?;
+            let costs = estimator.all().map_err(Failure::failed)?;
+            let done: Vec<bool> = lines.iter().map(|line| line.state == "done").collect();
+            left = Some(Left::of(&costs, &done, device));
+            if let Some(Within(budget)) = self.within {
+                let found = cost::drops(&prepared.plan, &costs, &done, budget);
+                let unknown = "--within: it is not known how long the cells take; add --calibrate";
+                drops = Some(found.ok_or_else(|| Failure::wrong_input(anyhow::anyhow!(unknown)))?);
+            }
+            for (line, cost) in lines.iter_mut().zip(costs) {
+                line.cost = Some(cost);
+            }
         }
         let count = |state| counts.get(state).copied().unwrap_or_default();
         let whole = Whole {
@@ -67,27 +161,129 @@ impl Plan {
             done: count("done"),
             missing: count("missing"),
             stale: count("stale"),
+            left,
+            drops,
             cells: lines,
         };
         if output.json() {
             output.object(&whole)?;
-            return Ok(ExitCode::SUCCESS);
+        } else {
+            whole.tell(output, self.within.map(|Within(budget)| budget))?;
         }
-        for line in &whole.cells {
-            output.line(format!("{:<8} {} {}", line.state, line.key, line.cell))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Left {
+    fn of(costs: &[CellCost], done: &[bool], device: String) -> Self {
+        let left = || costs.iter().zip(done).filter(|(_, done)| !**done).map(|(cost, _)| cost);
+        // A judge's time is its own; that of a mix is nothing.
+        let computed = || left().filter(|cost| cost.flops > 0.0);
+        let dollars = left()
+            .filter_map(|cost| cost.dollars)
+            .fold(None::<f64>, |sum, more| Some(sum.unwrap_or(0.0) + more));
+        Self {
+            device,
+            tokens: computed().map(|cost| cost.tokens).sum(),
+            flops: left().map(|cost| cost.flops).sum(),
+            memory_bytes: left().map(|cost| cost.memory_bytes).max().unwrap_or(0),
+            hours: cost::wall_seconds(computed()).map(|seconds| seconds / 3600.0),
+            requests: left().map(|cost| cost.requests).sum(),
+            dollars,
+            disk_bytes: left().map(|cost| cost.disk_bytes).sum(),
+        }
+    }
+}
+
+impl Whole {
+    fn tell(&self, output: &Output, within: Option<Budget>) -> Result<(), Failure> {
+        for line in &self.cells {
+            let cost = line.cost.as_ref().map(words).unwrap_or_default();
+            output.line(format!("{:<8} {} {}{cost}", line.state, line.key, line.cell))?;
             for change in &line.changed {
                 output.line(format!("         {change}"))?;
             }
         }
         output.line(format!(
             "{} systems, C = {} rows; {} cells: {} done, {} missing, {} stale",
-            whole.systems,
-            whole.c,
-            whole.cells.len(),
-            whole.done,
-            whole.missing,
-            whole.stale
+            self.systems,
+            self.c,
+            self.cells.len(),
+            self.done,
+            self.missing,
+            self.stale
         ))?;
-        Ok(ExitCode::SUCCESS)
+        if let Some(left) = &self.left {
+            let hours = left.hours.map_or("unknown (--calibrate measures this machine)".to_owned(), time);
+            output.line(format!(
+                "left to do, at most: {} tokens, {:.3e} operations, {} of memory, {} on the disk",
+                left.tokens,
+                left.flops,
+                size(left.memory_bytes),
+                size(left.disk_bytes)
+            ))?;
+            output.line(format!("time on {}: {hours}", left.device))?;
+            if left.requests > 0 {
+                let price =
+                    left.dollars.map_or("no price given".to_owned(), |dollars| format!("${dollars:.2}"));
+                output.line(format!("requests to endpoints: {}, at most {price}", left.requests))?;
+            }
+        }
+        if let Some(drops) = &self.drops {
+            let rest = match within {
+                Some(Budget::Dollars(_)) => format!("${:.2}", drops.rest),
+                _ => time(drops.rest),
+            };
+            if drops.systems.is_empty() {
+                output.line(format!("it fits: {rest}"))?;
+            } else {
+                output.line(format!("leave out, and {} of {} scores are lost:", drops.lost, drops.of))?;
+                for system in &drops.systems {
+                    output.line(format!("  {system}"))?;
+                }
+                output.line(format!("the rest takes {rest}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cell's cost behind its name.
+fn words(cost: &CellCost) -> String {
+    let mut words = Vec::new();
+    let most = if cost.at_most { "≤ " } else { "" };
+    if cost.tokens > 0 {
+        words.push(format!("{most}{} tokens", cost.tokens));
+    }
+    if cost.flops > 0.0 {
+        words.push(format!("{most}{:.2e} operations", cost.flops));
+        words.push(size(cost.memory_bytes));
+    }
+    if let Some(seconds) = cost.seconds.filter(|seconds| *seconds > 0.0) {
+        words.push(time(seconds / 3600.0));
+    }
+    if cost.requests > 0 {
+        words.push(format!("≤ {} requests", cost.requests));
+    }
+    if let Some(dollars) = cost.dollars {
+        words.push(format!("≤ ${dollars:.4}"));
+    }
+    if words.is_empty() { String::new() } else { format!("  ({})", words.join(", ")) }
+}
+
+fn time(hours: f64) -> String {
+    let seconds = hours * 3600.0;
+    match seconds {
+        ..100.0 => format!("{seconds:.1} s"),
+        ..6000.0 => format!("{:.1} min", seconds / 60.0),
+        _ => format!("{hours:.1} h"),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        ..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        ..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
 }

@@ -7,6 +7,7 @@ use lab::local::{Machinery, ready};
 use lab::progress;
 use lab::rooms::{Answers, TuneRoom, open_model};
 use lab::store::Store;
+use lab::watch::Recorded;
 
 use super::experiment::ExperimentArguments;
 use crate::failure::Failure;
@@ -27,8 +28,8 @@ impl Run {
             Machinery { tuner: &TuneRoom, answerer: &Answers::default(), open_model: &open_model };
         let ready = ready(&prepared, &places, &machinery).map_err(Failure::wrong_input)?;
         let store = Store::open(&places.store).map_err(Failure::failed)?;
-        let progress = progress::on_standard_error();
-        let finished = ready.run(&store, &places, &*progress).map_err(Failure::failed)?;
+        let progress = Recorded::new(progress::on_standard_error(), &places.out);
+        let finished = ready.run(&store, &places, &progress).map_err(Failure::failed)?;
         for warning in &finished.warnings {
             output.warning(warning);
         }

@@ -182,6 +182,10 @@ pub(crate) struct Tune {
     /// A JSON line an update (update, loss, learning_rate, tokens, tokens_per_second, peak_bytes) and a measurement
     #[arg(long, value_name = "FILE.jsonl")]
     metrics: Option<PathBuf>,
+
+    /// The same figures as TensorBoard's event files in DIR
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
 }
 
 /// The instruction data of `tune` and `loss`.
@@ -229,7 +233,11 @@ impl Tune {
         let initial = self.init_adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
         let rows = encode(&records, &template, &base, &settings, "to train on", output)?;
         let held_out = encode(&validation, &template, &base, &settings, "for validation", output)?;
-        let places = Places { metrics: self.metrics.clone(), ..Places::under(&self.out) };
+        let places = Places {
+            metrics: self.metrics.clone(),
+            tensorboard: self.tensorboard.clone(),
+            ..Places::under(&self.out)
+        };
 
         let progress = progress::on_standard_error();
         progress.cell("tuning");

@@ -27,6 +27,7 @@ pub use self::buffer::Buffer;
 use self::dropout::RowKey;
 use self::matmul::{Left, Out, multiply};
 pub use self::panels::Matrix;
+pub(crate) use self::panels::packed_length;
 use self::panels::{Backward, Forward, Rows, RowsTransposed};
 use crate::decoder::config::{Activation, Norm};
 use crate::decoder::weights::{HostTensor, Precision};
@@ -96,7 +97,7 @@ impl Kernels for Cpu {
     }
 
     fn like_matrix(&self, matrix: &Matrix) -> Buffer {
-        Buffer::zeros(panels::packed_length(matrix.rows(), matrix.columns()))
+        Buffer::zeros(packed_length(matrix.rows(), matrix.columns()))
     }
 
     fn packed_values(&self, tensor: &HostTensor<'_>) -> Buffer {

@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod cost;
 pub mod lora;
 pub mod weights;
 
@@ -143,7 +144,8 @@ impl<K: Kernels> Decoder<K> {
 
     /// Bytes of weights kept.
     pub fn weight_bytes(&self) -> usize {
-        let matrices: usize = self.matrices.values().map(|matrix| self.kernels.matrix_bytes(matrix)).sum();
+        let matrices = self.matrices.values().chain(&self.normalised_head);
+        let matrices: usize = matrices.map(|matrix| self.kernels.matrix_bytes(matrix)).sum();
         let vectors: usize = self.vectors.keys().map(|slot| 4 * slot.shape(&self.config)[0]).sum();
         matrices + vectors
     }

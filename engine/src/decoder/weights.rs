@@ -170,6 +170,17 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Bytes of so many elements; what is published is taken to be 32-bit floats.
+    pub fn bytes(self, elements: usize) -> usize {
+        match self {
+            Self::Published | Self::F32 => 4 * elements,
+            Self::Bf16 | Self::F16 => 2 * elements,
+            // A scale of 4 bytes for 32 elements of one byte, and for 64 of half a byte.
+            Self::Bits8 => elements + elements / 8,
+            Self::Nf4 => elements / 2 + elements / 16,
+        }
+    }
+
     /// In what the matrix at `slot` is kept where this is asked for: 8 and 4 bits are for the blocks' products, and
     /// leave the embedding and the head as they were published, as bitsandbytes does.
     pub fn of(self, slot: Slot) -> Self {

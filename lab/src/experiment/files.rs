@@ -51,3 +51,19 @@ impl<'de> Visitor<'de> for FilesVisitor {
         Ok(Files(files))
     }
 }
+
+impl schemars::JsonSchema for Files {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Files".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A path, or an array of paths.",
+            "anyOf": [
+                { "type": "string" },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+            ],
+        })
+    }
+}

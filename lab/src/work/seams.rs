@@ -43,6 +43,8 @@ pub struct TuningJob<'a> {
     pub preset: Preset,
     /// The settings that are given.
     pub settings: &'a Tune,
+    /// Whether TensorBoard's event files are wanted beside the metrics.
+    pub tensorboard: bool,
 }
 
 /// What a tuning took and how it went.

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Instant;
 
+use proptest::prelude::*;
+
 use crate::common::{EXPERIMENT, plan, write};
-use lab::plan::{Plan, Work};
+use lab::plan::{Answerer, Plan, Work};
 use lab::store::Key;
 
 fn count(plan: &Plan, kind: &str) -> usize {
@@ -67,21 +69,88 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
     let before = plan(&write(folder.path(), EXPERIMENT));
     // Of the 32 answers, 28 are a tuned system's.
     const ALL: &[(&str, usize)] = &[("tuning", 10), ("answers", 28), ("scores", 28)];
+    const ANSWERS: &[(&str, usize)] = &[("answers", 32), ("scores", 32)];
+    const SCORES: &[(&str, usize)] = &[("scores", 32)];
+    const NONE: &[(&str, usize)] = &[];
     type Row = (&'static str, &'static str, &'static [(&'static str, usize)]);
-    let table: [Row; 10] = [
-        ("name = \"small\"", "name = \"other\"", &[]),
-        ("lr = 0.001", "lr = 0.002", ALL),
-        ("lr = 0.001", "lr = 0.001\nbatch = 4", ALL),
-        ("lr = 0.001", "lr = 0.001\n[tune.full]\nlr = 0.1", &[]),
-        ("new_tokens = 4", "new_tokens = 5", &[("answers", 32), ("scores", 32)]),
-        ("new_tokens = 4", "new_tokens = 4\nbatch_tokens = 100", &[]),
-        ("[answer]", "[judge]\nthresholds = [10, 20]\n[answer]", &[("scores", 32)]),
-        ("[answer]", "[judge]\ncaption = \"x\"\n[answer]", &[]),
+    let table: &[Row] = &[
+        // [experiment]
+        ("name = \"small\"", "name = \"other\"", NONE),
+        ("name = \"small\"", "name = \"small\"\ndescription = \"x\"", NONE),
+        ("name = \"small\"", "name = \"small\"\nminimum_score = 3", NONE),
+        ("name = \"small\"", "name = \"small\"\npreset = \"fair\"", ALL),
+        ("name = \"small\"", "name = \"small\"\ninclude_base = false", NONE),
+        ("name = \"small\"", "name = \"small\"\nmethods = [\"lora\", \"full\"]", ALL),
+        ("name = \"small\"", "name = \"small\"\nrecipes = [\"english\"]", NONE),
+        ("name = \"tiny\"", "name = \"tinier\"", NONE),
+        ("name = \"tiny\"", "name = \"tiny\"\nfamily = \"x\"", NONE),
         // Half of them: the other seed stays.
         ("seeds = [1, 2]", "seeds = [1, 3]", &[("mix", 5), ("tuning", 5), ("answers", 14), ("scores", 14)]),
+        ("seeds = [1, 2]", "seeds = [2, 1]", NONE),
+        ("seeds = [1, 2]", "seeds = [1]", NONE),
+        // [budget], and what the mixes hold out: everything behind a mix.
         ("rows = 6", "rows = 5", &[("mix", 10), ("tuning", 10), ("answers", 28), ("scores", 28)]),
+        (
+            "validation_rows = 2",
+            "validation_rows = 3",
+            &[("mix", 10), ("tuning", 10), ("answers", 28), ("scores", 28)],
+        ),
+        // [tune]
+        ("lr = 0.001", "lr = 0.002", ALL),
+        ("lr = 0.001", "lr = 0.001\nbatch = 4", ALL),
+        ("lr = 0.001", "lr = 0.001\nupdates = 3", ALL),
+        ("lr = 0.001", "lr = 0.001\nepochs = 2", ALL),
+        ("lr = 0.001", "lr = 0.001\ncutoff = 64", ALL),
+        ("lr = 0.001", "lr = 0.001\nwarmup = 5", ALL),
+        ("lr = 0.001", "lr = 0.001\nschedule = \"cosine\"", ALL),
+        ("lr = 0.001", "lr = 0.001\nweight_decay = 0.1", ALL),
+        ("lr = 0.001", "lr = 0.001\ndropout = 0.2", ALL),
+        ("lr = 0.001", "lr = 0.001\nclip = 2", ALL),
+        ("lr = 0.001", "lr = 0.001\nsupervise = \"response\"", ALL),
+        ("lr = 0.001", "lr = 0.001\norder = \"file\"", ALL),
+        ("lr = 0.001", "lr = 0.001\nvalidate_every = 7", ALL),
+        ("lr = 0.001", "lr = 0.001\nkeep = \"last\"", ALL),
+        ("lr = 0.001", "lr = 0.001\npatience = 2", ALL),
+        ("lr = 0.001", "lr = 0.001\nbest_over = \"languages\"", ALL),
+        ("lr = 0.001", "lr = 0.001\nrslora = true", ALL),
+        ("lr = 0.001", "lr = 0.001\nweights = \"4bit\"", ALL),
+        ("lr = 0.001", "lr = 0.001\nrank = 4", ALL),
+        ("lr = 0.001", "lr = 0.001\nalpha = 4", ALL),
+        ("lr = 0.001", "lr = 0.001\nmodules = [\"q_proj\"]", ALL),
+        ("lr = 0.001", "lr = 0.001\ncheckpoint_every = 7", NONE),
+        ("lr = 0.001", "lr = 0.001\n[tune.lora]\nlr = 0.1", ALL),
+        ("lr = 0.001", "lr = 0.001\n[tune.full]\nlr = 0.1", NONE),
+        // What is given and is the preset's already changes nothing.
+        ("lr = 0.001", "lr = 0.001\nrank = 8", NONE),
+        // A template is that of answers as well, where they have none of their own: the base model's too.
+        (
+            "lr = 0.001",
+            "lr = 0.001\ntemplate = \"stanford-alpaca\"",
+            &[("tuning", 10), ("answers", 32), ("scores", 32)],
+        ),
+        // [answer]
+        ("new_tokens = 4", "new_tokens = 5", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nbeams = 2", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nno_repeat_ngram = 3", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nrepetition_penalty = 1.2", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nsample = true\nbeams = 1", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\ntemplate = \"stanford-alpaca\"", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nbatch_tokens = 100", NONE),
+        // [gate] and [judge]
+        ("[answer]", "[gate]\nset_aside_code = true\n[answer]", SCORES),
+        ("[answer]", "[judge]\nthresholds = [10, 20]\n[answer]", SCORES),
+        (
+            "[answer]",
+            "[judge]\nkind = \"openai\"\nendpoint = \"http://localhost:1\"\nmodel = \"x\"\n[answer]",
+            SCORES,
+        ),
+        ("[answer]", "[judge]\ncaption = \"x\"\nstand_in = true\n[answer]", NONE),
+        ("[answer]", "[judge]\nconcurrency = 2\ntries = 2\nbackoff = 0.1\n[answer]", NONE),
+        // The rest.
+        ("[answer]", "[tracking]\ntensorboard = true\n[answer]", NONE),
+        ("[answer]", "[licences]\nx = \"MIT\"\n[answer]", NONE),
     ];
-    for (from, to, expected) in table {
+    for &(from, to, expected) in table {
         let after = plan(&write(folder.path(), &EXPERIMENT.replacen(from, to, 1)));
         assert_eq!(changed(&before, &after), kinds(expected), "{from} -> {to}");
     }
@@ -124,4 +193,81 @@ fn two_thousand_cells_are_planned_in_a_second() {
     let took = start.elapsed();
     assert!(plan.cells.len() > 2000, "{}", plan.cells.len());
     assert!(took.as_secs_f64() < 1.0, "{took:?}");
+}
+
+/// An experiment over any part of the small one's grid.
+fn grid(languages: &[&str], recipes: &[&str], methods: &[&str], seeds: &[u64], base: bool) -> String {
+    let list = |names: &[&str]| format!("{names:?}");
+    let mut text = EXPERIMENT
+        .replace("languages = [\"en\", \"fi\", \"zh\"]", &format!("languages = {}", list(languages)))
+        .replace("unseen_languages = [\"no\"]", "unseen_languages = [\"no\"]\nINCLUDE")
+        .replace("INCLUDE", &format!("include_base = {base}"))
+        .replace(
+            "seeds = [1, 2]",
+            &format!("seeds = {seeds:?}\nrecipes = {}\nmethods = {}", list(recipes), list(methods)),
+        );
+    for language in ["en", "fi", "zh"].into_iter().filter(|language| !languages.contains(language)) {
+        text = text.replace(&format!("{language} = \"{language}.json\"\n"), "");
+        text = text.replace(&format!("{language} = \"prompts-{language}.jsonl\"\n"), "");
+    }
+    text
+}
+
+/// Whether a cell's key depends on that of a cell that it needs: a value among its determinants is the key.
+fn names(plan: &Plan, cell: usize, need: usize) -> bool {
+    let key = plan.cells[need].key.to_string();
+    plan.cells[cell].determinants.values.values().any(|value| *value == key)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn dependencies_are_right_whatever_the_grid(
+        languages in proptest::sample::subsequence(vec!["fi", "zh"], 0..=2),
+        recipes in proptest::sample::subsequence(
+            vec!["monolingual", "multilingual", "english", "downsampled"], 1..=4,
+        ).prop_shuffle(),
+        methods in proptest::sample::subsequence(vec!["lora", "full"], 1..=2).prop_shuffle(),
+        seeds in proptest::sample::subsequence(vec![1u64, 2, 3], 1..=3).prop_shuffle(),
+        base: bool,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let languages: Vec<&str> = std::iter::once("en").chain(languages).collect();
+        let plan = plan(&write(folder.path(), &grid(&languages, &recipes, &methods, &seeds, base)));
+        let mut keys = BTreeSet::new();
+        for (place, cell) in plan.cells.iter().enumerate() {
+            prop_assert!(keys.insert(cell.key), "{} is planned twice", cell.determinants.label);
+            prop_assert!(cell.needs.iter().all(|need| *need < place), "each after those that it needs");
+            let read: Vec<usize> = match &cell.work {
+                Work::BaseModel { .. } | Work::Mix { .. } => Vec::new(),
+                Work::Tuning { base_cell, mix, .. } => base_cell.iter().copied().chain([*mix]).collect(),
+                Work::Answers { answerer: Answerer::Model { base_cell, tuning, .. }, .. } => {
+                    base_cell.iter().chain(tuning).copied().collect()
+                }
+                Work::Answers { .. } => Vec::new(),
+                Work::Scores { answers, .. } => vec![*answers],
+            };
+            // It needs what it reads and nothing else, and what it reads determines it.
+            prop_assert_eq!(
+                cell.needs.iter().collect::<BTreeSet<_>>(), read.iter().collect::<BTreeSet<_>>()
+            );
+            prop_assert!(cell.needs.iter().all(|need| names(&plan, place, *need)), "{}", cell.determinants.label);
+        }
+        // Every cell serves a system, and every system has all it needs.
+        let mut served = BTreeSet::new();
+        for system in &plan.systems {
+            served.extend(system.made_by.iter().copied());
+            for (_, answers, scores) in &system.answers {
+                served.extend([*answers, *scores]);
+                prop_assert_eq!(&plan.cells[*scores].needs, &vec![*answers]);
+                prop_assert_eq!(plan.cells[*answers].needs.last().copied(), system.tuning);
+            }
+        }
+        prop_assert_eq!(served.len(), plan.cells.len());
+        // The same in another order is the same: keys do not depend on where a cell stands.
+        let turned: Vec<u64> = seeds.iter().rev().copied().collect();
+        let again = self::plan(&write(folder.path(), &grid(&languages, &recipes, &methods, &turned, base)));
+        prop_assert_eq!(keys, again.cells.iter().map(|cell| cell.key).collect::<BTreeSet<_>>());
+    }
 }

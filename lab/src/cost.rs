@@ -1,0 +1,461 @@
+//! What a plan's cells take: tokens, floating-point operations, memory, hours, a judge's price, disk.
+//!
+//! A tuning's tokens and operations are exact: its rows are cut into tokens by its own tokenizer, and the rooms count
+//! by the same functions when they work. Answers and judging are bounded from above: every response as long as it may
+//! be, on every beam, every search begun once. Hours come from finished cells of the kind, or from a
+//! [`calibration`].
+
+pub mod calibration;
+mod rows;
+mod within;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use engine::decoder::config::DecoderConfig;
+use engine::decoder::cost::{self as passes, Lengths, ModuleShape};
+use instructions::mix::Mix;
+use instructions::prompt::Prompt;
+use judge::prompt_template::PromptTemplate;
+use model::BaseModel;
+use serde::Serialize;
+use tune::cost::{RowLength, Shape};
+
+pub use calibration::{Calibration, Rate};
+pub use within::{Budget, Drops, drops};
+
+use crate::experiment::{JudgeKind, Method};
+use crate::local::Prepared;
+use crate::plan::{Answerer, Cell, Work};
+use crate::rooms::{self, NewModel};
+use crate::settings;
+use crate::store::Store;
+use crate::work::{MODEL_FOLDER, SMALL_MODEL, TUNING_FILE, TuningRecord, bytes};
+use rows::{Encoder, RowLengths};
+
+/// What one cell takes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct CellCost {
+    /// Tokens that go through a model: trained on, read or written.
+    pub tokens: u64,
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: f64,
+    /// Whether tokens and operations are upper bounds; otherwise they are exact.
+    pub at_most: bool,
+    /// The process at its largest, in bytes; 0 where the work is small.
+    pub memory_bytes: u64,
+    /// Seconds of work, where there is something to tell them from.
+    pub seconds: Option<f64>,
+    /// How many such cells are worked on at once on this machine.
+    pub at_once: usize,
+    /// Requests to a judge.
+    pub requests: u64,
+    /// A judge's price at most, in dollars; none where the judge has no price.
+    pub dollars: Option<f64>,
+    /// What it leaves on the disk, in bytes.
+    pub disk_bytes: u64,
+}
+
+/// Works costs out, cell by cell.
+pub struct Estimator<'a> {
+    prepared: &'a Prepared,
+    store: &'a Store,
+    calibration: &'a Calibration,
+    threads: usize,
+    process: u64,
+    encoder: Encoder,
+    bases: BTreeMap<usize, Base>,
+    shapes: BTreeMap<(usize, Method), Shape>,
+    mixes: BTreeMap<(String, u64), Mix>,
+    /// Seconds by operation of finished cells of a kind and base model: `(seconds, operations)` in all.
+    finished: BTreeMap<(String, usize), (f64, f64)>,
+}
+
+/// A base model as it is, or as it will be.
+struct Base {
+    model: BaseModel,
+    small: bool,
+    /// For a model that is not trained yet.
+    new: Option<NewModel>,
+}
+
+impl<'a> Estimator<'a> {
+    /// For the cells of an experiment on `threads` threads.
+    ///
+    /// # Errors
+    /// A mix that cannot be made.
+    pub fn new(
+        prepared: &'a Prepared,
+        store: &'a Store,
+        calibration: &'a Calibration,
+        threads: usize,
+    ) -> Result<Self> {
+        let mut mixes = BTreeMap::new();
+        let experiment = &prepared.experiment;
+        for &seed in &experiment.experiment.seeds {
+            let options = crate::plan::mix_options(experiment, seed)?;
+            for name in &experiment.experiment.recipes {
+                let recipe = experiment.recipe(name).with_context(|| format!("unknown recipe `{name}`"))?;
+                for mix in recipe.mixes(&prepared.inputs.sets, &options)? {
+                    mixes.insert((mix.name.clone(), seed), mix);
+                }
+            }
+        }
+        Ok(Self {
+            prepared,
+            store,
+            calibration,
+            threads,
+            process: resident_bytes(),
+            encoder: Encoder::default(),
+            bases: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            mixes,
+            finished: BTreeMap::new(),
+        })
+    }
+
+    /// What every cell takes, in the plan's order.
+    ///
+    /// # Errors
+    /// A model that cannot be opened, a text that cannot be cut into tokens.
+    pub fn all(&mut self) -> Result<Vec<CellCost>> {
+        let cells = &self.prepared.plan.cells;
+        let mut costs = Vec::with_capacity(cells.len());
+        for cell in cells {
+            let cost = self.cell(cell).with_context(|| cell.determinants.label.clone())?;
+            self.learn(cell, &cost);
+            costs.push(cost);
+        }
+        // Hours last: a cell late in the plan may be finished, and tell of those before it.
+        for (cell, cost) in cells.iter().zip(&mut costs) {
+            cost.seconds = self.seconds(cell, cost);
+        }
+        Ok(costs)
+    }
+
+    /// What one cell takes, its seconds apart.
+    fn cell(&mut self, cell: &Cell) -> Result<CellCost> {
+        match &cell.work {
+            Work::BaseModel { base_model } => self.base_model(*base_model),
+            Work::Mix { name, seed, .. } => self.mix(name, *seed),
+            Work::Tuning { base_model, mix, method, seed, .. } => {
+                self.tuning(*base_model, *mix, *method, *seed)
+            }
+            Work::Answers { answerer, language } => {
+                let prompts = self.prepared.inputs.prompts.get(language).map(Vec::as_slice);
+                self.answers(answerer, prompts.unwrap_or_default())
+            }
+            Work::Scores { language, .. } => {
+                let prompts = self.prepared.inputs.prompts.get(language).map(Vec::as_slice);
+                self.scores(prompts.unwrap_or_default())
+            }
+        }
+    }
+
+    fn base_model(&mut self, number: usize) -> Result<CellCost> {
+        let given = &self.prepared.experiment.base_model[number];
+        let pretraining = given.pretraining.as_ref().context("`pretraining` is missing")?;
+        let settings = settings::pretraining(pretraining);
+        let documents = rooms::documents(given)?;
+        let threads = self.threads;
+        let base = self.base(number)?;
+        let rows = tune::Rows::from_text(&documents, base.model.tokenizer(), settings.cutoff)?;
+        let shape = Shape::of(&base.model, &settings)?;
+        let cost = tune::cost::cost(&shape, &RowLength::of(&rows.rows), &[], &settings, threads);
+        Ok(CellCost {
+            tokens: cost.tokens,
+            flops: cost.flops,
+            memory_bytes: self.process + cost.memory.total(),
+            at_once: 1,
+            disk_bytes: cost.result_bytes,
+            ..CellCost::default()
+        })
+    }
+
+    fn mix(&self, name: &str, seed: u64) -> Result<CellCost> {
+        let mix = self.mixes.get(&(name.to_owned(), seed)).context("the mix is not made")?;
+        let rows = mix.rows.iter().chain(&mix.validation);
+        let disk_bytes =
+            rows.map(|row| serde_json::to_vec(row).map_or(0, |json| json.len() as u64 + 1)).sum();
+        Ok(CellCost { at_once: 1, disk_bytes, ..CellCost::default() })
+    }
+
+    fn tuning(&mut self, number: usize, mix: usize, method: Method, seed: u64) -> Result<CellCost> {
+        let job = self.tuning_job(number, mix, method, seed)?;
+        let threads = self.threads;
+        let shape = self.shape(number, method, &job.settings)?;
+        let (training, validation) = (&job.lengths.training, &job.lengths.validation);
+        let cost = tune::cost::cost(shape, training, validation, &job.settings, threads);
+        Ok(CellCost {
+            tokens: cost.tokens,
+            // The record of a tuning counts its updates alone; its time has the measurements as well.
+            flops: cost.flops,
+            memory_bytes: self.process + cost.memory.total(),
+            at_once: self.at_once(number),
+            disk_bytes: cost.result_bytes,
+            ..CellCost::default()
+        })
+    }
+
+    /// A tuning's settings and rows.
+    fn tuning_job(&mut self, number: usize, mix: usize, method: Method, seed: u64) -> Result<Job> {
+        let experiment = &self.prepared.experiment;
+        let preset = experiment.experiment.preset;
+        let given = experiment.tune.for_method(method);
+        let settings = settings::tuning(preset, method, &given, seed);
+        let template = settings::template(preset, Some(method), given.template.as_deref());
+        let Work::Mix { name, seed: mix_seed, .. } = &self.prepared.plan.cells[mix].work else {
+            anyhow::bail!("a tuning without a mix");
+        };
+        let key = (name.clone(), *mix_seed);
+        self.base(number)?;
+        let (base, mix) = (self.bases.get(&number), self.mixes.get(&key));
+        let (base, mix) = (base.context("no base model")?, mix.context("the mix is not made")?);
+        let lengths = self.encoder.lengths(&base.model, &template, &settings, mix)?;
+        Ok(Job { settings, lengths })
+    }
+
+    fn shape(&mut self, number: usize, method: Method, settings: &tune::Settings) -> Result<&Shape> {
+        if !self.shapes.contains_key(&(number, method)) {
+            let shape = Shape::of(&self.base(number)?.model, settings)?;
+            self.shapes.insert((number, method), shape);
+        }
+        self.shapes.get(&(number, method)).context("no shape")
+    }
+
+    fn answers(&mut self, answerer: &Answerer, prompts: &[Prompt]) -> Result<CellCost> {
+        let experiment = &self.prepared.experiment;
+        let preset = experiment.experiment.preset;
+        let Answerer::Model { base_model, tuning, .. } = answerer else {
+            // Somebody else's machine computes, and the project knows no price of it.
+            let requests = prompts.len() as u64;
+            return Ok(CellCost { at_once: 1, at_most: true, requests, ..CellCost::default() });
+        };
+        let method = tuning.and_then(|cell| match self.prepared.plan.cells[cell].work {
+            Work::Tuning { method, .. } => Some(method),
+            _ => None,
+        });
+        let decoding = settings::decoding(preset, method, &experiment.answer);
+        let given = experiment.answer.template.as_ref().or(experiment.tune.template.as_ref());
+        let template = settings::template(preset, method, given.map(String::as_str)).load(None)?;
+        let modules = match method {
+            Some(Method::Lora) => {
+                let given = experiment.tune.for_method(Method::Lora);
+                let settings = settings::tuning(preset, Method::Lora, &given, 0);
+                self.shape(*base_model, Method::Lora, &settings)?.modules.clone().unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        let given = experiment.tune.for_method(Method::Lora);
+        // Whatever the tuning kept them in, answers are given with the weights as they were published.
+        let lora = tune::Settings {
+            weights: tune::FrozenWeights::Published,
+            ..settings::tuning(preset, Method::Lora, &given, 0)
+        };
+        let weights = self.shape(*base_model, Method::Lora, &lora)?.weight_bytes() as u64;
+        let model = &self.base(*base_model)?.model;
+        let config = model.config();
+        let (mut tokens, mut flops) = (0, 0u128);
+        for prompt in prompts {
+            let read = answer::prompt_tokens(model.tokenizer(), &template, prompt)?.len() as u64;
+            let of_prompt = bound(config, &modules, &decoding, read);
+            tokens += of_prompt.0;
+            flops += of_prompt.1;
+        }
+        // A key and a value a layer, key-value head and place, in f32.
+        let longest = tokens / prompts.len().max(1) as u64;
+        let of_token = (8 * config.layers * config.key_value_heads * config.head_size) as u64;
+        let cache = (longest * of_token)
+            .max((tokens * of_token).min(decoding.cache_bytes.map_or(weights, |bytes| bytes as u64)));
+        Ok(CellCost {
+            tokens,
+            flops: flops as f64,
+            at_most: true,
+            memory_bytes: self.process + weights + cache,
+            at_once: 1,
+            disk_bytes: prompts.len() as u64 * RESPONSE_BYTES * decoding.new_tokens as u64,
+            ..CellCost::default()
+        })
+    }
+
+    fn scores(&self, prompts: &[Prompt]) -> Result<CellCost> {
+        let experiment = &self.prepared.experiment;
+        let judge = &experiment.judge;
+        let preset = experiment.experiment.preset;
+        let new_tokens = settings::decoding(preset, None, &experiment.answer).new_tokens as u64;
+        let mut cost = CellCost { at_once: 1, at_most: true, ..CellCost::default() };
+        cost.disk_bytes = prompts.len() as u64 * (RESPONSE_BYTES * new_tokens + RECORD_BYTES);
+        if judge.kind == JudgeKind::Reference {
+            return Ok(cost);
+        }
+        let template = match &judge.prompt_template {
+            Some(path) => PromptTemplate::from_file(path)?,
+            None => PromptTemplate::default(),
+        };
+        cost.requests = prompts.len() as u64;
+        let asked = prompts.iter().map(|prompt| template.fill(&prompt.prompt, "").len() as u64);
+        // Every byte a token: no byte-level tokenizer makes more of them.
+        let read = asked.sum::<u64>() + prompts.len() as u64 * new_tokens * RESPONSE_BYTES;
+        let written = prompts.len() as u64 * JUDGE_TOKENS;
+        cost.tokens = read + written;
+        cost.dollars = judge.price.map(|price| price.of(read, written) as f64 / 1e9);
+        Ok(cost)
+    }
+
+    /// Opens a base model. One that is not trained yet gets its tokenizer and random weights.
+    fn base(&mut self, number: usize) -> Result<&Base> {
+        if !self.bases.contains_key(&number) {
+            let base = self.open(number)?;
+            self.bases.insert(number, base);
+        }
+        self.bases.get(&number).context("no base model")
+    }
+
+    fn open(&self, number: usize) -> Result<Base> {
+        let given = &self.prepared.experiment.base_model[number];
+        let of_this = |cell: &&Cell| cell.work == Work::BaseModel { base_model: number };
+        let finished = self.prepared.plan.cells.iter().find(of_this).filter(|cell| self.store.has(&cell.key));
+        let path: Option<PathBuf> = match (&given.path, finished) {
+            (Some(path), _) => Some(path.clone()),
+            (None, Some(cell)) => Some(self.store.cell_folder(&cell.key).join(MODEL_FOLDER)),
+            (None, None) => None,
+        };
+        if let Some(path) = path {
+            let small = bytes(&path) <= SMALL_MODEL;
+            return Ok(Base { model: BaseModel::open(&path)?, small, new: None });
+        }
+        let seed = given.pretraining.as_ref().map_or(0, |pretraining| pretraining.seed);
+        let new = NewModel::make(given)?;
+        let model = BaseModel::fresh(&new.config, new.folder.path(), seed)?;
+        let small = 4 * model.parameters() as u64 <= SMALL_MODEL;
+        Ok(Base { model, small, new: Some(new) })
+    }
+
+    /// How many tunings of a base model are worked on at once: as [`crate::work::Rooms`] has it.
+    fn at_once(&self, number: usize) -> usize {
+        if self.bases.get(&number).is_some_and(|base| base.small) { self.threads } else { 1 }
+    }
+
+    /// Takes note of how long a finished cell took.
+    fn learn(&mut self, cell: &Cell, cost: &CellCost) {
+        let Some(number) = base_of(cell) else { return };
+        if cost.flops <= 0.0 || !self.store.has(&cell.key) {
+            return;
+        }
+        let seconds = match &cell.work {
+            Work::Tuning { .. } => {
+                let path = self.store.cell_folder(&cell.key).join(TUNING_FILE);
+                let record: Option<TuningRecord> =
+                    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+                record.map(|record| record.seconds)
+            }
+            _ => self.store.manifest(&cell.key).ok().map(|manifest| manifest.seconds),
+        };
+        let sums = self.finished.entry((kind(cell), number)).or_default();
+        if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
+            sums.0 += seconds;
+            sums.1 += cost.flops;
+        }
+    }
+
+    /// How long a cell takes: by finished cells of its kind and base model, else by the calibration.
+    fn seconds(&self, cell: &Cell, cost: &CellCost) -> Option<f64> {
+        let Some(number) = base_of(cell) else {
+            return matches!(cell.work, Work::Mix { .. }).then_some(0.0);
+        };
+        let kind = kind(cell);
+        let finished = self.finished.get(&(kind.clone(), number)).filter(|(seconds, _)| *seconds > 0.0);
+        if let Some((seconds, flops)) = finished {
+            return Some(cost.flops * seconds / flops);
+        }
+        let rate = self.calibration.rate(&self.identity(number), &kind)?;
+        Some(cost.flops * rate.seconds_per_flop)
+    }
+
+    /// A base model's content: the hash of its files, or the key of the cell that trains it.
+    pub(crate) fn identity(&self, number: usize) -> String {
+        let name = &self.prepared.experiment.base_model[number].name;
+        let of_this = |cell: &&Cell| cell.work == Work::BaseModel { base_model: number };
+        let plan = &self.prepared.plan;
+        let trained = || plan.cells.iter().find(of_this).map(|cell| cell.key.to_string());
+        plan.base_hashes.get(name).cloned().or_else(trained).unwrap_or_default()
+    }
+
+    /// Each base model with each kind of work that the plan has for it, and a cell to measure it on.
+    pub(crate) fn to_measure(&self) -> Vec<(&'a Cell, usize, String)> {
+        let mut found: BTreeMap<(String, usize), &Cell> = BTreeMap::new();
+        for cell in &self.prepared.plan.cells {
+            if let Some(number) = base_of(cell) {
+                found.entry((kind(cell), number)).or_insert(cell);
+            }
+        }
+        found.into_iter().map(|((kind, number), cell)| (cell, number, kind)).collect()
+    }
+}
+
+/// Tokens and floating-point operations of a response at most, to a prompt of `read` tokens: the prompt is read once,
+/// the first new token comes of it, and each later one is a row of every beam that attends to all before it.
+pub(crate) fn bound(
+    config: &DecoderConfig,
+    modules: &[ModuleShape],
+    decoding: &answer::Decoding,
+    read: u64,
+) -> (u64, u128) {
+    let beams = decoding.beams as u64;
+    let rows = (decoding.new_tokens as u64).saturating_sub(1);
+    let last = read + rows;
+    let pairs = last * (last + 1) / 2 - read * (read + 1) / 2;
+    let mut all = Lengths::of(read, 0);
+    all += Lengths { tokens: beams * rows, pairs: beams * pairs, supervised: 1 + beams * rows };
+    (all.tokens, 2 * passes::loss(config, modules, all))
+}
+
+/// A tuning to be reckoned or measured.
+pub(crate) struct Job {
+    pub(crate) settings: tune::Settings,
+    pub(crate) lengths: RowLengths,
+}
+
+/// Bytes of a response's token, seldom reached on the average of a response.
+const RESPONSE_BYTES: u64 = 8;
+/// What is written beside a response.
+const RECORD_BYTES: u64 = 1024;
+/// As long as a judge's answer may be.
+const JUDGE_TOKENS: u64 = 512;
+
+/// The base model that a cell computes with.
+fn base_of(cell: &Cell) -> Option<usize> {
+    match &cell.work {
+        Work::BaseModel { base_model } | Work::Tuning { base_model, .. } => Some(*base_model),
+        Work::Answers { answerer: Answerer::Model { base_model, .. }, .. } => Some(*base_model),
+        _ => None,
+    }
+}
+
+/// Cells of one kind have one speed.
+fn kind(cell: &Cell) -> String {
+    match &cell.work {
+        Work::Tuning { method, .. } => format!("tuning/{}", method.name()),
+        _ => cell.determinants.kind.clone(),
+    }
+}
+
+/// What this process holds now: the program, before any model. 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
+
+/// Where a store keeps its calibrations.
+pub fn calibration_file(store: &Path) -> PathBuf {
+    store.join("calibration.json")
+}
+
+/// Seconds until all of these cells are done one after the other, or side by side where they fit.
+pub fn wall_seconds<'c>(costs: impl Iterator<Item = &'c CellCost>) -> Option<f64> {
+    costs.map(|cost| cost.seconds.map(|seconds| seconds / cost.at_once.max(1) as f64)).sum()
+}

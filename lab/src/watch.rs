@@ -1,0 +1,338 @@
+//! A run as others see it: a journal that a run keeps of itself, and what can be told from it.
+//!
+//! The journal is `progress.jsonl` in the results' folder: a JSON line whenever something happens, each written whole,
+//! so that several programs may write into one and any number may read it. Nothing of it determines a result, and a run
+//! that cannot write it goes on without.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::progress::Progress;
+
+/// In the results' folder.
+pub const JOURNAL_FILE: &str = "progress.jsonl";
+
+/// One line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Seconds since 1970 by the machine's clock.
+    pub time: f64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happens in a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A run begins.
+    Begin {
+        /// All of the experiment's.
+        cells: usize,
+        /// Those to be done.
+        missing: usize,
+    },
+    /// A cell is begun.
+    Cell {
+        /// Which.
+        cell: String,
+    },
+    /// How far a cell is.
+    Step {
+        /// Which.
+        cell: String,
+        /// So far.
+        done: u64,
+        /// Of so many.
+        total: u64,
+        /// Loss and speed, in words.
+        message: String,
+    },
+    /// A cell is finished.
+    Done {
+        /// Which.
+        cell: String,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A cell failed.
+    Failed {
+        /// Which.
+        cell: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something to know that stops nothing.
+    Warning {
+        /// What.
+        message: String,
+    },
+    /// The run is over.
+    End,
+}
+
+/// Passes on what it is told, and writes it down.
+pub struct Recorded {
+    inner: Box<dyn Progress>,
+    file: Mutex<Option<File>>,
+    /// When each cell's steps were last written.
+    last: Mutex<BTreeMap<String, Instant>>,
+}
+
+/// Steps of a cell are written no oftener than this.
+const BETWEEN_STEPS: Duration = Duration::from_secs(1);
+
+impl Recorded {
+    /// Writes into the journal of the results in `out`, behind what is there.
+    pub fn new(inner: Box<dyn Progress>, out: &Path) -> Self {
+        let path = out.join(JOURNAL_FILE);
+        let open = || {
+            fs::create_dir_all(out)?;
+            File::options().create(true).append(true).open(&path)
+        };
+        let file = open()
+            .inspect_err(|error| {
+                let place = path.display();
+                inner.warn(&format!(
+                    "{place} cannot be written ({error}): `watch` will see nothing of this run"
+                ));
+            })
+            .ok();
+        Self { inner, file: Mutex::new(file), last: Mutex::default() }
+    }
+
+    fn write(&self, event: Event) {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let Ok(mut line) = serde_json::to_vec(&Entry { time, event }) else { return };
+        line.push(b'\n');
+        let Ok(mut file) = self.file.lock() else { return };
+        // A full disk is told by the cells, whose work it stops; the journal alone stops nothing.
+        if file.as_mut().is_some_and(|file| file.write_all(&line).is_err()) {
+            *file = None;
+        }
+    }
+}
+
+impl Progress for Recorded {
+    fn begin(&self, cells: usize, missing: usize) {
+        self.write(Event::Begin { cells, missing });
+        self.inner.begin(cells, missing);
+    }
+
+    fn cell(&self, label: &str) {
+        self.write(Event::Cell { cell: label.to_owned() });
+        self.inner.cell(label);
+    }
+
+    fn step(&self, label: &str, done: u64, total: u64, message: &str) {
+        let due = self.last.lock().is_ok_and(|mut last| {
+            let due = last.get(label).is_none_or(|last| last.elapsed() >= BETWEEN_STEPS);
+            if due {
+                last.insert(label.to_owned(), Instant::now());
+            }
+            due
+        });
+        if due {
+            self.write(Event::Step { cell: label.to_owned(), done, total, message: message.to_owned() });
+        }
+        self.inner.step(label, done, total, message);
+    }
+
+    fn done(&self, label: &str, took: Duration) {
+        self.write(Event::Done { cell: label.to_owned(), seconds: took.as_secs_f64() });
+        self.inner.done(label, took);
+    }
+
+    fn failed(&self, label: &str, reason: &str) {
+        self.write(Event::Failed { cell: label.to_owned(), reason: reason.to_owned() });
+        self.inner.failed(label, reason);
+    }
+
+    fn warn(&self, message: &str) {
+        self.write(Event::Warning { message: message.to_owned() });
+        self.inner.warn(message);
+    }
+
+    fn end(&self) {
+        self.write(Event::End);
+        self.inner.end();
+    }
+}
+
+/// What a journal comes to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Page {
+    /// When the last run began, in seconds since 1970.
+    pub begun: f64,
+    /// When something was last heard of it.
+    pub heard: f64,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// The experiment's cells.
+    pub cells: usize,
+    /// Those that were to be done when it began.
+    pub missing: usize,
+    /// Those done since.
+    pub done: usize,
+    /// The cells under way, in the order in which they were begun.
+    pub under_way: Vec<UnderWay>,
+    /// The cells that failed, with their reasons.
+    pub failed: BTreeMap<String, String>,
+    /// The last cells that were finished, with their seconds, newest first.
+    pub last: VecDeque<(String, f64)>,
+    /// The last warnings, newest first.
+    pub warnings: VecDeque<String>,
+}
+
+/// A cell that is being worked on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct UnderWay {
+    /// Which.
+    pub cell: String,
+    /// When it was begun, in seconds since 1970.
+    pub begun: f64,
+    /// So far.
+    pub done: u64,
+    /// Of so many.
+    pub total: u64,
+    /// Loss and speed, in words.
+    pub message: String,
+}
+
+/// Finished cells and warnings that a page keeps.
+const KEPT: usize = 8;
+
+impl Page {
+    /// Takes another entry in.
+    pub fn add(&mut self, entry: Entry) {
+        self.heard = entry.time;
+        match entry.event {
+            Event::Begin { cells, missing } => {
+                *self = Self { begun: entry.time, heard: entry.time, cells, missing, ..Self::default() };
+            }
+            Event::Cell { cell } => {
+                self.failed.remove(&cell);
+                self.under_way.retain(|other| other.cell != cell);
+                self.under_way.push(UnderWay { cell, begun: entry.time, ..UnderWay::default() });
+            }
+            Event::Step { cell, done, total, message } => {
+                if let Some(under_way) = self.under_way.iter_mut().find(|other| other.cell == cell) {
+                    (under_way.done, under_way.total, under_way.message) = (done, total, message);
+                }
+            }
+            Event::Done { cell, seconds } => {
+                self.under_way.retain(|other| other.cell != cell);
+                self.done += 1;
+                self.last.push_front((cell, seconds));
+                self.last.truncate(KEPT);
+            }
+            Event::Failed { cell, reason } => {
+                self.under_way.retain(|other| other.cell != cell);
+                self.failed.insert(cell, reason);
+            }
+            Event::Warning { message } => {
+                self.warnings.push_front(message);
+                self.warnings.truncate(KEPT);
+            }
+            Event::End => {
+                self.ended = true;
+                self.under_way.clear();
+            }
+        }
+    }
+
+    /// Seconds until the run is over, if the cells that are left take as long as those that are done; nothing before
+    /// the first one is.
+    pub fn seconds_left(&self) -> Option<f64> {
+        if self.ended || self.done == 0 {
+            return None;
+        }
+        let part = |cell: &UnderWay| cell.done as f64 / cell.total.max(1) as f64;
+        let done = self.done as f64 + self.under_way.iter().map(part).sum::<f64>();
+        let left = (self.missing.saturating_sub(self.failed.len()) as f64 - done).max(0.0);
+        Some((self.heard - self.begun) / done * left)
+    }
+}
+
+/// Reads a journal as it grows.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    read: u64,
+}
+
+impl Reader {
+    /// Of the results in `out`.
+    pub fn new(out: &Path) -> Self {
+        Self { path: out.join(JOURNAL_FILE), read: 0 }
+    }
+
+    /// The entries that have come since the last call. A line that is not whole yet waits for the next; one that is no
+    /// entry is left out.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn news(&mut self) -> std::io::Result<Vec<Entry>> {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut file = File::open(&self.path)?;
+        if file.metadata()?.len() < self.read {
+            self.read = 0; // another file has taken its place
+        }
+        file.seek(SeekFrom::Start(self.read))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        self.read += whole as u64;
+        let lines = text[..whole].split(|byte| *byte == b'\n');
+        Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+
+    #[test]
+    fn a_journal_tells_how_a_run_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorded = Recorded::new(Box::new(Silent), folder.path());
+        recorded.begin(10, 4);
+        recorded.cell("mix/a");
+        recorded.done("mix/a", Duration::from_secs(2));
+        recorded.cell("tuning/b");
+        recorded.step("tuning/b", 3, 12, "loss 1.5, 900 tokens/s");
+        recorded.step("tuning/b", 4, 12, "not so soon");
+        recorded.cell("tuning/c");
+        recorded.failed("tuning/c", "the disk is full");
+        recorded.warn("a row was cut off");
+        let mut reader = Reader::new(folder.path());
+        let mut page = Page::default();
+        reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
+        assert_eq!((page.cells, page.missing, page.done), (10, 4, 1));
+        assert_eq!(page.under_way.len(), 1);
+        assert_eq!((page.under_way[0].done, page.under_way[0].total), (3, 12));
+        assert_eq!(page.failed["tuning/c"], "the disk is full");
+        assert!(page.seconds_left().is_some());
+        assert!(reader.news().unwrap().is_empty());
+        // A line that is being written, and then the rest of it.
+        let path = folder.path().join(JOURNAL_FILE);
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(b"{\"time\":1.0,\"eve").unwrap();
+        assert!(reader.news().unwrap().is_empty());
+        file.write_all(b"nt\":\"end\"}\nno entry\n").unwrap();
+        reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
+        assert!(page.ended && page.under_way.is_empty());
+        // The next run begins anew.
+        recorded.begin(10, 3);
+        reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
+        assert_eq!((page.missing, page.done, page.failed.len(), page.ended), (3, 0, 0, false));
+    }
+}
