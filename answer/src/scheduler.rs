@@ -21,8 +21,8 @@ use crate::scores::Candidate;
 use crate::search::{Found, NotNumbers, Search, Step, Stops};
 use crate::settings::Decoding;
 
-/// Bytes of keys and values where nobody says how many: as many as the weights take, within these. More prompts at once
-/// than that are hardly faster.
+/// Bytes of keys and values where nobody says how many: as many as the weights take, within these, so that answering
+/// takes about twice the memory of the model.
 const CACHE_BYTES: std::ops::RangeInclusive<usize> = 256 << 20..=1 << 30;
 
 /// How much a scheduler may take at once. No response depends on it.
