@@ -9,6 +9,7 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::language::Language;
@@ -113,7 +114,7 @@ pub struct Fault {
 }
 
 /// Tells a text's language, with how sure it is (0 to 1); none where it cannot.
-pub type Identify<'a> = &'a dyn Fn(&str) -> Option<(Language, f64)>;
+pub type Identify<'a> = &'a (dyn Fn(&str) -> Option<(Language, f64)> + Sync);
 
 /// What a check is told beside the sets.
 #[derive(Clone)]
@@ -127,7 +128,7 @@ pub struct CheckOptions<'a> {
     /// No row may be one of these.
     pub prompts: &'a [Prompt],
     /// Counts the tokens of a text, for the fertility.
-    pub tokens: Option<&'a dyn Fn(&str) -> usize>,
+    pub tokens: Option<&'a (dyn Fn(&str) -> usize + Sync)>,
     /// An output is too long or short from this many times its expected length on (more, where the languages' lengths
     /// vary more).
     pub length_factor: f64,
@@ -203,31 +204,14 @@ impl Found<'_> {
 }
 
 fn check_rows(set: &Set, prompts: &TestPrompts, options: &CheckOptions, found: &mut Found) {
+    let expected = found.language;
+    let alone = |record| check_row(record, expected, prompts, options);
+    let by_row: Vec<Vec<(FaultKind, String)>> = set.records.par_iter().map(alone).collect();
+    for (row, faults) in by_row.into_iter().enumerate() {
+        faults.into_iter().for_each(|(kind, what)| found.add(row, kind, what));
+    }
     let mut asked: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
     for (row, record) in set.records.iter().enumerate() {
-        for (field, text) in [("instruction", &record.instruction), ("output", &record.output)] {
-            if text.trim().is_empty() {
-                found.add(row, FaultKind::Empty, format!("the {field} is empty"));
-            } else if let Some(what) = wrong_language(text, found.language, options) {
-                found.add(row, FaultKind::WrongLanguage, format!("the {field} is {what}"));
-            }
-        }
-        let fields =
-            [("instruction", &record.instruction), ("input", &record.input), ("output", &record.output)];
-        for (field, text) in fields {
-            if let Some(leftover) = template_leftover(text) {
-                found.add(row, FaultKind::TemplateLeftover, format!("the {field} has `{leftover}`"));
-            }
-            if let Some(what) = broken_encoding(text) {
-                found.add(row, FaultKind::BrokenEncoding, format!("the {field} has {what}"));
-            }
-        }
-        if is_placeholder(&record.input) {
-            found.add(row, FaultKind::PlaceholderInput, format!("the input is `{}`", record.input));
-        }
-        if let Some(id) = prompts.found_in(record) {
-            found.add(row, FaultKind::TestOverlap, format!("most of the test prompt {id} is in it"));
-        }
         let spaced = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let question = format!("{}\u{0}{}", spaced(&record.instruction), spaced(&record.input));
         let (first, outputs) = asked.entry(question).or_insert((row, BTreeSet::new()));
@@ -242,6 +226,40 @@ fn check_rows(set: &Set, prompts: &TestPrompts, options: &CheckOptions, found: &
             found.add(row, FaultKind::RepeatedInstruction, format!("asks the same as {earlier}"));
         }
     }
+}
+
+/// What one row says of itself, whatever the others are.
+fn check_row(
+    record: &Record,
+    expected: &Language,
+    prompts: &TestPrompts,
+    options: &CheckOptions,
+) -> Vec<(FaultKind, String)> {
+    let mut faults = Vec::new();
+    for (field, text) in [("instruction", &record.instruction), ("output", &record.output)] {
+        if text.trim().is_empty() {
+            faults.push((FaultKind::Empty, format!("the {field} is empty")));
+        } else if let Some(what) = wrong_language(text, expected, options) {
+            faults.push((FaultKind::WrongLanguage, format!("the {field} is {what}")));
+        }
+    }
+    for (field, text) in
+        [("instruction", &record.instruction), ("input", &record.input), ("output", &record.output)]
+    {
+        if let Some(leftover) = template_leftover(text) {
+            faults.push((FaultKind::TemplateLeftover, format!("the {field} has `{leftover}`")));
+        }
+        if let Some(what) = broken_encoding(text) {
+            faults.push((FaultKind::BrokenEncoding, format!("the {field} has {what}")));
+        }
+    }
+    if is_placeholder(&record.input) {
+        faults.push((FaultKind::PlaceholderInput, format!("the input is `{}`", record.input)));
+    }
+    if let Some(id) = prompts.found_in(record) {
+        faults.push((FaultKind::TestOverlap, format!("most of the test prompt {id} is in it")));
+    }
+    faults
 }
 
 /// The language that a text is in, where it is long enough to tell and not the one expected.
@@ -300,9 +318,14 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn set_fertility(set: &Set, tokens: &dyn Fn(&str) -> usize) -> Option<f64> {
-    let texts = set.records.iter().flat_map(|record| [&record.instruction, &record.input, &record.output]);
-    fertility(texts.map(|text| (text.as_str(), tokens(text))))
+fn set_fertility(set: &Set, tokens: &(dyn Fn(&str) -> usize + Sync)) -> Option<f64> {
+    let texts: Vec<&str> = set
+        .records
+        .iter()
+        .flat_map(|record| [record.instruction.as_str(), &record.input, &record.output])
+        .collect();
+    let counts: Vec<usize> = texts.par_iter().map(|text| tokens(text)).collect();
+    fertility(texts.into_iter().zip(counts))
 }
 
 /// Tokens a word of texts, each with its number of tokens; a character counts as a word in scripts without spaces. None

@@ -99,7 +99,10 @@ impl Recipe {
     pub fn mixes(&self, sets: &Sets, options: &MixOptions) -> Result<Vec<Mix>> {
         self.check()?;
         let meter = Meter::new(options.budget.held, options.tokens, options.flops)?;
-        let pools = Pools::new(sets, options, &meter)?;
+        self.mixes_of(&Pools::new(sets, options, &meter)?, &meter, options)
+    }
+
+    fn mixes_of(&self, pools: &Pools, meter: &Meter, options: &MixOptions) -> Result<Vec<Mix>> {
         let languages =
             if self.languages.is_empty() { pools.languages().to_vec() } else { self.languages.clone() };
         for language in languages.iter().chain(self.replace.iter().flat_map(|replace| &replace.with)) {
@@ -123,14 +126,13 @@ impl Recipe {
         parts
             .into_iter()
             .map(|(name, languages, answers)| {
-                let drawn = draw(self, languages, &pools, &meter, options)
+                let drawn = draw(self, languages, pools, meter, options)
                     .with_context(|| format!("recipe `{}`", self.name))?;
-                Ok(self.mix(name, languages, answers, drawn, &pools, &meter, options))
+                Ok(self.mix(name, languages, answers, drawn, pools, options))
             })
             .collect()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one mix, put together in this one place")]
     fn mix(
         &self,
         name: String,
@@ -138,7 +140,6 @@ impl Recipe {
         answers: Option<Language>,
         drawn: Drawn,
         pools: &Pools,
-        meter: &Meter,
         options: &MixOptions,
     ) -> Mix {
         let mut in_mix: Vec<Language> = languages.to_vec();
@@ -148,8 +149,7 @@ impl Recipe {
             }
         }
         let (validation, validation_entries) = pools.validation(self, &in_mix);
-        let manifest =
-            Manifest::new(self, &name, &drawn, &validation, validation_entries, pools, meter, options);
+        let manifest = Manifest::new(self, &name, &drawn, &validation, validation_entries, pools, options);
         Mix {
             name,
             recipe: self.name.clone(),
@@ -169,12 +169,18 @@ impl Recipe {
 /// As [`Recipe::mixes`], and where two recipes share a name.
 pub fn mixes(recipes: &[Recipe], sets: &Sets, options: &MixOptions) -> Result<Vec<Mix>> {
     let mut names = BTreeSet::new();
-    let mut all = Vec::new();
     for recipe in recipes {
+        recipe.check()?;
         if !names.insert(&recipe.name) {
             bail!("recipe `{}`: the name is taken twice", recipe.name);
         }
-        all.extend(recipe.mixes(sets, options)?);
+    }
+    // Tokens are counted once for all recipes.
+    let meter = Meter::new(options.budget.held, options.tokens, options.flops)?;
+    let pools = Pools::new(sets, options, &meter)?;
+    let mut all = Vec::new();
+    for recipe in recipes {
+        all.extend(recipe.mixes_of(&pools, &meter, options)?);
     }
     Ok(all)
 }
