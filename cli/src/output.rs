@@ -34,6 +34,12 @@ impl Output {
         self.line(text)
     }
 
+    /// How far the command is, where there is no bar to show it.
+    pub(crate) fn note(&self, text: impl AsRef<str>) {
+        // A terminal that is gone is told nothing.
+        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    }
+
     /// Something to know that stops nothing.
     pub(crate) fn warning(&self, text: impl AsRef<str>) {
         self.message("warning", "33", text.as_ref());

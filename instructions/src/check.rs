@@ -8,6 +8,7 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 use crate::mix::{Set, Sets};
 use crate::prompt::Prompt;
+use crate::recipe::Origin;
 use crate::record::Record;
 use overlap::TestPrompts;
 use text::{broken_encoding, is_placeholder, template_leftover, words};
@@ -94,6 +96,17 @@ impl FaultKind {
     }
 }
 
+impl FromStr for FaultKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            format!("unknown kind of fault `{name}`: expected one of {}", names.join(", "))
+        })
+    }
+}
+
 impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -105,6 +118,8 @@ impl fmt::Display for FaultKind {
 pub struct Fault {
     /// The row's language.
     pub language: Language,
+    /// Where its set's text comes from: sets of one language share ids.
+    pub origin: Origin,
     /// The row's id.
     pub id: String,
     /// What sort of fault.
@@ -181,7 +196,7 @@ pub fn check(sets: &Sets, options: &CheckOptions) -> CheckReport {
         for (row, kind, what) in found.faults {
             *counts.entry(kind).or_default() += 1;
             let id = set.records[row].id.clone();
-            report.faults.push(Fault { language: set.language.clone(), id, kind, what });
+            report.faults.push(Fault { language: set.language.clone(), origin: set.origin, id, kind, what });
         }
         *report.rows.entry(set.language.clone()).or_default() += set.records.len();
         if let Some(fertility) = options.tokens.and_then(|tokens| set_fertility(set, tokens)) {
@@ -344,6 +359,8 @@ pub fn fertility<'t>(texts: impl IntoIterator<Item = (&'t str, usize)>) -> Optio
 pub struct Cleaned {
     /// The row's language.
     pub language: Language,
+    /// Where its set's text comes from.
+    pub origin: Origin,
     /// Its id.
     pub id: String,
     /// Whether it was dropped; else its placeholder input was emptied.
@@ -355,16 +372,17 @@ pub struct Cleaned {
 /// A copy of sets without the rows that have one of the `kinds` of fault ([`FaultKind::DROPPED`] is the usual choice),
 /// and with placeholder inputs emptied; and a list of every row that was dropped or mended, with the reasons.
 pub fn clean(sets: &Sets, report: &CheckReport, kinds: &[FaultKind]) -> (Sets, Vec<Cleaned>) {
-    let mut faults: BTreeMap<(&Language, &str), Vec<&Fault>> = BTreeMap::new();
+    let mut faults: BTreeMap<(&Language, Origin, &str), Vec<&Fault>> = BTreeMap::new();
     for fault in &report.faults {
-        faults.entry((&fault.language, fault.id.as_str())).or_default().push(fault);
+        faults.entry((&fault.language, fault.origin, fault.id.as_str())).or_default().push(fault);
     }
     let mut copy = Sets::new();
     let mut cleaned = Vec::new();
     for set in sets.iter() {
         let mut records = Vec::with_capacity(set.records.len());
         for record in &set.records {
-            let faults = faults.get(&(&set.language, record.id.as_str())).map_or(&[][..], Vec::as_slice);
+            let key = (&set.language, set.origin, record.id.as_str());
+            let faults = faults.get(&key).map_or(&[][..], Vec::as_slice);
             let reasons = |chosen: &dyn Fn(FaultKind) -> bool| -> Vec<String> {
                 let chosen = faults.iter().filter(|fault| chosen(fault.kind));
                 chosen.map(|fault| format!("{}: {}", fault.kind, fault.what)).collect()
@@ -377,6 +395,7 @@ pub fn clean(sets: &Sets, report: &CheckReport, kinds: &[FaultKind]) -> (Sets, V
                 let reasons = if dropped { drop_reasons } else { mend_reasons };
                 cleaned.push(Cleaned {
                     language: set.language.clone(),
+                    origin: set.origin,
                     id: record.id.clone(),
                     dropped,
                     reasons,

@@ -4,12 +4,12 @@
 //! the cache lies, `HF_ENDPOINT` which server is asked, and `HF_TOKEN`, or the token of a log-in, opens private
 //! repositories. What is in the cache is not fetched again.
 
+use std::io::IsTerminal;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
-use serde::Serialize;
 
 use crate::files::Reading;
 use crate::language::Language;
@@ -110,7 +110,7 @@ fn is_name(part: &str) -> bool {
     !part.is_empty() && part.chars().all(allowed) && !part.chars().all(|c| c == '.')
 }
 
-/// Fetches the rows of a dataset.
+/// Fetches the rows of a dataset; `begin` is told each file's name before it comes.
 ///
 /// # Errors
 /// Where the repository cannot be reached or has no such file, or a file is no set.
@@ -118,13 +118,16 @@ pub fn fetch_dataset(
     repository: &Repository,
     selection: &Selection,
     language: &Language,
+    begin: &dyn Fn(&str),
 ) -> Result<Fetched> {
     let (repo, files, commit) = open(repository, Kind::Dataset)?;
     let (chosen, passed_over) = choose(&files, selection).with_context(|| repository.name.clone())?;
     let mut reading = Reading::default();
     for file in &chosen {
+        begin(file);
         let path = get(&repo, repository, file)?;
-        let mut part = read_records(&path, language).with_context(|| format!("{}: {file}", repository.name))?;
+        let mut part =
+            read_records(&path, language).with_context(|| format!("{}: {file}", repository.name))?;
         if chosen.len() > 1 {
             // A row number is an id within its file alone.
             let own = part.items.iter().enumerate().all(|(row, record)| record.id == row.to_string());
@@ -139,11 +142,11 @@ pub fn fetch_dataset(
 }
 
 /// Fetches a base model's files, and gives the folder that they lie in: safetensors where there are any, and else its
-/// one GGUF file, whose path is then given.
+/// one GGUF file, whose path is then given. `begin` is told each file's name before it comes.
 ///
 /// # Errors
 /// Where the repository cannot be reached, or has no weights that can be read.
-pub fn fetch_model(repository: &Repository) -> Result<PathBuf> {
+pub fn fetch_model(repository: &Repository, begin: &dyn Fn(&str)) -> Result<PathBuf> {
     let (repo, files, _) = open(repository, Kind::Model)?;
     let ends = |ending: &str| -> Vec<&String> {
         // Weights in folders are other forms of the same model.
@@ -158,11 +161,13 @@ pub fn fetch_model(repository: &Repository) -> Result<PathBuf> {
                 gguf.len()
             );
         };
+        begin(file);
         return get(&repo, repository, file);
     }
     let others = files.iter().filter(|file| MODEL_FILES.contains(&file.as_str()));
     let mut folder = None;
     for file in others.chain(weights) {
+        begin(file);
         let path = get(&repo, repository, file)?;
         folder = path.parent().map(Path::to_path_buf);
     }
@@ -171,7 +176,8 @@ pub fn fetch_model(repository: &Repository) -> Result<PathBuf> {
 
 /// The repository, its files' names and its commit.
 fn open(repository: &Repository, kind: Kind) -> Result<(ApiRepo, Vec<String>, String)> {
-    let mut builder = ApiBuilder::from_env().with_progress(false).with_retries(RETRIES);
+    let mut builder =
+        ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).with_retries(RETRIES);
     if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()) {
         builder = builder.with_token(Some(token.trim().to_owned()));
     }
@@ -284,17 +290,6 @@ fn canonical(split: &str) -> &'static str {
     }
 }
 
-/// What was fetched, to be kept beside it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Source {
-    /// The repository.
-    pub repository: String,
-    /// The commit.
-    pub commit: String,
-    /// The files.
-    pub files: Vec<String>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,11 +314,14 @@ mod tests {
     #[test]
     fn the_files_of_the_split_are_chosen() {
         let train = Selection::default();
-        let files = ["README.md", "data/test-0.parquet", "data/train-00000-of-00001.parquet", "dataset_infos.json"];
+        let files =
+            ["README.md", "data/test-0.parquet", "data/train-00000-of-00001.parquet", "dataset_infos.json"];
         assert_eq!(chosen(&files, &train).expect("chosen"), ["data/train-00000-of-00001.parquet"]);
         assert_eq!(chosen(&["alpaca.json", ".gitattributes"], &train).expect("chosen"), ["alpaca.json"]);
         let folders = ["en/train.jsonl", "fi/train.jsonl", "fi/dev.jsonl"];
-        assert!(format!("{:#}", chosen(&folders, &train).expect_err("two")).contains("several folders (en, fi)"));
+        assert!(
+            format!("{:#}", chosen(&folders, &train).expect_err("two")).contains("several folders (en, fi)")
+        );
         let finnish = Selection { folder: Some("fi".to_owned()), ..train.clone() };
         assert_eq!(chosen(&folders, &finnish).expect("chosen"), ["fi/train.jsonl"]);
         let validation = Selection { split: "validation".to_owned(), ..finnish };

@@ -99,10 +99,21 @@ impl Recipe {
     pub fn mixes(&self, sets: &Sets, options: &MixOptions) -> Result<Vec<Mix>> {
         self.check()?;
         let meter = Meter::new(options.budget.held, options.tokens, options.flops)?;
-        self.mixes_of(&Pools::new(sets, options, &meter)?, &meter, options)
+        let mut all = Vec::new();
+        self.each_mix(&Pools::new(sets, options, &meter)?, &meter, options, &mut |mix| {
+            all.push(mix);
+            Ok(())
+        })?;
+        Ok(all)
     }
 
-    fn mixes_of(&self, pools: &Pools, meter: &Meter, options: &MixOptions) -> Result<Vec<Mix>> {
+    fn each_mix(
+        &self,
+        pools: &Pools,
+        meter: &Meter,
+        options: &MixOptions,
+        each: &mut dyn FnMut(Mix) -> Result<()>,
+    ) -> Result<()> {
         let languages =
             if self.languages.is_empty() { pools.languages().to_vec() } else { self.languages.clone() };
         for language in languages.iter().chain(self.replace.iter().flat_map(|replace| &replace.with)) {
@@ -123,14 +134,12 @@ impl Recipe {
                 .map(|number| (format!("{}-{number}", self.name), &languages[..number], None))
                 .collect(),
         };
-        parts
-            .into_iter()
-            .map(|(name, languages, answers)| {
-                let drawn = draw(self, languages, pools, meter, options)
-                    .with_context(|| format!("recipe `{}`", self.name))?;
-                Ok(self.mix(name, languages, answers, drawn, pools, options))
-            })
-            .collect()
+        for (name, languages, answers) in parts {
+            let drawn = draw(self, languages, pools, meter, options)
+                .with_context(|| format!("recipe `{}`", self.name))?;
+            each(self.mix(name, languages, answers, drawn, pools, options))?;
+        }
+        Ok(())
     }
 
     fn mix(
@@ -168,6 +177,24 @@ impl Recipe {
 /// # Errors
 /// As [`Recipe::mixes`], and where two recipes share a name.
 pub fn mixes(recipes: &[Recipe], sets: &Sets, options: &MixOptions) -> Result<Vec<Mix>> {
+    let mut all = Vec::new();
+    for_each_mix(recipes, sets, options, |mix| {
+        all.push(mix);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// As [`mixes`], one at a time, for mixes that are more than the memory holds.
+///
+/// # Errors
+/// As [`mixes`], and what `each` returns.
+pub fn for_each_mix(
+    recipes: &[Recipe],
+    sets: &Sets,
+    options: &MixOptions,
+    mut each: impl FnMut(Mix) -> Result<()>,
+) -> Result<()> {
     let mut names = BTreeSet::new();
     for recipe in recipes {
         recipe.check()?;
@@ -178,11 +205,10 @@ pub fn mixes(recipes: &[Recipe], sets: &Sets, options: &MixOptions) -> Result<Ve
     // Tokens are counted once for all recipes.
     let meter = Meter::new(options.budget.held, options.tokens, options.flops)?;
     let pools = Pools::new(sets, options, &meter)?;
-    let mut all = Vec::new();
     for recipe in recipes {
-        all.extend(recipe.mixes_of(&pools, &meter, options)?);
+        recipe.each_mix(&pools, &meter, options, &mut each)?;
     }
-    Ok(all)
+    Ok(())
 }
 
 /// The tunings that mixes need: for each different content (and number of updates, where they are held), the mixes

@@ -23,17 +23,8 @@ use crate::record::{Record, Row, RowReader};
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
 /// The columns that a record can be made of; others are not read.
-const COLUMNS: [&str; 9] = [
-    "id",
-    "language",
-    "instruction",
-    "input",
-    "context",
-    "output",
-    "response",
-    "conversations",
-    "messages",
-];
+const COLUMNS: [&str; 9] =
+    ["id", "language", "instruction", "input", "context", "output", "response", "conversations", "messages"];
 
 /// Rows of one row group when writing: some ten megabytes of text.
 const ROWS_A_GROUP: usize = 20_000;
@@ -86,8 +77,12 @@ fn binary_column(column: &Type) -> Option<&str> {
         column.get_physical_type(),
         PhysicalType::BYTE_ARRAY | PhysicalType::FIXED_LEN_BYTE_ARRAY | PhysicalType::INT96
     );
-    let text = matches!(info.logical_type_ref(), Some(LogicalType::String | LogicalType::Json | LogicalType::Enum))
-        || matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::JSON | ConvertedType::ENUM);
+    let text =
+        matches!(info.logical_type_ref(), Some(LogicalType::String | LogicalType::Json | LogicalType::Enum))
+            || matches!(
+                info.converted_type(),
+                ConvertedType::UTF8 | ConvertedType::JSON | ConvertedType::ENUM
+            );
     (bytes && !text).then(|| column.name())
 }
 
@@ -130,4 +125,106 @@ fn write_groups(writer: &mut BufWriter<File>, records: &[Record]) -> Result<()> 
     }
     file.close()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::language::Language;
+    use crate::record::{read_record_bytes, read_records, write_set};
+
+    fn goldens() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/parquet")
+    }
+
+    fn expected() -> Vec<Record> {
+        #[derive(serde::Deserialize)]
+        struct Golden {
+            rows: Vec<Row>,
+        }
+        let text = std::fs::read(goldens().join("rows.json")).expect("the golden");
+        let golden: Golden = serde_json::from_slice(&text).expect("JSON");
+        let english = Language::english();
+        let mut reader = RowReader::new(Path::new("golden"), &english);
+        golden.rows.into_iter().for_each(|row| reader.add(None, Ok(row)));
+        reader.finish().items
+    }
+
+    #[test]
+    fn what_pyarrow_writes_is_read_with_every_codec_and_form() {
+        let expected = expected();
+        assert_eq!(expected.len(), 12);
+        for (name, chat) in [
+            ("alpaca-snappy", false),
+            ("alpaca-zstd", false),
+            ("alpaca-gzip", false),
+            ("alpaca-brotli", false),
+            ("alpaca-lz4", false),
+            ("large-strings", false),
+            ("messages", true),
+            ("sharegpt", true),
+        ] {
+            let path = goldens().join(format!("{name}.parquet"));
+            let reading = read_records(&path, &Language::english()).expect(name);
+            assert!(reading.problems.is_empty(), "{name}: {:?}", reading.problems);
+            assert_eq!(reading.items.len(), expected.len(), "{name}");
+            for (found, expected) in reading.items.iter().zip(&expected) {
+                let first = if name == "large-strings" { 100 } else { 0 };
+                let number: usize = expected.id.parse().expect("a number");
+                assert_eq!(found.id, (first + number).to_string(), "{name}");
+                let input = if chat { "" } else { expected.input.as_str() };
+                let texts = (found.instruction.as_str(), found.input.as_str(), found.output.as_str());
+                assert_eq!(texts, (expected.instruction.as_str(), input, expected.output.as_str()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_columns_are_named() {
+        for (name, said) in [("binary", "`instruction` is binary"), ("other", "it has the columns text")] {
+            let path = goldens().join(format!("{name}.parquet"));
+            let error = read_records(&path, &Language::english()).expect_err(name);
+            assert!(format!("{error:#}").contains(said), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("set.parquet");
+        for rows in [0, 1, ROWS_A_GROUP + 1] {
+            let records: Vec<Record> = (0..rows)
+                .map(|number| Record {
+                    id: format!("row-{number}"),
+                    language: "fi".parse().expect("a code"),
+                    instruction: format!("Sano {number}, ä."),
+                    input: String::new(),
+                    output: number.to_string(),
+                })
+                .collect();
+            write_set(&path, &records).expect("written");
+            assert_eq!(read_records(&path, &Language::english()).expect("read").items, records);
+        }
+    }
+
+    #[test]
+    fn a_file_cut_short_or_changed_is_named_and_nothing_panics() {
+        let path = goldens().join("alpaca-snappy.parquet");
+        let whole = std::fs::read(&path).expect("the golden");
+        for length in (4..whole.len()).step_by(97) {
+            let error = read_record_bytes(&path, whole[..length].to_vec(), &Language::english());
+            let error = error.expect_err("cut short");
+            assert!(format!("{error:#}").contains("broken or cut short"), "{error:#}");
+        }
+        for place in (4..whole.len()).step_by(7) {
+            let mut changed = whole.clone();
+            changed[place] ^= 0x55;
+            // Some bytes are text: then it is read, with another text.
+            if let Err(error) = read_record_bytes(&path, changed, &Language::english()) {
+                assert!(format!("{error:#}").contains("alpaca-snappy.parquet"), "{error:#}");
+            }
+        }
+    }
 }

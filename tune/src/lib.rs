@@ -15,6 +15,6 @@ mod trained;
 
 pub use error::{Error, Result};
 pub use metrics::{Progress, Quiet, UpdateMetrics, ValidationMetrics};
-pub use rows::{Rows, TrainingRow};
+pub use rows::{Rows, TrainingRow, count_tokens};
 pub use run::{Loss, Outcome, Places, flops, loss, pretrain, tune};
 pub use settings::{Keep, Length, Method, Order, Preset, Schedule, Settings, Supervise};

@@ -21,7 +21,7 @@ use crate::output::Output;
 /// Answers prompts. The defaults are the paper's: beam 4, no repeated 6-gram, 256 new tokens
 #[derive(Debug, Args)]
 pub(crate) struct Answer {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 

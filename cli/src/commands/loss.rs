@@ -17,7 +17,7 @@ use crate::output::Output;
 /// for each language
 #[derive(Debug, Args)]
 pub(crate) struct Loss {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 

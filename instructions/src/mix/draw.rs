@@ -65,7 +65,7 @@ pub(super) fn draw(
         candidates.push(training);
     }
     let budgets = budgets(recipe, languages, &candidates, pools)?;
-    let budget = budgets.iter().sum();
+    let budget = total(&budgets);
     let parts: Vec<Part> = languages
         .iter()
         .zip(candidates)
@@ -103,6 +103,11 @@ pub(super) fn draw(
         .map(|row| (row.record.unwrap_or_else(|| row.candidate.record.clone()), row.entry))
         .unzip();
     Ok(Drawn { rows, entries, measured, left_out, budget })
+}
+
+/// Counts of a recipe file may add up to more than any set has, and than a number holds.
+fn total(budgets: &[u64]) -> u64 {
+    budgets.iter().fold(0, |sum, budget| sum.saturating_add(*budget))
 }
 
 /// Each language's budget, in the unit that rows are drawn by.
@@ -172,6 +177,14 @@ fn english_weights(share: f64, languages: &[Language]) -> Result<Vec<u64>> {
     let (of_english, of_others) = (weight(share) * others, weight(1.0) - weight(share));
     Ok(languages.iter().map(|language| if *language == english { of_english } else { of_others }).collect())
 }
+
+/// What the parts of a mix come to.
+fn wanted(parts: &[Part]) -> u64 {
+    total(&parts.iter().map(|part| part.budget).collect::<Vec<_>>())
+}
+
+/// A set that is gone through more often than this is a slip in a recipe, and would fill the memory.
+const MOST_COPIES: u64 = 1000;
 
 struct Draw<'a> {
     recipe: &'a Recipe,
@@ -249,6 +262,13 @@ impl<'a> Draw<'a> {
                 );
             }
             copy += 1;
+            if copy == MOST_COPIES {
+                bail!(
+                    "{} needs {} in the budget's unit: more than {MOST_COPIES} times its set",
+                    part.language,
+                    part.budget
+                );
+            }
         }
     }
 
@@ -271,7 +291,7 @@ impl<'a> Draw<'a> {
         let mut common: Vec<&str> = first.keys().copied().filter(|id| is_common(id)).collect();
         common.sort_by_cached_key(|id| (self.rank(&["rows", id]), *id));
         let rows = if self.meter.counts_rows() {
-            let wanted: u64 = parts.iter().map(|part| part.budget).sum();
+            let wanted = wanted(parts);
             if (common.len() as u64) < wanted {
                 bail!(
                     "needs {wanted} ids that all its languages have, and there are {}: lower C",
@@ -318,7 +338,7 @@ impl<'a> Draw<'a> {
             spent[index] += candidate.measured.cost;
             rows.push(Row::new(*candidate, 0));
         }
-        let (wanted, found) = (parts.iter().map(|part| part.budget).sum::<u64>(), spent.iter().sum::<u64>());
+        let (wanted, found) = (wanted(parts), spent.iter().sum::<u64>());
         if found < wanted {
             bail!(
                 "needs {wanted} tokens or FLOPs in ids that all its languages have, and there are {found}: lower C"

@@ -104,19 +104,19 @@ impl<'a> Pools<'a> {
                 }
             }
             let measured = meter.measure_all(&records);
-            pool.training.extend(
-                records.into_iter().zip(measured).map(|(record, measured)| Candidate {
-                    record,
-                    origin: set.origin,
-                    measured,
-                }),
-            );
+            pool.training.extend(records.into_iter().zip(measured).map(|(record, measured)| Candidate {
+                record,
+                origin: set.origin,
+                measured,
+            }));
             pool.leave_out("the id was met before in the set", repeated);
             pools.push(pool);
         }
         hold_out(&mut pools, options)?;
-        let smallest =
-            pools.iter().map(|pool| pool.training.iter().map(|candidate| candidate.measured.cost).sum()).min();
+        let smallest = pools
+            .iter()
+            .map(|pool| pool.training.iter().map(|candidate| candidate.measured.cost).sum())
+            .min();
         let Some(smallest) = smallest else { bail!("there are no sets") };
         let (c, drawn_c) = c(smallest, options)?;
         Ok(Self { pools, languages, c, drawn_c })
@@ -256,7 +256,9 @@ fn c(smallest: u64, options: &MixOptions) -> Result<(u64, u64)> {
         (_, Some(0)) => bail!("the budget's C is 0: expected at least 1"),
         (Held::Updates, _) if budget.batch == 0 => bail!("the budget's `batch` is 0: expected at least 1"),
         (Held::Updates, Some(c)) => Ok((c, smallest)),
-        (Held::Updates, None) => Ok(((smallest * budget.epochs).div_ceil(budget.batch).max(1), smallest)),
+        (Held::Updates, None) => {
+            Ok((smallest.saturating_mul(budget.epochs).div_ceil(budget.batch).max(1), smallest))
+        }
         (_, Some(c)) => Ok((c, c)),
         (_, None) => Ok((smallest, smallest)),
     }
