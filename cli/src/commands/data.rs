@@ -5,7 +5,7 @@ mod fetch;
 mod mix;
 mod stats;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -75,7 +75,7 @@ struct Read {
 fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
     let mut sets = Sets::new();
     let mut left_out = 0;
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     for file in files {
         let reading = read_records(&file.path, &file.language).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
