@@ -39,7 +39,7 @@ impl Output {
         self.message("warning", "33", text.as_ref());
     }
 
-    /// What is being done.
+    /// What is being done, and how far it is, where there is no bar to show it.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
         // A terminal that is gone is told nothing; the work goes on.
         let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::{Result, bail};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
@@ -56,10 +57,10 @@ impl Default for Budget {
 }
 
 /// Counts a record's tokens: prompt and response, as they are trained on.
-pub type CountTokens<'a> = &'a dyn Fn(&Record) -> usize;
+pub type CountTokens<'a> = &'a (dyn Fn(&Record) -> usize + Sync);
 
 /// The FLOPs of training on one sequence of so many tokens.
-pub type CountFlops<'a> = &'a dyn Fn(usize) -> u64;
+pub type CountFlops<'a> = &'a (dyn Fn(usize) -> u64 + Sync);
 
 /// What a row costs, in the budget's unit.
 #[derive(Clone, Copy)]
@@ -84,23 +85,35 @@ impl<'a> Meter<'a> {
         Ok(Self { held, tokens, flops })
     }
 
-    /// What `record` costs; rows where rows or updates are held.
-    pub(crate) fn cost(&self, record: &Record) -> u64 {
-        match (self.held, self.tokens, self.flops) {
-            (Held::Tokens, Some(tokens), _) => tokens(record) as u64,
-            (Held::Flops, Some(tokens), Some(flops)) => flops(tokens(record)),
+    /// A record's tokens, where they are counted, and what it costs; a row where rows or updates are held.
+    pub(crate) fn measure(&self, record: &Record) -> Measured {
+        let tokens = self.tokens.map(|tokens| tokens(record) as u64);
+        let cost = match (self.held, tokens, self.flops) {
+            (Held::Tokens, Some(tokens), _) => tokens,
+            (Held::Flops, Some(tokens), Some(flops)) => flops(tokens as usize),
             _ => 1,
-        }
+        };
+        Measured { tokens, cost }
+    }
+
+    /// Measures many records, on all threads: counting tokens is most of a mix's work.
+    pub(crate) fn measure_all(&self, records: &[&Record]) -> Vec<Measured> {
+        records.par_iter().map(|record| self.measure(record)).collect()
     }
 
     /// Whether every row costs the same.
     pub(crate) fn counts_rows(&self) -> bool {
         matches!(self.held, Held::Rows | Held::Updates)
     }
+}
 
-    pub(crate) fn tokens(&self, record: &Record) -> Option<u64> {
-        self.tokens.map(|tokens| tokens(record) as u64)
-    }
+/// What a record comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Measured {
+    /// Its tokens, where they are counted.
+    pub(crate) tokens: Option<u64>,
+    /// Its cost in the budget's unit.
+    pub(crate) cost: u64,
 }
 
 /// Splits `total` by weight, exactly: each part is its share rounded down, and what is left goes to the largest

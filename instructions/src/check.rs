@@ -8,12 +8,15 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::language::Language;
 use crate::mix::{Set, Sets};
 use crate::prompt::Prompt;
+use crate::recipe::Origin;
 use crate::record::Record;
 use overlap::TestPrompts;
 use text::{broken_encoding, is_placeholder, template_leftover, words};
@@ -93,6 +96,17 @@ impl FaultKind {
     }
 }
 
+impl FromStr for FaultKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            format!("unknown kind of fault `{name}`: expected one of {}", names.join(", "))
+        })
+    }
+}
+
 impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -104,6 +118,8 @@ impl fmt::Display for FaultKind {
 pub struct Fault {
     /// The row's language.
     pub language: Language,
+    /// Where its set's text comes from: sets of one language share ids.
+    pub origin: Origin,
     /// The row's id.
     pub id: String,
     /// What sort of fault.
@@ -113,7 +129,7 @@ pub struct Fault {
 }
 
 /// Tells a text's language, with how sure it is (0 to 1); none where it cannot.
-pub type Identify<'a> = &'a dyn Fn(&str) -> Option<(Language, f64)>;
+pub type Identify<'a> = &'a (dyn Fn(&str) -> Option<(Language, f64)> + Sync);
 
 /// What a check is told beside the sets.
 #[derive(Clone)]
@@ -127,7 +143,7 @@ pub struct CheckOptions<'a> {
     /// No row may be one of these.
     pub prompts: &'a [Prompt],
     /// Counts the tokens of a text, for the fertility.
-    pub tokens: Option<&'a dyn Fn(&str) -> usize>,
+    pub tokens: Option<&'a (dyn Fn(&str) -> usize + Sync)>,
     /// An output is too long or short from this many times its expected length on (more, where the languages' lengths
     /// vary more).
     pub length_factor: f64,
@@ -180,7 +196,7 @@ pub fn check(sets: &Sets, options: &CheckOptions) -> CheckReport {
         for (row, kind, what) in found.faults {
             *counts.entry(kind).or_default() += 1;
             let id = set.records[row].id.clone();
-            report.faults.push(Fault { language: set.language.clone(), id, kind, what });
+            report.faults.push(Fault { language: set.language.clone(), origin: set.origin, id, kind, what });
         }
         *report.rows.entry(set.language.clone()).or_default() += set.records.len();
         if let Some(fertility) = options.tokens.and_then(|tokens| set_fertility(set, tokens)) {
@@ -203,31 +219,14 @@ impl Found<'_> {
 }
 
 fn check_rows(set: &Set, prompts: &TestPrompts, options: &CheckOptions, found: &mut Found) {
+    let expected = found.language;
+    let alone = |record| check_row(record, expected, prompts, options);
+    let by_row: Vec<Vec<(FaultKind, String)>> = set.records.par_iter().map(alone).collect();
+    for (row, faults) in by_row.into_iter().enumerate() {
+        faults.into_iter().for_each(|(kind, what)| found.add(row, kind, what));
+    }
     let mut asked: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
     for (row, record) in set.records.iter().enumerate() {
-        for (field, text) in [("instruction", &record.instruction), ("output", &record.output)] {
-            if text.trim().is_empty() {
-                found.add(row, FaultKind::Empty, format!("the {field} is empty"));
-            } else if let Some(what) = wrong_language(text, found.language, options) {
-                found.add(row, FaultKind::WrongLanguage, format!("the {field} is {what}"));
-            }
-        }
-        let fields =
-            [("instruction", &record.instruction), ("input", &record.input), ("output", &record.output)];
-        for (field, text) in fields {
-            if let Some(leftover) = template_leftover(text) {
-                found.add(row, FaultKind::TemplateLeftover, format!("the {field} has `{leftover}`"));
-            }
-            if let Some(what) = broken_encoding(text) {
-                found.add(row, FaultKind::BrokenEncoding, format!("the {field} has {what}"));
-            }
-        }
-        if is_placeholder(&record.input) {
-            found.add(row, FaultKind::PlaceholderInput, format!("the input is `{}`", record.input));
-        }
-        if let Some(id) = prompts.found_in(record) {
-            found.add(row, FaultKind::TestOverlap, format!("most of the test prompt {id} is in it"));
-        }
         let spaced = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let question = format!("{}\u{0}{}", spaced(&record.instruction), spaced(&record.input));
         let (first, outputs) = asked.entry(question).or_insert((row, BTreeSet::new()));
@@ -242,6 +241,40 @@ fn check_rows(set: &Set, prompts: &TestPrompts, options: &CheckOptions, found: &
             found.add(row, FaultKind::RepeatedInstruction, format!("asks the same as {earlier}"));
         }
     }
+}
+
+/// What one row says of itself, whatever the others are.
+fn check_row(
+    record: &Record,
+    expected: &Language,
+    prompts: &TestPrompts,
+    options: &CheckOptions,
+) -> Vec<(FaultKind, String)> {
+    let mut faults = Vec::new();
+    for (field, text) in [("instruction", &record.instruction), ("output", &record.output)] {
+        if text.trim().is_empty() {
+            faults.push((FaultKind::Empty, format!("the {field} is empty")));
+        } else if let Some(what) = wrong_language(text, expected, options) {
+            faults.push((FaultKind::WrongLanguage, format!("the {field} is {what}")));
+        }
+    }
+    for (field, text) in
+        [("instruction", &record.instruction), ("input", &record.input), ("output", &record.output)]
+    {
+        if let Some(leftover) = template_leftover(text) {
+            faults.push((FaultKind::TemplateLeftover, format!("the {field} has `{leftover}`")));
+        }
+        if let Some(what) = broken_encoding(text) {
+            faults.push((FaultKind::BrokenEncoding, format!("the {field} has {what}")));
+        }
+    }
+    if is_placeholder(&record.input) {
+        faults.push((FaultKind::PlaceholderInput, format!("the input is `{}`", record.input)));
+    }
+    if let Some(id) = prompts.found_in(record) {
+        faults.push((FaultKind::TestOverlap, format!("most of the test prompt {id} is in it")));
+    }
+    faults
 }
 
 /// The language that a text is in, where it is long enough to tell and not the one expected.
@@ -300,9 +333,14 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn set_fertility(set: &Set, tokens: &dyn Fn(&str) -> usize) -> Option<f64> {
-    let texts = set.records.iter().flat_map(|record| [&record.instruction, &record.input, &record.output]);
-    fertility(texts.map(|text| (text.as_str(), tokens(text))))
+fn set_fertility(set: &Set, tokens: &(dyn Fn(&str) -> usize + Sync)) -> Option<f64> {
+    let texts: Vec<&str> = set
+        .records
+        .iter()
+        .flat_map(|record| [record.instruction.as_str(), &record.input, &record.output])
+        .collect();
+    let counts: Vec<usize> = texts.par_iter().map(|text| tokens(text)).collect();
+    fertility(texts.into_iter().zip(counts))
 }
 
 /// Tokens a word of texts, each with its number of tokens; a character counts as a word in scripts without spaces. None
@@ -321,6 +359,8 @@ pub fn fertility<'t>(texts: impl IntoIterator<Item = (&'t str, usize)>) -> Optio
 pub struct Cleaned {
     /// The row's language.
     pub language: Language,
+    /// Where its set's text comes from.
+    pub origin: Origin,
     /// Its id.
     pub id: String,
     /// Whether it was dropped; else its placeholder input was emptied.
@@ -332,16 +372,17 @@ pub struct Cleaned {
 /// A copy of sets without the rows that have one of the `kinds` of fault ([`FaultKind::DROPPED`] is the usual choice),
 /// and with placeholder inputs emptied; and a list of every row that was dropped or mended, with the reasons.
 pub fn clean(sets: &Sets, report: &CheckReport, kinds: &[FaultKind]) -> (Sets, Vec<Cleaned>) {
-    let mut faults: BTreeMap<(&Language, &str), Vec<&Fault>> = BTreeMap::new();
+    let mut faults: BTreeMap<(&Language, Origin, &str), Vec<&Fault>> = BTreeMap::new();
     for fault in &report.faults {
-        faults.entry((&fault.language, fault.id.as_str())).or_default().push(fault);
+        faults.entry((&fault.language, fault.origin, fault.id.as_str())).or_default().push(fault);
     }
     let mut copy = Sets::new();
     let mut cleaned = Vec::new();
     for set in sets.iter() {
         let mut records = Vec::with_capacity(set.records.len());
         for record in &set.records {
-            let faults = faults.get(&(&set.language, record.id.as_str())).map_or(&[][..], Vec::as_slice);
+            let key = (&set.language, set.origin, record.id.as_str());
+            let faults = faults.get(&key).map_or(&[][..], Vec::as_slice);
             let reasons = |chosen: &dyn Fn(FaultKind) -> bool| -> Vec<String> {
                 let chosen = faults.iter().filter(|fault| chosen(fault.kind));
                 chosen.map(|fault| format!("{}: {}", fault.kind, fault.what)).collect()
@@ -354,6 +395,7 @@ pub fn clean(sets: &Sets, report: &CheckReport, kinds: &[FaultKind]) -> (Sets, V
                 let reasons = if dropped { drop_reasons } else { mend_reasons };
                 cleaned.push(Cleaned {
                     language: set.language.clone(),
+                    origin: set.origin,
                     id: record.id.clone(),
                     dropped,
                     reasons,

@@ -1,14 +1,16 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
 //!
-//! This room knows nothing of tensors. Read in this order: [`language`], [`files`], [`record`], [`prompt`],
-//! [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
+//! This room knows nothing of tensors. Read in this order: [`language`], [`files`], [`record`], [`hub`],
+//! [`prompt`], [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
 
 pub mod budget;
 pub mod check;
 pub mod files;
+pub mod hub;
 pub mod language;
 pub mod mix;
 pub mod parallel;
+mod parquet_file;
 pub mod prompt;
 pub mod recipe;
 pub mod record;

@@ -99,7 +99,21 @@ impl Recipe {
     pub fn mixes(&self, sets: &Sets, options: &MixOptions) -> Result<Vec<Mix>> {
         self.check()?;
         let meter = Meter::new(options.budget.held, options.tokens, options.flops)?;
-        let pools = Pools::new(sets, options, &meter)?;
+        let mut all = Vec::new();
+        self.each_mix(&Pools::new(sets, options, &meter)?, &meter, options, &mut |mix| {
+            all.push(mix);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    fn each_mix(
+        &self,
+        pools: &Pools,
+        meter: &Meter,
+        options: &MixOptions,
+        each: &mut dyn FnMut(Mix) -> Result<()>,
+    ) -> Result<()> {
         let languages =
             if self.languages.is_empty() { pools.languages().to_vec() } else { self.languages.clone() };
         for language in languages.iter().chain(self.replace.iter().flat_map(|replace| &replace.with)) {
@@ -120,17 +134,14 @@ impl Recipe {
                 .map(|number| (format!("{}-{number}", self.name), &languages[..number], None))
                 .collect(),
         };
-        parts
-            .into_iter()
-            .map(|(name, languages, answers)| {
-                let drawn = draw(self, languages, &pools, &meter, options)
-                    .with_context(|| format!("recipe `{}`", self.name))?;
-                Ok(self.mix(name, languages, answers, drawn, &pools, &meter, options))
-            })
-            .collect()
+        for (name, languages, answers) in parts {
+            let drawn = draw(self, languages, pools, meter, options)
+                .with_context(|| format!("recipe `{}`", self.name))?;
+            each(self.mix(name, languages, answers, drawn, pools, options))?;
+        }
+        Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one mix, put together in this one place")]
     fn mix(
         &self,
         name: String,
@@ -138,7 +149,6 @@ impl Recipe {
         answers: Option<Language>,
         drawn: Drawn,
         pools: &Pools,
-        meter: &Meter,
         options: &MixOptions,
     ) -> Mix {
         let mut in_mix: Vec<Language> = languages.to_vec();
@@ -148,8 +158,7 @@ impl Recipe {
             }
         }
         let (validation, validation_entries) = pools.validation(self, &in_mix);
-        let manifest =
-            Manifest::new(self, &name, &drawn, &validation, validation_entries, pools, meter, options);
+        let manifest = Manifest::new(self, &name, &drawn, &validation, validation_entries, pools, options);
         Mix {
             name,
             recipe: self.name.clone(),
@@ -168,15 +177,38 @@ impl Recipe {
 /// # Errors
 /// As [`Recipe::mixes`], and where two recipes share a name.
 pub fn mixes(recipes: &[Recipe], sets: &Sets, options: &MixOptions) -> Result<Vec<Mix>> {
-    let mut names = BTreeSet::new();
     let mut all = Vec::new();
+    for_each_mix(recipes, sets, options, |mix| {
+        all.push(mix);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// As [`mixes`], one at a time, for mixes that are more than the memory holds.
+///
+/// # Errors
+/// As [`mixes`], and what `each` returns.
+pub fn for_each_mix(
+    recipes: &[Recipe],
+    sets: &Sets,
+    options: &MixOptions,
+    mut each: impl FnMut(Mix) -> Result<()>,
+) -> Result<()> {
+    let mut names = BTreeSet::new();
     for recipe in recipes {
+        recipe.check()?;
         if !names.insert(&recipe.name) {
             bail!("recipe `{}`: the name is taken twice", recipe.name);
         }
-        all.extend(recipe.mixes(sets, options)?);
     }
-    Ok(all)
+    // Tokens are counted once for all recipes.
+    let meter = Meter::new(options.budget.held, options.tokens, options.flops)?;
+    let pools = Pools::new(sets, options, &meter)?;
+    for recipe in recipes {
+        recipe.each_mix(&pools, &meter, options, &mut each)?;
+    }
+    Ok(())
 }
 
 /// The tunings that mixes need: for each different content (and number of updates, where they are held), the mixes

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,28 @@ pub enum Origin {
     Translated,
     /// Translated to another language and back.
     RoundTrip,
+}
+
+impl Origin {
+    /// The name in files and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Translated => "translated",
+            Self::RoundTrip => "round_trip",
+        }
+    }
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Native, Self::Translated, Self::RoundTrip]
+            .into_iter()
+            .find(|origin| origin.name() == name)
+            .ok_or_else(|| format!("unknown origin `{name}`: expected native, translated or round_trip"))
+    }
 }
 
 /// Replaces some rows of a mix by other languages: by the same ids where sampling is `same`, `disjoint` or `aligned`,

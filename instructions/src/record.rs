@@ -15,6 +15,7 @@ use crate::files::{
     write_json_lines,
 };
 use crate::language::Language;
+use crate::parquet_file::{self, write_parquet};
 use crate::prompt::kind;
 
 /// One instruction row, with Alpaca's keys.
@@ -39,7 +40,8 @@ pub struct Record {
 ///   `language` where there are; Dolly's `context` and `response` are read as `input` and `output`;
 /// - chats: ShareGPT's `conversations` (`from`, `value`) or `messages` (`role`, `content`), one a row: the first user
 ///   turn and the assistant's answer to it become a record; what follows, and a system message, is left out and noted;
-/// - a JSON object whose `data` is such an array.
+/// - a JSON object whose `data` is such an array;
+/// - a Parquet file with columns of these names.
 ///
 /// A row without an id gets its number, from 0, so that sets without ids are parallel by row. `language` holds for
 /// rows that name none. A row that is no record is left out and named among the problems. An empty output is read:
@@ -49,10 +51,19 @@ pub struct Record {
 /// Where the file cannot be read, is cut short, or is in none of these forms.
 pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>> {
     let bytes = read_bytes(path)?;
-    if bytes.starts_with(b"PAR1") {
-        bail!("{}: is a Parquet file: expected JSON or JSON Lines", path.display());
-    }
+    read_record_bytes(path, bytes, language)
+}
+
+/// Reads a set from a file's bytes, as [`read_records`] does; `path` is for messages.
+///
+/// # Errors
+/// As [`read_records`].
+pub fn read_record_bytes(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Reading<Record>> {
     let mut reader = RowReader::new(path, language);
+    if bytes.starts_with(parquet_file::MAGIC) {
+        parquet_file::read_rows(path, bytes, &mut reader)?;
+        return Ok(reader.finish());
+    }
     let start = bytes.iter().find(|byte| !byte.is_ascii_whitespace() && !b"\xEF\xBB\xBF".contains(byte));
     match start {
         None => bail!("{}: is empty: expected a JSON array of records, or one record a line", path.display()),
@@ -85,6 +96,18 @@ pub fn write_alpaca_json(path: &Path, records: &[Record]) -> Result<()> {
 /// Where the file cannot be written.
 pub fn write_records(path: &Path, records: &[Record]) -> Result<()> {
     write_json_lines(path, records)
+}
+
+/// Writes a set in the form that the file's name ends in: `.parquet`, `.jsonl`, or else Alpaca's JSON. Atomic.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_set(path: &Path, records: &[Record]) -> Result<()> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("parquet") => write_parquet(path, records),
+        Some("jsonl") => write_records(path, records),
+        _ => write_alpaca_json(path, records),
+    }
 }
 
 /// A row as it may be found. Values are looked at one by one, so that a fault names its key.

@@ -216,7 +216,21 @@ impl Tokenizer {
     /// # Errors
     /// As for [`Tokenizer::encode`].
     pub fn encode_training(&self, prompt: &str, response: &str, cutoff: usize) -> Result<TrainingTokens> {
-        let mut ids = self.encode(&format!("{prompt}{response}"))?;
+        let ids = self.encode_whole(&format!("{prompt}{response}"), cutoff)?;
+        let mut before = self.encode(prompt)?;
+        if self.special.eos.is_some() && before.last() == self.special.eos.as_ref() {
+            before.pop();
+        }
+        Ok(TrainingTokens { prompt_length: before.len().min(ids.len()), ids })
+    }
+
+    /// The ids of [`Tokenizer::encode_training`] for a text that is prompt and response in one: where the prompt's
+    /// length does not matter, half of the work.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str, cutoff: usize) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text)?;
         ids.truncate(cutoff);
         if let Some(eos) = self.special.eos
             && ids.len() < cutoff
@@ -224,11 +238,7 @@ impl Tokenizer {
         {
             ids.push(eos);
         }
-        let mut before = self.encode(prompt)?;
-        if self.special.eos.is_some() && before.last() == self.special.eos.as_ref() {
-            before.pop();
-        }
-        Ok(TrainingTokens { prompt_length: before.len().min(ids.len()), ids })
+        Ok(ids)
     }
 
     /// The text of ids; special tokens left out where `skip_special` says so.

@@ -234,6 +234,12 @@ pub(crate) fn flops(shape: &Shape, work: &Work, settings: &Settings) -> f64 {
     2.0 * cost::step(&shape.config, shape.trained(), work.computed, settings.recompute) as f64
 }
 
+/// Floating-point operations of an update on one sequence of which every token is supervised.
+pub fn sequence_flops(shape: &Shape, tokens: usize) -> f64 {
+    let lengths = Lengths::of(tokens as u64, tokens.saturating_sub(1) as u64);
+    2.0 * cost::step(&shape.config, shape.trained(), lengths, false) as f64
+}
+
 /// How often the validation loss is measured.
 fn measurements(updates: u64, validation: &[RowLength], settings: &Settings) -> u64 {
     if validation.is_empty() || updates == 0 { 0 } else { updates.div_ceil(settings.validate_every.max(1)) }

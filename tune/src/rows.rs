@@ -98,30 +98,48 @@ impl Rows {
     }
 }
 
+/// How many tokens a record is trained on, its template, response and end token, cut off after `cutoff`: as
+/// [`Rows::encode`] has it, without the tokens themselves.
+///
+/// # Errors
+/// As [`Rows::encode`].
+pub fn count_tokens(
+    record: &Record,
+    template: &Template,
+    tokenizer: &Tokenizer,
+    cutoff: usize,
+) -> Result<usize> {
+    let text = format!("{}{}", render(record, template)?, record.output);
+    Ok(tokenizer.encode_whole(&text, cutoff)?.len())
+}
+
+fn render(record: &Record, template: &Template) -> Result<String> {
+    template.render(record).map_err(|error| Error::Template {
+        id: record.id.clone(),
+        language: record.language.to_string(),
+        reason: format!("{error:#}"),
+    })
+}
+
 fn encode(
     record: &Record,
     template: &Template,
     tokenizer: &Tokenizer,
     settings: &Settings,
 ) -> Result<(TrainingRow, bool)> {
-    let prompt = template.render(record).map_err(|error| Error::Template {
-        id: record.id.clone(),
-        language: record.language.to_string(),
-        reason: format!("{error:#}"),
-    })?;
-    let encoded = tokenizer.encode_training(&prompt, &record.output, settings.cutoff)?;
-    let supervised_from = match settings.supervise {
-        Supervise::All => 0,
-        Supervise::Response => encoded.prompt_length,
+    let prompt = render(record, template)?;
+    let (tokens, supervised_from) = match settings.supervise {
+        Supervise::All => {
+            (tokenizer.encode_whole(&format!("{prompt}{}", record.output), settings.cutoff)?, 0)
+        }
+        Supervise::Response => {
+            let encoded = tokenizer.encode_training(&prompt, &record.output, settings.cutoff)?;
+            (encoded.ids, encoded.prompt_length)
+        }
     };
-    let shortened =
-        encoded.ids.len() == settings.cutoff && encoded.ids.last() != tokenizer.special().eos.as_ref();
-    let row = TrainingRow {
-        id: record.id.clone(),
-        language: record.language.to_string(),
-        tokens: encoded.ids,
-        supervised_from,
-    };
+    let shortened = tokens.len() == settings.cutoff && tokens.last() != tokenizer.special().eos.as_ref();
+    let row =
+        TrainingRow { id: record.id.clone(), language: record.language.to_string(), tokens, supervised_from };
     Ok((row, shortened))
 }
 

@@ -21,7 +21,7 @@ use crate::output::Output;
 /// Answers prompts. The defaults are the paper's: beam 4, no repeated 6-gram, 256 new tokens
 #[derive(Debug, Args)]
 pub(crate) struct Answer {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
@@ -127,7 +127,7 @@ impl Answer {
             return Err(Failure::wrong_input(anyhow!("{}: there is no prompt", self.prompts.display())));
         }
         let base = open(&self.model, output)?;
-        let template = load_template(&self.template, &base)?;
+        let template = load_template(&self.template, Some(&base))?;
         let name = self.system_name(&base);
         let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
         let adapter = self.adapter.as_deref().map(|folder| model.add_adapter(&name, folder)).transpose();

@@ -17,7 +17,7 @@ use crate::output::Output;
 /// for each language
 #[derive(Debug, Args)]
 pub(crate) struct Loss {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
@@ -45,7 +45,7 @@ impl Loss {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let records = self.data.read(output)?;
         let base = open(&self.model, output)?;
-        let template = load_template(&self.template, &base)?;
+        let template = load_template(&self.template, Some(&base))?;
         let adapter = self.adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
         let settings = Settings {
             supervise: self.supervise,

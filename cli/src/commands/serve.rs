@@ -21,7 +21,7 @@ use crate::output::Output;
 /// whole. Ends on SIGTERM or an interrupt, when what is under way is finished
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
@@ -130,7 +130,7 @@ pub(super) fn conversation(
             }
             jinja => Ok(jinja),
         },
-        Some(choice) => Ok(Conversation::Instruction(load_template(choice, &model.base)?)),
+        Some(choice) => Ok(Conversation::Instruction(load_template(choice, Some(&model.base))?)),
     }
 }
 

@@ -11,6 +11,7 @@ use answer::Conversation;
 use anyhow::{Context, anyhow};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use instructions::hub::{Repository, fetch_model};
 use instructions::language::Language;
 use instructions::record::{Record, read_records};
 use instructions::template::{ChatRenderer, Template, TemplateChoice};
@@ -31,7 +32,8 @@ use crate::output::Output;
 /// Settings that are not given are the preset's
 #[derive(Debug, Args)]
 pub(crate) struct Tune {
-    /// The base model: a Hugging Face folder, or a GGUF file; with --init-config, a folder with its tokenizer
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name; with --init-config, a
+    /// folder with its tokenizer
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
@@ -335,7 +337,7 @@ impl Tune {
             (Preset::Paper, Method::Full) => TemplateChoice::StanfordAlpaca,
             _ => TemplateChoice::Alpaca,
         };
-        load_template(self.template.as_ref().unwrap_or(&preset), base)
+        load_template(self.template.as_ref().unwrap_or(&preset), Some(base))
     }
 
     fn tell(
@@ -432,13 +434,27 @@ fn set_apart(records: Vec<Record>, ids: usize) -> (Vec<Record>, Vec<Record>) {
     records.into_iter().partition(|record| !apart.contains(&record.id))
 }
 
-/// Opens a base model, and tells what there is to know of it.
+/// Opens a base model, and tells what there is to know of it. Where there is no such file or folder, `owner/name` is
+/// looked for on the Hugging Face Hub.
 pub(super) fn open(path: &Path, output: &Output) -> Result<BaseModel, Failure> {
-    let base = BaseModel::open(path).map_err(Failure::wrong_input)?;
+    let fetched = fetch_by_name(path, output)?;
+    let base = BaseModel::open(fetched.as_deref().unwrap_or(path)).map_err(Failure::wrong_input)?;
     for note in base.notes() {
         output.warning(note);
     }
     Ok(base)
+}
+
+/// The files of a base model that is named and not there.
+fn fetch_by_name(path: &Path, output: &Output) -> Result<Option<PathBuf>, Failure> {
+    let name = path.to_str().filter(|name| name.contains('/') && !path.exists());
+    let Some(repository) = name.and_then(|name| Repository::parse(name).ok()) else { return Ok(None) };
+    fetch_model(&repository, &|file| output.note(format!("{}: {file}", repository.name)))
+        .with_context(|| {
+            format!("{}: there is no such file or folder, nor was it fetched by this name", path.display())
+        })
+        .map(Some)
+        .map_err(Failure::wrong_input)
 }
 
 /// Reads an adapter for a base model.
@@ -447,9 +463,11 @@ pub(super) fn read_adapter(folder: &Path, base: &BaseModel) -> Result<Adapter, F
 }
 
 /// Loads a template; `chat` is the model's own.
-pub(super) fn load_template(choice: &TemplateChoice, base: &BaseModel) -> Result<Template, Failure> {
+pub(super) fn load_template(choice: &TemplateChoice, base: Option<&BaseModel>) -> Result<Template, Failure> {
     let mut chat: Option<Arc<dyn ChatRenderer>> = None;
-    if *choice == TemplateChoice::Chat && base.tokenizer().chat_template().is_some() {
+    let base =
+        base.filter(|base| *choice == TemplateChoice::Chat && base.tokenizer().chat_template().is_some());
+    if let Some(base) = base {
         let own = Conversation::of_model(base.tokenizer()).context("--template chat");
         chat = Some(Arc::new(own.map_err(Failure::wrong_input)?));
     }

@@ -30,7 +30,7 @@ pub(crate) struct Verify {
 impl Verify {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let base = open(&self.model, output)?;
-        let template = load_template(&self.template, &base)?;
+        let template = load_template(&self.template, Some(&base))?;
         let findings = verify(&base, &template, &records()?).map_err(failure)?;
         let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
         if output.json() {

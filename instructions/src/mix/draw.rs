@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::MixOptions;
 use super::manifest::{LeftOut, RowEntry};
 use super::split::{Candidate, Pools, rank};
-use crate::budget::{Meter, apportion, weight};
+use crate::budget::{Measured, Meter, apportion, weight};
 use crate::language::Language;
 use crate::recipe::{CrossLingual, Recipe, Replace, Sampling};
 use crate::record::Record;
@@ -16,6 +16,7 @@ use crate::record::Record;
 pub(super) struct Drawn {
     pub(super) rows: Vec<Record>,
     pub(super) entries: Vec<RowEntry>,
+    pub(super) measured: Vec<Measured>,
     pub(super) left_out: Vec<LeftOut>,
     /// What the mix was allowed, in the unit that rows are drawn by.
     pub(super) budget: u64,
@@ -35,12 +36,13 @@ struct Row<'a> {
     copy: u64,
     /// Made from several rows; else the candidate's record.
     record: Option<Record>,
+    measured: Measured,
     entry: RowEntry,
 }
 
 impl<'a> Row<'a> {
     fn new(candidate: Candidate<'a>, copy: u64) -> Self {
-        Self { candidate, copy, record: None, entry: candidate.entry() }
+        Self { candidate, copy, record: None, measured: candidate.measured, entry: candidate.entry() }
     }
 
     fn record(&self) -> &Record {
@@ -63,7 +65,7 @@ pub(super) fn draw(
         candidates.push(training);
     }
     let budgets = budgets(recipe, languages, &candidates, pools)?;
-    let budget = budgets.iter().sum();
+    let budget = total(&budgets);
     let parts: Vec<Part> = languages
         .iter()
         .zip(candidates)
@@ -95,8 +97,17 @@ pub(super) fn draw(
     if rows.is_empty() {
         bail!("the mix has no rows: not even one fits into its budget of {budget} {}", options.budget.held);
     }
-    let (rows, entries) = rows.into_iter().map(|row| (row.record().clone(), row.entry)).unzip();
-    Ok(Drawn { rows, entries, left_out, budget })
+    let measured = rows.iter().map(|row| row.measured).collect();
+    let (rows, entries) = rows
+        .into_iter()
+        .map(|row| (row.record.unwrap_or_else(|| row.candidate.record.clone()), row.entry))
+        .unzip();
+    Ok(Drawn { rows, entries, measured, left_out, budget })
+}
+
+/// Counts of a recipe file may add up to more than any set has, and than a number holds.
+fn total(budgets: &[u64]) -> u64 {
+    budgets.iter().fold(0, |sum, budget| sum.saturating_add(*budget))
 }
 
 /// Each language's budget, in the unit that rows are drawn by.
@@ -167,6 +178,14 @@ fn english_weights(share: f64, languages: &[Language]) -> Result<Vec<u64>> {
     Ok(languages.iter().map(|language| if *language == english { of_english } else { of_others }).collect())
 }
 
+/// What the parts of a mix come to.
+fn wanted(parts: &[Part]) -> u64 {
+    total(&parts.iter().map(|part| part.budget).collect::<Vec<_>>())
+}
+
+/// A set that is gone through more often than this is a slip in a recipe, and would fill the memory.
+const MOST_COPIES: u64 = 1000;
+
 struct Draw<'a> {
     recipe: &'a Recipe,
     seed: u64,
@@ -219,10 +238,10 @@ impl<'a> Draw<'a> {
         loop {
             let before = left;
             for candidate in ranked {
-                if candidate.cost > left {
+                if candidate.measured.cost > left {
                     return Ok(rows);
                 }
-                left -= candidate.cost;
+                left -= candidate.measured.cost;
                 rows.push(Row::new(*candidate, copy));
             }
             if left == 0 {
@@ -243,6 +262,13 @@ impl<'a> Draw<'a> {
                 );
             }
             copy += 1;
+            if copy == MOST_COPIES {
+                bail!(
+                    "{} needs {} in the budget's unit: more than {MOST_COPIES} times its set",
+                    part.language,
+                    part.budget
+                );
+            }
         }
     }
 
@@ -265,7 +291,7 @@ impl<'a> Draw<'a> {
         let mut common: Vec<&str> = first.keys().copied().filter(|id| is_common(id)).collect();
         common.sort_by_cached_key(|id| (self.rank(&["rows", id]), *id));
         let rows = if self.meter.counts_rows() {
-            let wanted: u64 = parts.iter().map(|part| part.budget).sum();
+            let wanted = wanted(parts);
             if (common.len() as u64) < wanted {
                 bail!(
                     "needs {wanted} ids that all its languages have, and there are {}: lower C",
@@ -306,13 +332,13 @@ impl<'a> Draw<'a> {
             });
             let Some(index) = next else { break };
             let Some(candidate) = by_id[index].get(id) else { continue };
-            if spent[index] + candidate.cost > parts[index].budget {
+            if spent[index] + candidate.measured.cost > parts[index].budget {
                 return Ok(rows);
             }
-            spent[index] += candidate.cost;
+            spent[index] += candidate.measured.cost;
             rows.push(Row::new(*candidate, 0));
         }
-        let (wanted, found) = (parts.iter().map(|part| part.budget).sum::<u64>(), spent.iter().sum::<u64>());
+        let (wanted, found) = (wanted(parts), spent.iter().sum::<u64>());
         if found < wanted {
             bail!(
                 "needs {wanted} tokens or FLOPs in ids that all its languages have, and there are {found}: lower C"
@@ -435,6 +461,7 @@ impl<'a> Draw<'a> {
             new.instruction = format!("{}\n{ask}", record.instruction.trim_end());
             new.output = other.output.clone();
             rows[index].entry.response_language = Some(language.clone());
+            rows[index].measured = self.meter.measure(&new);
             rows[index].record = Some(new);
             made += 1;
         }
@@ -446,10 +473,10 @@ impl<'a> Draw<'a> {
 
     /// Replaced and cross-lingual rows cost other than what was drawn: rows from the end go, until the budget holds.
     fn cut_to(&self, budget: u64, rows: &mut Vec<Row>, left_out: &mut Vec<LeftOut>) {
-        let mut amount: u64 = rows.iter().map(|row| self.meter.cost(row.record())).sum();
+        let mut amount: u64 = rows.iter().map(|row| row.measured.cost).sum();
         while amount > budget {
             let Some(row) = rows.pop() else { return };
-            amount -= self.meter.cost(row.record());
+            amount -= row.measured.cost;
             left_out.push(LeftOut {
                 language: row.record().language.clone(),
                 reason: "over the budget after replacing".to_owned(),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::draw::Drawn;
 use super::split::Pools;
 use super::{MixOptions, Split};
-use crate::budget::{Held, Meter};
+use crate::budget::Held;
 use crate::language::Language;
 use crate::recipe::{Origin, Recipe};
 use crate::record::Record;
@@ -95,7 +95,6 @@ pub struct LeftOut {
 }
 
 impl Manifest {
-    #[expect(clippy::too_many_arguments, reason = "the parts of one mix, put together in this one place")]
     pub(super) fn new(
         recipe: &Recipe,
         name: &str,
@@ -103,14 +102,13 @@ impl Manifest {
         validation: &[Record],
         validation_entries: Vec<RowEntry>,
         pools: &Pools,
-        meter: &Meter,
         options: &MixOptions,
     ) -> Self {
         let mut languages: BTreeMap<Language, LanguageCounts> = BTreeMap::new();
-        for record in &drawn.rows {
+        for (record, measured) in drawn.rows.iter().zip(&drawn.measured) {
             let counts = languages.entry(record.language.clone()).or_default();
             counts.rows += 1;
-            if let Some(tokens) = meter.tokens(record) {
+            if let Some(tokens) = measured.tokens {
                 *counts.tokens.get_or_insert(0) += tokens;
             }
         }
@@ -123,7 +121,7 @@ impl Manifest {
             let exact = u128::from(pools.c) * u128::from(drawn.budget) / u128::from(pools.drawn_c.max(1));
             (exact as u64).max(1)
         });
-        let amount = updates.unwrap_or_else(|| drawn.rows.iter().map(|record| meter.cost(record)).sum());
+        let amount = updates.unwrap_or_else(|| drawn.measured.iter().map(|measured| measured.cost).sum());
         let cost = Cost {
             held,
             c: pools.c,

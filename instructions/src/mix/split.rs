@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::manifest::{LeftOut, RowEntry};
 use super::{MixOptions, Sets, Split};
-use crate::budget::{Held, Meter};
+use crate::budget::{Held, Measured, Meter};
 use crate::language::Language;
 use crate::recipe::{Origin, Recipe};
 use crate::record::Record;
@@ -31,7 +31,7 @@ pub(super) fn rank(seed: u64, purpose: &[&str]) -> u128 {
 pub(super) struct Candidate<'a> {
     pub(super) record: &'a Record,
     pub(super) origin: Origin,
-    pub(super) cost: u64,
+    pub(super) measured: Measured,
 }
 
 impl Candidate<'_> {
@@ -87,6 +87,7 @@ impl<'a> Pools<'a> {
             };
             let mut seen = BTreeSet::new();
             let mut repeated = Vec::new();
+            let mut records = Vec::with_capacity(set.records.len());
             for record in &set.records {
                 if record.language != set.language {
                     bail!(
@@ -97,18 +98,25 @@ impl<'a> Pools<'a> {
                     );
                 }
                 if seen.insert(record.id.as_str()) {
-                    let cost = meter.cost(record);
-                    pool.training.push(Candidate { record, origin: set.origin, cost });
+                    records.push(record);
                 } else {
                     repeated.push(record.id.clone());
                 }
             }
+            let measured = meter.measure_all(&records);
+            pool.training.extend(records.into_iter().zip(measured).map(|(record, measured)| Candidate {
+                record,
+                origin: set.origin,
+                measured,
+            }));
             pool.leave_out("the id was met before in the set", repeated);
             pools.push(pool);
         }
         hold_out(&mut pools, options)?;
-        let smallest =
-            pools.iter().map(|pool| pool.training.iter().map(|candidate| candidate.cost).sum()).min();
+        let smallest = pools
+            .iter()
+            .map(|pool| pool.training.iter().map(|candidate| candidate.measured.cost).sum())
+            .min();
         let Some(smallest) = smallest else { bail!("there are no sets") };
         let (c, drawn_c) = c(smallest, options)?;
         Ok(Self { pools, languages, c, drawn_c })
@@ -248,7 +256,9 @@ fn c(smallest: u64, options: &MixOptions) -> Result<(u64, u64)> {
         (_, Some(0)) => bail!("the budget's C is 0: expected at least 1"),
         (Held::Updates, _) if budget.batch == 0 => bail!("the budget's `batch` is 0: expected at least 1"),
         (Held::Updates, Some(c)) => Ok((c, smallest)),
-        (Held::Updates, None) => Ok(((smallest * budget.epochs).div_ceil(budget.batch).max(1), smallest)),
+        (Held::Updates, None) => {
+            Ok((smallest.saturating_mul(budget.epochs).div_ceil(budget.batch).max(1), smallest))
+        }
         (_, Some(c)) => Ok((c, c)),
         (_, None) => Ok((smallest, smallest)),
     }

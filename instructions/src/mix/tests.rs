@@ -207,20 +207,71 @@ fn updates_are_held_by_the_manifest() {
 #[test]
 fn the_example_recipes_make_mixes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/recipes");
-    for (name, made) in [("shaham-2024", 9), ("kew-2023", 9), ("ji-chen-2024", 27), ("chen-2024", 11)] {
+    for (name, rows, made) in
+        [("shaham-2024", 1500, 18), ("kew-2023", 1500, 9), ("ji-chen-2024", 80, 105), ("chen-2024", 1500, 11)]
+    {
         let file = RecipeFile::read(&folder.join(format!("{name}.toml"))).expect(name);
+        let mut languages: BTreeSet<Language> =
+            file.recipe.iter().flat_map(|recipe| &recipe.languages).cloned().collect();
+        languages.extend(
+            file.recipe.iter().filter_map(|recipe| recipe.replace.clone()).flat_map(|replace| replace.with),
+        );
         let mut sets = Sets::new();
-        for code in ["af", "ar", "az", "bg", "bn", "cs", "de", "en", "es", "et", "fa", "fi", "fr", "ru", "zh"]
-        {
+        for language in languages {
             for origin in [Origin::Native, Origin::Translated, Origin::RoundTrip] {
-                let records = (0..1500).map(|number| record(code, &number.to_string())).collect();
-                sets.add(Set { language: language(code), origin, records });
+                let records = (0..rows).map(|number| record(language.code(), &number.to_string())).collect();
+                sets.add(Set { language: language.clone(), origin, records });
             }
         }
         let options =
-            MixOptions { budget: file.budget.clone(), validation_rows: 100, ..MixOptions::default() };
+            MixOptions { budget: file.budget.clone(), validation_rows: 10, ..MixOptions::default() };
         let mixes = mixes(&file.recipe, &sets, &options).expect(name);
         assert_eq!(mixes.len(), made, "{name}");
+        knobs(name, &mixes, rows as u64 - 10);
+    }
+}
+
+/// What each paper turned, in the mixes of its example file.
+fn knobs(name: &str, mixes: &[Mix], c: u64) {
+    let mix = |name: &str| mixes.iter().find(|mix| mix.name == name).expect(name);
+    let rows = |name: &str, code: &str| mix(name).manifest.languages[&language(code)].rows;
+    match name {
+        "shaham-2024" => {
+            for (k, recipe) in
+                [(0, "english-only"), (10, "replaced-10"), (50, "replaced-50"), (1000, "replaced-1000")]
+            {
+                assert_eq!((rows(recipe, "en"), mix(recipe).rows.len() as u64), (c - k, c), "{recipe}");
+            }
+            let ids: BTreeSet<&str> = mix("even").rows.iter().map(|row| row.id.as_str()).collect();
+            assert_eq!((ids.len() as u64, mix("even").languages.len()), (c, 9));
+            assert_eq!(mix("few-languages-4").rows.len() as u64, c);
+            assert_eq!(rows("each-alone-fi", "fi"), c);
+        }
+        "kew-2023" => {
+            assert_eq!((mix("languages-1").languages.len(), mix("languages-6").languages.len()), (1, 6));
+            assert!(mixes.iter().all(|mix| mix.rows.len() as u64 == c));
+            assert_eq!(rows("half-english", "en"), c / 2);
+            assert_eq!(rows("mostly-english", "en"), c * 9 / 10);
+            assert_eq!(rows("english-and-one", "en"), c * 8 / 10);
+        }
+        "ji-chen-2024" => {
+            for number in 1..=52 {
+                let (added, same) =
+                    (mix(&format!("added-{number}")), mix(&format!("added-same-size-{number}")));
+                assert_eq!((added.languages.len(), added.rows.len() as u64), (number, number as u64 * c));
+                assert_eq!((same.languages.len(), same.rows.len() as u64), (number, c));
+            }
+        }
+        _ => {
+            let of_one_origin =
+                |name: &str, origin| mix(name).manifest.rows.iter().all(|row| row.origin == origin);
+            assert!(of_one_origin("native-ru", Origin::Native));
+            assert!(of_one_origin("translated-ru", Origin::Translated));
+            assert!(of_one_origin("round-trip-ru", Origin::RoundTrip));
+            let crossed = |row: &&RowEntry| row.response_language.is_some();
+            let crossed = mix("cross-lingual").manifest.rows.iter().filter(crossed).count() as u64;
+            assert_eq!(crossed, c / 5);
+        }
     }
 }
 
@@ -234,6 +285,12 @@ fn what_cannot_be_made_is_named() {
         ("rows = 30", options(), "fi needs 15 rows, and its set has 10 to draw from"),
         ("size = 1", MixOptions { budget: budget(100), ..options() }, "fi needs 50 rows"),
         ("size = 1", MixOptions { budget: budget(0), ..options() }, "C is 0"),
+        ("rows = 9000000000000000000\nrepeat = true", options(), "more than 1000 times its set"),
+        (
+            "counts = { fi = 9000000000000000000, zh = 9223372036854775807 }",
+            options(),
+            "fi needs 9000000000000000000",
+        ),
         (
             "size = 1",
             MixOptions { validation_rows: 10, ..options() },

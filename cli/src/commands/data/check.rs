@@ -1,0 +1,265 @@
+//! `polypaca data check`: every fault of sets, and a copy without them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use anyhow::anyhow;
+use clap::{Args, ValueEnum};
+use instructions::check::{CheckOptions, CheckReport, Cleaned, Fault, FaultKind, check, clean};
+use instructions::files::write_json_lines;
+use instructions::language::Language;
+use instructions::mix::{Set, Sets};
+use instructions::parallel::{ParallelDifference, record_differences};
+use instructions::prompt::{Prompt, read_prompts};
+use instructions::recipe::Origin;
+use instructions::record::write_set;
+use judge::identify::identifier;
+use serde_json::{Map, Value, json};
+
+use super::{Read, SetFile, Tokenized, read};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Faults of one kind and language that are shown unless a file takes them all.
+const SHOWN: usize = 3;
+
+/// Names every fault of sets: empty, duplicate and repeated rows, rows in another language, template leftovers, broken
+/// encoding, outputs far longer or shorter than their parallel rows', test prompts among the rows, the same output in
+/// two languages, placeholder inputs. Exit code 1 if there is any
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// A set's file: LANGUAGE=FILE, or LANGUAGE:ORIGIN=FILE (native, translated, round_trip)
+    #[arg(value_name = "LANGUAGE=FILE", required = true)]
+    files: Vec<SetFile>,
+
+    /// Tell languages by this fastText model, .bin or .ftz; by the embedded lingua unless given
+    #[arg(long, value_name = "MODEL")]
+    lid: Option<PathBuf>,
+
+    /// Tell no languages: it is most of a check's time
+    #[arg(long, conflicts_with = "lid")]
+    skip_languages: bool,
+
+    /// Texts of fewer characters are not identified
+    #[arg(long, value_name = "CHARACTERS", default_value_t = CheckOptions::default().identified_characters)]
+    shortest: usize,
+
+    /// A text is in another language from this probability on
+    #[arg(long, value_name = "P", default_value_t = CheckOptions::default().identified_probability)]
+    threshold: f64,
+
+    /// An output is too long or too short from this many times its expected length on
+    #[arg(long, value_name = "X", default_value_t = CheckOptions::default().length_factor)]
+    length_factor: f64,
+
+    /// Test prompts that no row may hold: LANGUAGE=FILE.jsonl
+    #[arg(long, value_name = "LANGUAGE=FILE", num_args = 1..)]
+    prompts: Vec<SetFile>,
+
+    /// Count tokens a word with this tokenizer: a model's folder or GGUF file, or a tokenizer.json
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+
+    /// Write every fault here, a JSON line each
+    #[arg(long, value_name = "FILE.jsonl")]
+    faults: Option<PathBuf>,
+
+    /// Write a cleaned copy here, a file a set, with cleaned.jsonl: every row dropped or mended, and why
+    #[arg(long, value_name = "DIR")]
+    clean: Option<PathBuf>,
+
+    /// With --clean: the kinds of fault whose rows are dropped. Unless given, all but repeated_instruction,
+    /// same_output and placeholder_input (which is emptied)
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', requires = "clean")]
+    drop: Option<Vec<FaultKind>>,
+
+    /// With --clean: the copy's form
+    #[arg(long, value_enum, default_value_t = Form::Json, requires = "clean")]
+    form: Form,
+}
+
+/// A set's form on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// Alpaca's array
+    Json,
+    /// A record a line
+    Jsonl,
+    /// Parquet
+    Parquet,
+}
+
+impl Form {
+    fn ending(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
+impl Check {
+    pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        let Read { sets, left_out } = read(&self.files, output)?;
+        let prompts = self.read_prompts(output)?;
+        let report = self.check(&sets, &prompts, output)?;
+        let differences = record_differences(sets.iter().flat_map(|set| &set.records));
+        match &self.faults {
+            Some(path) => write_json_lines(path, &report.faults).map_err(Failure::failed)?,
+            None => show(&report.faults, output),
+        }
+        for difference in &differences {
+            output.warning(difference.to_string());
+        }
+        let cleaned =
+            self.clean.as_deref().map(|folder| self.write_clean(folder, &sets, &report)).transpose()?;
+        tell(&report, left_out, &differences, cleaned.as_deref(), output)?;
+        let faultless = report.faults.is_empty() && left_out == 0;
+        Ok(if faultless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn read_prompts(&self, output: &Output) -> Result<Vec<Prompt>, Failure> {
+        let mut prompts = Vec::new();
+        for file in &self.prompts {
+            let reading = read_prompts(&file.path, Some(&file.language)).map_err(Failure::wrong_input)?;
+            for problem in &reading.problems {
+                output.warning(problem.to_string());
+            }
+            prompts.extend(reading.items);
+        }
+        Ok(prompts)
+    }
+
+    fn check(&self, sets: &Sets, prompts: &[Prompt], output: &Output) -> Result<CheckReport, Failure> {
+        let identifier = match self.skip_languages {
+            true => None,
+            false => Some(identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?),
+        };
+        let identify = |text: &str| {
+            let identified = identifier.as_ref()?.identify(text);
+            Some((identified.language, f64::from(identified.probability)))
+        };
+        let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
+        let refused = Mutex::new(None);
+        let count =
+            |text: &str| match tokenized.as_ref().map(|tokenized| tokenized.tokenizer().encode_plain(text)) {
+                Some(Ok(ids)) => ids.len(),
+                Some(Err(error)) => {
+                    if let Ok(mut refused) = refused.lock() {
+                        refused.get_or_insert(error);
+                    }
+                    0
+                }
+                None => 0,
+            };
+        let report = check(
+            sets,
+            &CheckOptions {
+                identify: identifier.is_some().then_some(&identify),
+                identified_characters: self.shortest,
+                identified_probability: self.threshold,
+                prompts,
+                tokens: tokenized.is_some().then_some(&count),
+                length_factor: self.length_factor,
+            },
+        );
+        match refused.into_inner() {
+            Ok(Some(error)) => Err(Failure::failed(error)),
+            _ => Ok(report),
+        }
+    }
+
+    /// Writes the cleaned copy, and gives what was dropped and mended.
+    fn write_clean(&self, folder: &Path, sets: &Sets, report: &CheckReport) -> Result<Vec<Cleaned>, Failure> {
+        let kinds = self.drop.as_deref().unwrap_or(&FaultKind::DROPPED);
+        let (copy, cleaned) = clean(sets, report, kinds);
+        for set in copy.iter() {
+            let path = folder.join(format!("{}.{}", set_name(set), self.form.ending()));
+            if self.files.iter().any(|file| file.path == path) {
+                return Err(Failure::wrong_input(anyhow!(
+                    "--clean: {} is what is checked; expected another folder",
+                    path.display()
+                )));
+            }
+            write_set(&path, &set.records).map_err(Failure::failed)?;
+        }
+        write_json_lines(&folder.join("cleaned.jsonl"), &cleaned).map_err(Failure::failed)?;
+        Ok(cleaned)
+    }
+}
+
+/// `fi`, or `fi-translated`.
+fn set_name(set: &Set) -> String {
+    match set.origin {
+        Origin::Native => set.language.to_string(),
+        origin => format!("{}-{}", set.language, origin.name()),
+    }
+}
+
+/// The first faults of each kind and language.
+fn show(faults: &[Fault], output: &Output) {
+    let mut counts: BTreeMap<(&Language, FaultKind), usize> = BTreeMap::new();
+    for fault in faults {
+        let count = counts.entry((&fault.language, fault.kind)).or_default();
+        *count += 1;
+        if *count <= SHOWN {
+            output.warning(format!("{} {}: {}: {}", fault.language, fault.id, fault.kind, fault.what));
+        }
+    }
+    for ((language, kind), count) in counts {
+        if count > SHOWN {
+            output.warning(format!(
+                "{language}: {} rows more with {kind}; --faults FILE lists them all",
+                count - SHOWN
+            ));
+        }
+    }
+}
+
+fn tell(
+    report: &CheckReport,
+    left_out: usize,
+    differences: &[ParallelDifference],
+    cleaned: Option<&[Cleaned]>,
+    output: &Output,
+) -> Result<(), Failure> {
+    let rows: usize = report.rows.values().sum();
+    let of = |dropped: bool| cleaned.map(|rows| rows.iter().filter(|row| row.dropped == dropped).count());
+    let (dropped, mended) = (of(true), of(false));
+    if output.json() {
+        let languages: Map<String, Value> = report
+            .rows
+            .iter()
+            .map(|(language, rows)| {
+                let value = json!({
+                    "rows": rows,
+                    "faults": report.counts.get(language),
+                    "tokens_per_word": report.fertility.get(language),
+                });
+                (language.to_string(), value)
+            })
+            .collect();
+        output.object(&json!({
+            "rows": rows,
+            "faults": report.faults.len(),
+            "unreadable_rows": left_out,
+            "languages": languages,
+            "languages_that_differ": differences.len(),
+            "dropped_rows": dropped,
+            "mended_rows": mended,
+        }))?;
+        return Ok(());
+    }
+    output.line(report.to_string().trim_end())?;
+    output.line(format!(
+        "{rows} rows, {} faults, {left_out} rows that could not be read",
+        report.faults.len()
+    ))?;
+    if let (Some(dropped), Some(mended)) = (dropped, mended) {
+        output.line(format!("{dropped} rows dropped, {mended} mended"))?;
+    }
+    Ok(())
+}

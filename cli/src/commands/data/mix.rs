@@ -1,0 +1,228 @@
+//! `polypaca data mix`: the mixes of recipes under a budget.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use instructions::budget::{Budget, CountFlops, CountTokens, Held};
+use instructions::language::Language;
+use instructions::mix::{MixOptions, Split, describe_c, for_each_mix};
+use instructions::recipe::{Recipe, RecipeFile};
+use instructions::record::Record;
+use instructions::template::TemplateChoice;
+use serde::Serialize;
+use tune::cost::{Shape, sequence_flops};
+use tune::{Method, Preset, Settings, count_tokens};
+
+use super::{Read, SetFile, Tokenized, read};
+use crate::commands::tune::{load_template, named, open};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Makes the mixes of recipes: a folder each, with rows.jsonl, validation.jsonl and manifest.json
+#[derive(Debug, Args)]
+pub(crate) struct Mix {
+    /// A set's file: LANGUAGE=FILE, or LANGUAGE:ORIGIN=FILE (native, translated, round_trip)
+    #[arg(value_name = "LANGUAGE=FILE", required = true)]
+    files: Vec<SetFile>,
+
+    /// monolingual, multilingual, english, downsampled, or one of --recipes; all of --recipes unless given
+    #[arg(long, value_name = "NAME", required_unless_present = "recipes")]
+    recipe: Vec<String>,
+
+    /// Recipes of one's own: TOML with `[[recipe]]` tables and, if need be, a `[budget]`
+    #[arg(long, value_name = "FILE")]
+    recipes: Option<PathBuf>,
+
+    /// What recipes are held equal in; as in --recipes, or rows. Tokens need --tokenizer or --model, FLOPs --model
+    #[arg(long, value_parser = named::<Held>(&["rows", "tokens", "updates", "flops"]))]
+    held: Option<Held>,
+
+    /// C, the cost of one monolingual run, in what is held; what the smallest set costs unless given
+    #[arg(long, value_name = "C")]
+    budget: Option<u64>,
+
+    /// With --held updates: sequences an update
+    #[arg(long, value_name = "N")]
+    batch: Option<u64>,
+
+    /// With --held updates: passes over the smallest set
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+
+    /// Rows of each set that are held out for validation
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    validation_rows: usize,
+
+    /// Hold validation rows out by id, so that none is trained on in another language, or each set by itself
+    #[arg(long, default_value = "id", value_parser = named::<Split>(&["id", "row"]))]
+    split: Split,
+
+    /// For every draw
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Count tokens with this tokenizer: a model's folder or GGUF file, or a tokenizer.json
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    tokenizer: Option<PathBuf>,
+
+    /// Count tokens and FLOPs with this base model: a Hugging Face folder, a GGUF file, or its name on the Hub
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+
+    /// The method that FLOPs are counted for
+    #[arg(long, default_value = "lora", value_parser = named::<Method>(&["lora", "full"]))]
+    method: Method,
+
+    /// Tokens of the longest sequence, when counting
+    #[arg(long, value_name = "TOKENS", default_value_t = Settings::preset(Preset::Paper, Method::Lora).cutoff)]
+    cutoff: usize,
+
+    /// The template, when counting: alpaca, stanford-alpaca or a file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
+    template: TemplateChoice,
+
+    /// The folder of the mixes
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+impl Mix {
+    pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        let (recipes, budget) = self.recipes()?;
+        let Read { sets, .. } = read(&self.files, output)?;
+        let model = self.model.as_deref().map(|path| open(path, output)).transpose()?;
+        let template = load_template(&self.template, model.as_ref())?;
+        let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
+        let tokenizer =
+            model.as_ref().map(model::BaseModel::tokenizer).or(tokenized.as_ref().map(Tokenized::tokenizer));
+        let refused = Mutex::new(None);
+        let count = |record: &Record| {
+            let counted = tokenizer.map(|tokenizer| count_tokens(record, &template, tokenizer, self.cutoff));
+            counted.transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
+                if let Ok(mut refused) = refused.lock() {
+                    refused.get_or_insert(error);
+                }
+                0
+            })
+        };
+        // Every token is taken as supervised, as in the paper's LoRA.
+        let settings = Settings::preset(Preset::Paper, self.method);
+        let shape = model.as_ref().map(|base| Shape::of(base, &settings)).transpose();
+        let shape = shape.map_err(Failure::wrong_input)?;
+        let flops_of = |tokens: usize| shape.as_ref().map_or(0, |shape| sequence_flops(shape, tokens) as u64);
+        let options = MixOptions {
+            languages: self.languages(),
+            seed: self.seed,
+            budget,
+            validation_rows: self.validation_rows,
+            split: self.split,
+            tokens: tokenizer.is_some().then_some(&count as CountTokens),
+            flops: model.is_some().then_some(&flops_of as CountFlops),
+        };
+        let held = options.budget.held;
+        let mut told: Vec<Told> = Vec::new();
+        let mut written = Ok(());
+        let made = for_each_mix(&recipes, &sets, &options, |mix| {
+            written = mix.write(&self.out.join(&mix.name));
+            told.push(Told::new(&mix));
+            if written.is_err() { bail!("a mix could not be written") } else { Ok(()) }
+        });
+        written.map_err(Failure::failed)?;
+        made.map_err(Failure::wrong_input)?;
+        if let Ok(Some(error)) = refused.into_inner() {
+            return Err(Failure::failed(error));
+        }
+        let tunings: HashSet<_> = told.iter().map(|mix| (&mix.hash, mix.updates)).collect();
+        let tunings = tunings.len();
+        if output.json() {
+            output.object(&serde_json::json!({ "held": held, "mixes": told, "tunings": tunings }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        for mix in &told {
+            let tokens = mix.tokens.map_or_else(String::new, |tokens| format!(", {tokens} tokens"));
+            output.line(format!(
+                "{}: {} rows{tokens} ({} × C, {}), {} validation rows",
+                mix.mix,
+                mix.rows,
+                mix.in_c,
+                describe_c(mix.c, held),
+                mix.validation_rows
+            ))?;
+        }
+        output.line(format!("{} mixes, {} different tunings", told.len(), tunings))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The recipes asked for, and what they are held equal in.
+    fn recipes(&self) -> Result<(Vec<Recipe>, Budget), Failure> {
+        let own = match &self.recipes {
+            Some(path) => RecipeFile::read(path).map_err(Failure::wrong_input)?,
+            None => RecipeFile::default(),
+        };
+        let mut budget = own.budget;
+        budget.held = self.held.unwrap_or(budget.held);
+        budget.c = self.budget.or(budget.c);
+        budget.batch = self.batch.unwrap_or(budget.batch);
+        budget.epochs = self.epochs.unwrap_or(budget.epochs);
+        if self.recipe.is_empty() {
+            if own.recipe.is_empty() {
+                return Err(Failure::wrong_input(anyhow!("--recipes: there is no [[recipe]] in the file")));
+            }
+            return Ok((own.recipe, budget));
+        }
+        let find = |name: &String| {
+            let recipe = own.recipe.iter().find(|recipe| recipe.name == *name).cloned();
+            recipe.or_else(|| Recipe::paper(name)).with_context(|| {
+                format!("unknown recipe `{name}`: expected one of {:?}, or one of --recipes", Recipe::PAPER)
+            })
+        };
+        let recipes =
+            self.recipe.iter().map(find).collect::<anyhow::Result<_>>().map_err(Failure::wrong_input)?;
+        Ok((recipes, budget))
+    }
+
+    /// The languages in the order in which they are given.
+    fn languages(&self) -> Vec<Language> {
+        let mut languages: Vec<Language> = Vec::new();
+        for file in &self.files {
+            if !languages.contains(&file.language) {
+                languages.push(file.language.clone());
+            }
+        }
+        languages
+    }
+}
+
+#[derive(Serialize)]
+struct Told {
+    mix: String,
+    rows: usize,
+    tokens: Option<u64>,
+    validation_rows: usize,
+    amount: u64,
+    in_c: f64,
+    c: u64,
+    updates: Option<u64>,
+    hash: String,
+}
+
+impl Told {
+    fn new(mix: &instructions::mix::Mix) -> Self {
+        let manifest = &mix.manifest;
+        Self {
+            mix: mix.name.clone(),
+            rows: mix.rows.len(),
+            tokens: manifest.languages.values().map(|counts| counts.tokens).sum::<Option<u64>>(),
+            validation_rows: mix.validation.len(),
+            amount: manifest.cost.amount,
+            in_c: manifest.cost.in_c,
+            c: manifest.cost.c,
+            updates: manifest.updates,
+            hash: manifest.hash.clone(),
+        }
+    }
+}
