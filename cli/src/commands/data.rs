@@ -1,5 +1,7 @@
 //! `polypaca data`: instruction data, a step at a time.
 
+mod translate;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -27,6 +29,8 @@ pub(crate) enum Data {
     Mix(Mix),
     /// Count rows and lengths
     Stats(Stats),
+    /// Translate a set
+    Translate(Box<translate::Translate>),
 }
 
 /// Names every fault of instruction files, and where parallel sets differ. Exit code 1 if there is any fault
@@ -100,6 +104,7 @@ impl Data {
             Self::Check(command) => command.run(output),
             Self::Mix(command) => command.run(output),
             Self::Stats(command) => command.run(output),
+            Self::Translate(command) => command.run(output),
         }
     }
 }
