@@ -153,7 +153,7 @@ fn untranslated(source: &str, words: &str, translation: &str, least: usize) -> R
     let sentence = source
         .unicode_sentences()
         .map(|sentence| (flat(sentence), count(sentence)))
-        .find(|(sentence, count)| *count >= least + 1 && translation.contains(sentence.as_str()));
+        .find(|(sentence, count)| *count > least && translation.contains(sentence.as_str()));
     match sentence {
         // Whoever kept a whole source of names and numbers within a sentence did right.
         Some((sentence, _)) if count(words) >= least => {

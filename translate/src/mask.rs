@@ -201,9 +201,10 @@ impl Piece {
         let mut came: Vec<(Range<usize>, usize)> = Vec::new();
         for captures in form.pattern().captures_iter(translation) {
             let (Some(whole), Some(digits)) = (captures.get(0), captures.get(1)) else { continue };
-            let number = digits.as_str().chars().try_fold(0usize, |number, digit| {
-                Some(number.checked_mul(10)?.checked_add(digit_value(digit)?)?)
-            });
+            let number = digits
+                .as_str()
+                .chars()
+                .try_fold(0usize, |number, digit| number.checked_mul(10)?.checked_add(digit_value(digit)?));
             match number {
                 Some(number) if (1..=self.masks.len()).contains(&number) => {
                     came.push((whole.range(), number - 1));

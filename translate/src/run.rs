@@ -193,11 +193,8 @@ pub struct Estimate {
 /// Where the cache cannot be read.
 pub fn estimate(records: &[Record], room: &Room<'_>, settings: &TranslateSettings) -> Result<Estimate> {
     let (rows, sorted) = sort_out(records, settings);
-    let fields: Vec<FieldState> = rows
-        .iter()
-        .flat_map(|row| fields_of(row))
-        .map(|text| FieldState::new(text, room.translator))
-        .collect();
+    let fields: Vec<FieldState> =
+        rows.iter().flat_map(fields_of).map(|text| FieldState::new(text, room.translator)).collect();
     let round = Round::new(room, &settings.direction, 0);
     let texts = round.texts(&fields);
     let (mut known, mut characters, mut most) = (0, 0, Some(0 as NanoDollars));
@@ -303,11 +300,8 @@ fn translate_rows(
     settings: &TranslateSettings,
     translated: &mut Translated,
 ) -> Result<Vec<Record>> {
-    let mut fields: Vec<FieldState> = rows
-        .iter()
-        .flat_map(|row| fields_of(row))
-        .map(|text| FieldState::new(text, room.translator))
-        .collect();
+    let mut fields: Vec<FieldState> =
+        rows.iter().flat_map(fields_of).map(|text| FieldState::new(text, room.translator)).collect();
     for number in 0..settings.rounds.max(1) {
         Round::new(room, direction, number).run(&mut fields, &settings.checks, translated)?;
         if fields.iter().all(|field| field.done.is_some() || field.is_given_up()) {

@@ -129,16 +129,19 @@ fn react(text: &str, reaction: Reaction) -> String {
         Reaction::Truncate | Reaction::Half => half,
         Reaction::Loop => "eht tac tas ".repeat(20),
         Reaction::Swap => "這是另一種語言的文字。".repeat(characters.len().div_ceil(33).max(1)),
-        Reaction::DropMasks => translation
-            .split(['⟦', '<', '{'])
-            .map(|part| part.trim_start_matches(|c: char| c != ' '))
-            .collect(),
+        Reaction::DropMasks => without_masks(&translation),
         Reaction::Empty => String::new(),
         _ => translation,
     }
 }
 
-/// What has a status or a form of its own.
+/// A text without its masks, and otherwise whole.
+fn without_masks(text: &str) -> String {
+    let mut parts = text.split(['⟦', '<', '{']);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |whole, part| whole + part.split_once(['⟧', '>', '}']).map_or(part, |(_, rest)| rest))
+}
+
 async fn refusal(reaction: Reaction) -> Option<Response> {
     match reaction {
         Reaction::Error => Some(StatusCode::INTERNAL_SERVER_ERROR.into_response()),
