@@ -302,6 +302,10 @@ fn translate_rows(
 ) -> Result<Vec<Record>> {
     let mut fields: Vec<FieldState> =
         rows.iter().flat_map(fields_of).map(|text| FieldState::new(text, room.translator)).collect();
+    // What an earlier run had, in whichever round, is not asked for again.
+    for number in 0..settings.rounds.max(1) {
+        Round::new(room, direction, number).recall(&mut fields, &settings.checks, translated)?;
+    }
     for number in 0..settings.rounds.max(1) {
         Round::new(room, direction, number).run(&mut fields, &settings.checks, translated)?;
         if fields.iter().all(|field| field.done.is_some() || field.is_given_up()) {
@@ -454,6 +458,19 @@ impl<'a> Round<'a> {
             }
         }
         texts
+    }
+
+    /// Takes what the cache has from this round.
+    fn recall(&self, fields: &mut [FieldState], checks: &Checks, translated: &mut Translated) -> Result<()> {
+        for (text, places) in self.texts(fields) {
+            let key = self.key(&text);
+            if let Some(answer) = self.room.cache.answer(&key)?
+                && self.take(fields, &places, &answer.text, &key, checks)
+            {
+                translated.known += 1;
+            }
+        }
+        Ok(())
     }
 
     fn run(&self, fields: &mut [FieldState], checks: &Checks, translated: &mut Translated) -> Result<()> {
