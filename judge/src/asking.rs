@@ -2,28 +2,11 @@
 
 use std::sync::Arc;
 
+pub use endpoint::asking::{Check, Reply};
 use instructions::prompt::Response;
 
 use crate::judging::{self, Judge, Progress, Verdict};
 use crate::prompt_template::PromptTemplate;
-
-/// Says of the reply to a prompt, by the prompt's index, whether it holds what was asked for, and else what is wrong
-/// with it. A reply that does not is asked for again where the asker tries several times.
-pub type Check = dyn Fn(usize, &str) -> Result<(), String> + Send + Sync;
-
-/// What came of asking.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// The asker's words; they hold what was asked for.
-    Text(String),
-    /// Nothing that can be used.
-    Unanswered {
-        /// Why.
-        reason: String,
-        /// What was said last, if anything.
-        said: String,
-    },
-}
 
 /// Someone who answers prompts, one question a prompt, with no history.
 pub trait Asker: Sync {

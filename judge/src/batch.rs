@@ -7,6 +7,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
+use endpoint::asking::{Outcome, excerpt};
+use endpoint::chat::read_answer;
+use endpoint::pace;
 use rand::RngExt;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{RequestBuilder, StatusCode};
@@ -15,8 +18,7 @@ use serde_json::{Value, json};
 
 use crate::cache::{Answer, Cache, NanoDollars, Reservation, SentBatch};
 use crate::judging::Progress;
-use crate::openai::{OpenAiError, Outcome, excerpt, read_answer};
-use crate::pace;
+use crate::openai::OpenAiError;
 use crate::price::Price;
 
 /// The key of the tag in a batch's metadata.

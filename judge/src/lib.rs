@@ -3,7 +3,6 @@
 pub mod agree;
 pub mod asking;
 mod batch;
-pub mod cache;
 pub mod chrf;
 pub mod confusion;
 pub mod fasttext;
@@ -11,12 +10,12 @@ pub mod gate;
 pub mod identify;
 pub mod judging;
 pub mod openai;
-mod pace;
 pub mod pairwise;
 pub mod parse;
-pub mod price;
 pub mod prompt_template;
 pub mod rate;
 pub mod rating;
 pub mod reference;
 pub mod statistics;
+
+pub use endpoint::{cache, price};

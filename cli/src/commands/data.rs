@@ -4,6 +4,7 @@ mod check;
 mod fetch;
 mod mix;
 mod stats;
+mod translate;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use super::tune::open;
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// Fetches, checks, mixes and counts instruction data
+/// Fetches, checks, translates, mixes and counts instruction data
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
     /// Fetch a dataset of the Hugging Face Hub as a set
@@ -33,6 +34,8 @@ pub(crate) enum Data {
     Mix(mix::Mix),
     /// Count rows, characters and tokens
     Stats(stats::Stats),
+    /// Translate a set
+    Translate(Box<translate::Translate>),
 }
 
 impl Data {
@@ -42,6 +45,7 @@ impl Data {
             Self::Check(command) => command.run(output),
             Self::Mix(command) => command.run(output),
             Self::Stats(command) => command.run(output),
+            Self::Translate(command) => command.run(output),
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// A rate limit for all workers together: two sendings lie at least `gap` apart, tries again included.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     gap: Duration,
     /// Before this, nobody sends: the last sending plus the gap.
     next: tokio::sync::Mutex<Instant>,
@@ -18,13 +18,13 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// `per_minute` requests at most in any minute; no limit where there is none.
-    pub(crate) fn new(per_minute: Option<f64>) -> Pace {
+    pub fn new(per_minute: Option<f64>) -> Pace {
         let gap = per_minute.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate));
         Pace { gap, next: tokio::sync::Mutex::new(Instant::now()), paused: Mutex::new(Instant::now()) }
     }
 
     /// Waits until a request may be sent.
-    pub(crate) async fn turn(&self) {
+    pub async fn turn(&self) {
         // Held while waiting, so that the gap is kept between the sendings themselves and not between plans
         // for them: a worker that wakes late pushes the next one back.
         let mut next = self.next.lock().await;
@@ -39,7 +39,7 @@ impl Pace {
     }
 
     /// Nobody sends for this long.
-    pub(crate) fn pause(&self, wait: Duration) {
+    pub fn pause(&self, wait: Duration) {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         *paused = (*paused).max(Instant::now() + wait);
     }
@@ -51,14 +51,14 @@ impl Pace {
 
 /// How long to wait after try number `tried` (from 1): doubled each time, up to a minute, and then a random
 /// share of it from a half to the whole, so that workers that failed together do not come back together.
-pub(crate) fn backoff(first: Duration, tried: u32) -> Duration {
+pub fn backoff(first: Duration, tried: u32) -> Duration {
     let doubled = first.saturating_mul(2_u32.saturating_pow(tried.saturating_sub(1)));
     let longest = first.max(Duration::from_secs(60));
     doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 /// What a Retry-After header asks for: seconds, or a date (RFC 9110, 10.2.3).
-pub(crate) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).ok();

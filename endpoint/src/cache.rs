@@ -1,4 +1,4 @@
-//! Answers that a judge has given, and what they cost, in SQLite.
+//! Answers that endpoints have given, and what they cost, in SQLite.
 //!
 //! An answer is kept under a hash of everything that determines it, so that nothing is asked twice. Money is
 //! reserved here *before* a request is sent, at the most that it can cost, and settled when the answer is
@@ -24,7 +24,7 @@ pub struct CacheError {
 /// An answer as kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What the judge said.
+    /// What the endpoint said.
     pub text: String,
     /// Tokens of the prompt, where the endpoint told.
     pub prompt_tokens: Option<u64>,
@@ -107,7 +107,7 @@ impl Cache {
         let prepare = || -> rusqlite::Result<Connection> {
             let connection = connection?;
             connection.busy_timeout(Duration::from_secs(30))?;
-            // What a judge was paid for must survive the machine's going down: every commit reaches the disk.
+            // What an endpoint was paid for must survive the machine's going down: every commit reaches the disk.
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.execute_batch(TABLES)?;
             Ok(connection)
@@ -160,6 +160,17 @@ impl Cache {
             tokens(answer.completion_tokens)
         ];
         self.connection().execute(insert, values).map(drop).map_err(self.at_path())
+    }
+
+    /// Forgets an answer, so that it is asked for again.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn forget(&self, key: &str) -> Result<(), CacheError> {
+        self.connection()
+            .execute("delete from answers where key = ?1", [key])
+            .map(drop)
+            .map_err(self.at_path())
     }
 
     /// Sets `most` aside in `scope`, unless that would pass `cap`.

@@ -1,4 +1,4 @@
-//! What a judge's tokens cost.
+//! What a model's tokens cost.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,388 @@
+//! Many questions to one endpoint at once: each is asked until it is answered well, or given up with the reason.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::cache::{Answer, Cache, NanoDollars, Reservation};
+use crate::error::EndpointError;
+use crate::pace::{self, Pace};
+use crate::settings::EndpointSettings;
+
+/// No answer is longer; a server that sends more is not listened to further.
+const LONGEST_BODY: usize = 8 << 20;
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// What its answer is kept under: a hash of all that determines it.
+    pub key: String,
+    /// The request's body, JSON.
+    pub body: String,
+    /// The most that it can cost; `None` where no price is known.
+    pub most: Option<NanoDollars>,
+}
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The endpoint's words; they hold what was asked for.
+    Text(String),
+    /// Nothing that can be used.
+    Unanswered {
+        /// Why.
+        reason: String,
+        /// What was said last, if anything.
+        said: String,
+    },
+}
+
+/// Says of the answer to a question, by the question's index, whether it holds what was asked for, and else what is wrong
+/// with it. An answer that does not is asked for again.
+pub type Check = dyn Fn(usize, &str) -> Result<(), String> + Send + Sync;
+
+/// Told while questions are asked.
+#[derive(Debug)]
+pub enum Told {
+    /// What came of a question, by its index.
+    Reply(usize, Reply),
+    /// A request failed for `reason`; try number `next` comes after `wait`.
+    Retry {
+        /// Why.
+        reason: String,
+        /// The number of the next try, from 1.
+        next: u32,
+        /// How long until then.
+        wait: Duration,
+    },
+}
+
+/// Where questions go, and how answers are read and kept.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// How it is asked.
+    pub settings: EndpointSettings,
+    /// Where the questions are posted.
+    pub url: reqwest::Url,
+    /// What posts them.
+    pub client: reqwest::Client,
+    /// Reads the body of an answer with a good status.
+    pub read: fn(&[u8]) -> Outcome,
+    /// Where spending is written down, and answers where `keep` says so.
+    pub cache: Arc<Cache>,
+    /// Whether each good answer is kept under its question's key as soon as it is there. Whoever keeps parts of answers
+    /// under keys of their own says no.
+    pub keep: bool,
+}
+
+impl Endpoint {
+    /// Asks the questions in any order; tells of each as soon as something is known.
+    ///
+    /// # Errors
+    /// What stops the whole asking, `tell`'s own error included. What concerns one question is
+    /// [`Reply::Unanswered`].
+    pub fn ask(
+        &self,
+        questions: Vec<Question>,
+        check: &Arc<Check>,
+        tell: &mut dyn FnMut(Told) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let workers = self.settings.concurrency.min(questions.len());
+        if workers == 0 {
+            return Ok(());
+        }
+        let asking = Arc::new(Asking {
+            endpoint: self.clone(),
+            cap: self.settings.counted_cap(),
+            pace: Pace::new(self.settings.requests_per_minute),
+            waiting: Mutex::new(questions.into_iter().enumerate().collect()),
+            reserving: AtomicUsize::new(0),
+            halted: Mutex::new(None),
+            check: Arc::clone(check),
+        });
+        // Narrow: a worker that has something to tell waits until it is taken, so that little is lost with a kill.
+        let (sender, mut messages) = mpsc::channel(1);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        for _ in 0..workers {
+            runtime.spawn(work(Arc::clone(&asking), sender.clone()));
+        }
+        drop(sender);
+        let mut outcome = Ok(());
+        while let Some(message) = messages.blocking_recv() {
+            outcome = match message {
+                Ok(told) => tell(told),
+                Err(error) => Err(error.into()),
+            };
+            if outcome.is_err() {
+                break;
+            }
+        }
+        // Requests under way are given up; what they may have cost stays set aside.
+        runtime.shutdown_background();
+        outcome
+    }
+}
+
+/// What the workers share.
+struct Asking {
+    endpoint: Endpoint,
+    cap: Option<NanoDollars>,
+    check: Arc<Check>,
+    pace: Pace,
+    waiting: Mutex<VecDeque<(usize, Question)>>,
+    /// How many requests have money set aside that may come back.
+    reserving: AtomicUsize,
+    /// Why nothing more is asked.
+    halted: Mutex<Option<String>>,
+}
+
+/// What the workers say: what came of a question, or why nothing more can.
+type Message = Result<Told, EndpointError>;
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was answered.
+    Answered(Answer),
+    /// May go better later.
+    Failed {
+        /// Why it failed.
+        reason: String,
+        /// How long the server asks to wait.
+        wait: Option<Duration>,
+        /// Whether it may have been billed all the same.
+        billed: Billed,
+    },
+    /// This one will never be answered.
+    Refused(String),
+    /// None will.
+    Fatal(EndpointError),
+}
+
+/// Whether a failed request may have been billed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Billed {
+    /// It never was answered.
+    No,
+    /// It may have been worked on.
+    Perhaps,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes one question after another until none is left.
+async fn work(asking: Arc<Asking>, sender: mpsc::Sender<Message>) {
+    loop {
+        let question = lock(&asking.waiting).pop_front();
+        let Some((index, question)) = question else { return };
+        let message = match asking.conclude(index, &question, &sender).await {
+            Ok(reply) => Ok(Told::Reply(index, reply)),
+            Err(error) => {
+                // Before it is told: whoever takes the next question must not ask it.
+                lock(&asking.waiting).clear();
+                Err(error)
+            }
+        };
+        // Nobody listens any more once the asking has been given up.
+        if sender.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Asking {
+    async fn conclude(
+        &self,
+        index: usize,
+        question: &Question,
+        sender: &mpsc::Sender<Message>,
+    ) -> Result<Reply, EndpointError> {
+        let mut said = String::new();
+        let mut tried = 0;
+        loop {
+            if let Some(reason) = lock(&self.halted).clone() {
+                return Ok(Reply::Unanswered { reason, said });
+            }
+            let Some(reservation) = self.reserve(question).await? else {
+                let reason = format!(
+                    "not asked: the cap of ${} is reached",
+                    self.endpoint.settings.cap.unwrap_or_default()
+                );
+                return Ok(Reply::Unanswered { reason, said });
+            };
+            self.pace.turn().await;
+            let outcome = self.send(question).await;
+            self.settle(question, reservation, &outcome)?;
+            let (reason, wait) = match outcome {
+                Outcome::Fatal(error) => return Err(error),
+                Outcome::Refused(reason) => return Ok(Reply::Unanswered { reason, said }),
+                Outcome::Failed { reason, wait, .. } => (reason, wait),
+                Outcome::Answered(answer) => {
+                    let Err(fault) = (self.check)(index, &answer.text) else {
+                        if self.endpoint.keep {
+                            self.endpoint.cache.keep(&question.key, &question.body, &answer)?;
+                        }
+                        return Ok(Reply::Text(answer.text));
+                    };
+                    said = answer.text;
+                    (fault, None)
+                }
+            };
+            tried += 1;
+            if tried >= self.endpoint.settings.tries {
+                return Ok(Reply::Unanswered { reason: format!("{reason}, {tried} tries"), said });
+            }
+            if let Some(asked) = wait {
+                if asked > self.endpoint.settings.longest_wait {
+                    let reason = format!("{reason}; it asks to wait {} s", asked.as_secs());
+                    *lock(&self.halted) = Some(reason.clone());
+                    return Ok(Reply::Unanswered { reason, said });
+                }
+                // The limit is the account's, not this request's: everybody waits.
+                self.pace.pause(asked);
+            }
+            let wait = wait.unwrap_or_else(|| pace::backoff(self.endpoint.settings.backoff, tried));
+            // Nobody listening means that the asking is being given up, which the worker finds out itself.
+            let _ = sender.send(Ok(Told::Retry { reason, next: tried + 1, wait })).await;
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Sets aside the most that the request can cost; `None` where the cap forbids it.
+    async fn reserve(&self, question: &Question) -> Result<Option<Option<i64>>, EndpointError> {
+        let Some(most) = question.most else { return Ok(Some(None)) };
+        loop {
+            self.reserving.fetch_add(1, Ordering::SeqCst);
+            match self.endpoint.cache.reserve(&self.endpoint.settings.scope, most, self.cap) {
+                Ok(Reservation::Granted(number)) => return Ok(Some(Some(number))),
+                Ok(Reservation::Refused(_)) => {
+                    // Requests under way mostly cost less than was set aside for them: wait for them.
+                    if self.reserving.fetch_sub(1, Ordering::SeqCst) == 1 {
+                        return Ok(None);
+                    }
+                    let short = Duration::from_millis(20)
+                        .mul_f64(rand::RngExt::random_range(&mut rand::rng(), 0.5..1.5));
+                    tokio::time::sleep(short).await;
+                }
+                Err(error) => {
+                    self.reserving.fetch_sub(1, Ordering::SeqCst);
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    /// Replaces what was set aside by what the request cost.
+    fn settle(
+        &self,
+        question: &Question,
+        number: Option<i64>,
+        outcome: &Outcome,
+    ) -> Result<(), EndpointError> {
+        let (Some(number), Some(price)) = (number, self.endpoint.settings.price) else { return Ok(()) };
+        let most = question.most.unwrap_or_default();
+        let spent = match outcome {
+            Outcome::Answered(Answer {
+                prompt_tokens: Some(prompt),
+                completion_tokens: Some(completion),
+                ..
+            }) => price.of(*prompt, *completion),
+            // Whoever does not tell its usage is taken to have used the most.
+            Outcome::Answered(_) | Outcome::Failed { billed: Billed::Perhaps, .. } => most,
+            Outcome::Failed { .. } | Outcome::Refused(_) | Outcome::Fatal(_) => 0,
+        };
+        if spent > most {
+            tracing::warn!("a request cost more than its size allows: {spent} nano-dollars against {most}");
+        }
+        self.endpoint.cache.settle(number, spent)?;
+        self.reserving.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn send(&self, question: &Question) -> Outcome {
+        let request = self
+            .endpoint
+            .client
+            .post(self.endpoint.url.clone())
+            .header(reqwest::header::CONTENT_TYPE, "application/json")
+            .body(question.body.clone());
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return unanswered(&error),
+        };
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() <= LONGEST_BODY => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Ok(Some(_)) => return failed("the answer is longer than 8 MiB", Billed::Perhaps),
+                Err(error) if status.is_success() => return unanswered(&error),
+                // The status says enough.
+                Err(_) => break,
+            }
+        }
+        if status.is_success() {
+            (self.endpoint.read)(&body)
+        } else {
+            self.read_status(status, &headers, &body)
+        }
+    }
+
+    fn read_status(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
+        let said = excerpt(body);
+        match status.as_u16() {
+            408 | 409 | 425 | 429 | 500..=599 => {
+                let wait = headers
+                    .get(RETRY_AFTER)
+                    .and_then(|value| value.to_str().ok())
+                    .and_then(|value| pace::retry_after(value, SystemTime::now()));
+                Outcome::Failed {
+                    reason: format!("the endpoint answered {status}"),
+                    wait,
+                    billed: Billed::No,
+                }
+            }
+            // The key, the account or the address is wrong, for every request alike.
+            300..=399 | 401 | 402 | 404 | 405 | 407 => {
+                Outcome::Fatal(EndpointError::Refused { url: self.endpoint.url.to_string(), status, said })
+            }
+            _ => Outcome::Refused(format!("the endpoint answered {status}: {said}")),
+        }
+    }
+}
+
+/// A failure that may go better later, with nobody asking to wait.
+pub fn failed(reason: &str, billed: Billed) -> Outcome {
+    Outcome::Failed { reason: reason.to_string(), wait: None, billed }
+}
+
+/// A request that got no whole answer.
+fn unanswered(error: &reqwest::Error) -> Outcome {
+    // What never reached the server was not billed; anything else may have been.
+    if error.is_connect() {
+        failed("no connection to the endpoint", Billed::No)
+    } else if error.is_timeout() {
+        failed("no answer in time", Billed::Perhaps)
+    } else {
+        failed("the connection broke off", Billed::Perhaps)
+    }
+}
+
+/// The start of what a server said, on one line.
+pub fn excerpt(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(2000)]).into_owned();
+    let message = serde_json::from_str::<Value>(&text)
+        .ok()
+        .and_then(|value| value["error"]["message"].as_str().map(str::to_string))
+        .unwrap_or(text);
+    message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
