@@ -33,6 +33,7 @@
 mod check;
 mod error;
 mod files;
+mod slurm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ use serde::{Deserialize, Serialize};
 pub use check::is_file_name;
 pub use error::{ExperimentError, Problem, Source};
 pub use files::Files;
+pub use slurm::{Memory, Slurm, TimeLimit};
 
 /// A whole experiment file, read and checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +84,9 @@ pub struct Experiment {
     /// Systems to compare with that are not tuned here.
     #[serde(default)]
     pub system: Vec<ExtraSystem>,
+    /// How cells become jobs of a cluster, for `--runner slurm`.
+    #[serde(default)]
+    pub slurm: Slurm,
     /// Licences of data and models, by what is licensed; shown in the report.
     #[serde(default)]
     pub licences: BTreeMap<String, String>,

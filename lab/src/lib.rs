@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
 //! [`records`],
-//! [`local_judge`], [`local`].
+//! [`local_judge`], [`local`], [`slurm`]. [`stop`] ends any of it early.
 
 pub mod experiment;
 pub mod inputs;
@@ -14,5 +14,7 @@ pub mod records;
 pub mod rooms;
 pub mod run;
 pub mod settings;
+pub mod slurm;
+pub mod stop;
 pub mod store;
 pub mod work;

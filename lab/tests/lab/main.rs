@@ -4,3 +4,4 @@ mod common;
 mod experiment_file;
 mod plan;
 mod run;
+mod slurm;
