@@ -1,109 +1,15 @@
 //! The program as a user runs it: a very small experiment, killed at any moment, and input that is wrong.
 
+mod tiny;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Instant;
 
-const EXPERIMENT: &str = r#"
-[experiment]
-name = "tiny"
-preset = "fair"
-languages = ["en", "fi"]
-seeds = [1]
-
-[[base_model]]
-name = "tiny"
-config = "tiny.json"
-tokenizer_vocabulary = 400
-
-[base_model.text]
-en = "text.txt"
-
-[base_model.pretraining]
-updates = 40
-batch = 4
-cutoff = 64
-lr = 1e-3
-
-[instructions]
-en = "en.json"
-fi = "fi.json"
-
-[budget]
-rows = 12
-
-[prompts]
-en = "prompts-en.jsonl"
-fi = "prompts-fi.jsonl"
-
-[tune]
-updates = 20
-batch = 4
-cutoff = 400
-validation_rows = 4
-validate_every = 5
-checkpoint_every = 3
-
-[answer]
-beams = 1
-no_repeat_ngram = 0
-new_tokens = 8
-"#;
-
-const MODEL: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
-"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
-"hidden_act": "silu", "max_position_embeddings": 512, "initializer_range": 0.02, "rms_norm_eps": 1e-05,
-"rope_theta": 10000.0, "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": true, "vocab_size": 400}"#;
-
-/// Writes the experiment, and gives its file's path.
-fn write(folder: &Path) -> PathBuf {
-    let put = |name: &str, text: &str| fs::write(folder.join(name), text).expect("the folder takes files");
-    put("tiny.json", MODEL);
-    let lines: Vec<String> = (0..300).map(|n| format!("Number {n} follows {} and is calm.", n - 1)).collect();
-    put("text.txt", &lines.join("\n"));
-    for (language, asks, says) in
-        [("en", "Which number follows", "It is"), ("fi", "Mikä luku seuraa", "Se on")]
-    {
-        let rows: Vec<String> = (0..20)
-            .map(|n| {
-                format!(
-                    r#"{{"id":"{n}","instruction":"{asks} {n}?","input":"","output":"{says} {}."}}"#,
-                    n + 1
-                )
-            })
-            .collect();
-        put(&format!("{language}.json"), &format!("[{}]", rows.join(",")));
-        let prompts: Vec<String> = (30..34)
-            .map(|n| format!(r#"{{"id":"{n}","prompt":"{asks} {n}?","reference":"{says} {}."}}"#, n + 1))
-            .collect();
-        put(&format!("prompts-{language}.jsonl"), &prompts.join("\n"));
-    }
-    put("tiny.toml", EXPERIMENT);
-    folder.join("tiny.toml")
-}
-
-fn polypaca() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polypaca"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn run(experiment: &Path, out: &Path) -> Output {
-    polypaca().arg("run").arg(experiment).arg("--out").arg(out).output().expect("the program starts")
-}
-
-/// What must not depend on kills: every response with its scores.
-fn scores(out: &Path) -> String {
-    fs::read_to_string(out.join("report/scores.jsonl")).expect("scores")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use tiny::{EXPERIMENT, assert_same, polypaca, run, said, write};
 
 #[test]
-fn killed_at_ten_moments_a_run_ends_with_the_tables_of_an_unbroken_one() {
+fn killed_at_fifty_moments_a_run_ends_with_the_tables_of_an_unbroken_one() {
     let folder = tempfile::tempdir().unwrap();
     let experiment = write(folder.path());
     let whole = folder.path().join("whole");
@@ -114,8 +20,12 @@ fn killed_at_ten_moments_a_run_ends_with_the_tables_of_an_unbroken_one() {
     let again = run(&experiment, &whole);
     assert!(String::from_utf8_lossy(&again.stdout).contains("0 cells done"), "{}", said(&again));
 
-    let broken = folder.path().join("broken");
-    for number in 0..10_u32 {
+    // Each run goes on from the last. When one has come to its end, the next begins anew.
+    let mut kills = 0_u32;
+    let mut ended = 0_u32;
+    let mut moments = Moments(2024);
+    while kills < 50 || ended == 0 {
+        let broken = folder.path().join(format!("broken-{ended}"));
         let mut child = polypaca()
             .arg("run")
             .arg(&experiment)
@@ -125,21 +35,29 @@ fn killed_at_ten_moments_a_run_ends_with_the_tables_of_an_unbroken_one() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Moments spread over a whole run, no two alike: each run goes on from the last, so later ones reach further.
-        std::thread::sleep(took.mul_f64(f64::from(number * 37 % 100) / 200.0) + Duration::from_millis(20));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    let output = run(&experiment, &broken);
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(scores(&broken), scores(&whole));
-    for table in fs::read_dir(whole.join("report/tables")).unwrap() {
-        let table = table.unwrap().file_name();
-        // What a tuning took in seconds is not the same twice.
-        if !table.to_string_lossy().starts_with("cost") {
-            let read = |out: &Path| fs::read(out.join("report/tables").join(&table)).unwrap();
-            assert_eq!(read(&broken), read(&whole), "{table:?}");
+        // After the fifty, it may come to its end.
+        if kills < 50 {
+            std::thread::sleep(took.mul_f64(moments.next() * 0.4));
+            child.kill().unwrap();
         }
+        let status = child.wait().unwrap();
+        if status.code().is_none() {
+            kills += 1;
+        } else {
+            assert!(status.success(), "{status}");
+            assert_same(&broken, &whole);
+            ended += 1;
+        }
+    }
+}
+
+/// Numbers from 0 to 1 without a pattern, the same in every run of the test (Knuth's MMIX generator).
+struct Moments(u64);
+
+impl Moments {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as f64 / f64::from(u32::MAX >> 1)
     }
 }
 

@@ -33,6 +33,7 @@
 mod check;
 mod error;
 mod files;
+mod slurm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ use serde::{Deserialize, Serialize};
 pub use check::is_file_name;
 pub use error::{ExperimentError, Problem, Source};
 pub use files::Files;
+pub use slurm::{Memory, Slurm, TimeLimit};
 
 /// A whole experiment file, read and checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -87,6 +89,9 @@ pub struct Experiment {
     /// How tunings are followed.
     #[serde(default)]
     pub tracking: Tracking,
+    /// How cells become jobs of a cluster, for `--runner slurm`.
+    #[serde(default)]
+    pub slurm: Slurm,
     /// Licences of data and models, by what is licensed; shown in the report.
     #[serde(default)]
     pub licences: BTreeMap<String, String>,

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
 //! [`records`],
-//! [`local_judge`], [`local`], [`cost`], [`watch`].
+//! [`local_judge`], [`local`], [`slurm`], [`cost`], [`watch`]. [`stop`] ends any of it early.
 
 pub mod cost;
 pub mod experiment;
@@ -15,6 +15,8 @@ pub mod records;
 pub mod rooms;
 pub mod run;
 pub mod settings;
+pub mod slurm;
+pub mod stop;
 pub mod store;
 pub mod watch;
 pub mod work;

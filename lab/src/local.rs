@@ -1,6 +1,7 @@
-//! An experiment from its file to its page, on this machine.
+//! An experiment from its file to its page. Who does its cells is the caller's choice: this program all of them, this
+//! program some of them, or a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use instructions::language::Language;
 use instructions::template::TemplateChoice;
 use judge::asking::TextJudge;
 use judge::identify::Identifier;
-use judge::judging::Judge;
+use judge::judging::{self, Judge, Verdict};
 use judge::openai::{OpenAiJudge, OpenAiSettings};
 use judge::prompt_template::PromptTemplate;
 use judge::reference::{ReferenceJudge, References, Thresholds};
@@ -17,11 +18,12 @@ use judge::reference::{ReferenceJudge, References, Thresholds};
 use crate::experiment::{Experiment, JudgeKind};
 use crate::inputs::{Inputs, Prompts};
 use crate::local_judge;
-use crate::plan::Plan;
+use crate::plan::{Answerer, Cell, Plan, Work};
 use crate::progress::Progress;
 use crate::records::{self, ModelFacts};
-use crate::run::{self, INCOMPLETE_FILE};
-use crate::store::Store;
+use crate::run::{INCOMPLETE_FILE, Outcome, Run};
+use crate::stop::Stop;
+use crate::store::{Lock, Store, StoreError};
 use crate::work::{AnswerRoom, MODEL_FOLDER, Rooms, Tuner};
 
 /// Where an experiment's results go.
@@ -131,12 +133,80 @@ pub fn ready<'a>(prepared: &'a Prepared, places: &Places, machinery: &'a Machine
     })
 }
 
+/// Holds an experiment's results, so that no second program writes its records and its page.
+///
+/// # Errors
+/// [`StoreError::InUse`] where another program holds them; [`StoreError::File`].
+pub fn hold(places: &Places) -> Result<Lock, StoreError> {
+    std::fs::create_dir_all(&places.out).map_err(|error| StoreError::File {
+        action: "make the folder",
+        path: places.out.clone(),
+        error,
+    })?;
+    Lock::alone(&places.out)
+}
+
+/// Opens what some cells alone need: the judge where one of them is rated, and no base model beforehand.
+///
+/// # Errors
+/// A gate or a judge that cannot be opened.
+pub fn ready_for<'a>(
+    prepared: &'a Prepared,
+    places: &Places,
+    machinery: &'a Machinery,
+    cells: &BTreeSet<usize>,
+) -> Result<Ready<'a>> {
+    let rates = cells.iter().any(|cell| matches!(prepared.plan.cells[*cell].work, Work::Scores { .. }));
+    let judge: Box<dyn Judge> =
+        if rates { open_judge(&prepared.experiment, places)? } else { Box::new(NoJudge) };
+    let identifier = open_identifier(&prepared.experiment)?;
+    Ok(Ready { prepared, machinery, judge, identifier, models: BTreeMap::new() })
+}
+
+/// Whether a cell takes no time to speak of, or only waits for an endpoint: its rate and its cap hold for one program,
+/// and a cluster's nodes may see no network. The Slurm runner does these itself.
+pub fn is_done_by_the_submitter(experiment: &Experiment, cell: &Cell) -> bool {
+    match &cell.work {
+        Work::Mix { .. } | Work::Answers { answerer: Answerer::Endpoint(_), .. } => true,
+        Work::Scores { .. } => experiment.judge.kind == JudgeKind::Openai,
+        _ => false,
+    }
+}
+
+/// Where nothing is rated.
+struct NoJudge;
+
+impl Judge for NoJudge {
+    fn name(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn setting(&self) -> String {
+        String::new()
+    }
+
+    fn rate(
+        &self,
+        _: &[instructions::prompt::Response],
+        _: &dyn judging::Progress,
+        _: &mut dyn FnMut(usize, Verdict) -> Result<()>,
+    ) -> Result<()> {
+        anyhow::bail!("no judge was opened for these cells, which is a bug in this program")
+    }
+}
+
 impl Ready<'_> {
-    /// Runs what is missing, and writes the report.
+    /// Does what is missing on this machine: of all cells, or of some.
     ///
     /// # Errors
-    /// What stops the whole run: a store in use, a full disk. Failed cells are in [`Finished::failed`].
-    pub fn run(mut self, store: &Store, places: &Places, progress: &dyn Progress) -> Result<Finished> {
+    /// What stops every cell: a full disk. Failed cells are in [`Outcome::failed`].
+    pub fn run(
+        &self,
+        store: &Store,
+        only: Option<&BTreeSet<usize>>,
+        progress: &dyn Progress,
+        stop: &Stop,
+    ) -> Result<Outcome, StoreError> {
         let Prepared { experiment, inputs, plan } = self.prepared;
         let rooms = Rooms {
             experiment,
@@ -147,10 +217,18 @@ impl Ready<'_> {
             identifier: &*self.identifier,
             judge: &*self.judge,
         };
-        let outcome = run::run(plan, store, &experiment.experiment.name, &rooms, progress)?;
+        let name = &experiment.experiment.name;
+        Run { plan, store, experiment: name, worker: &rooms, progress, stop, only }.all()
+    }
+
+    /// Writes the report of what a run came to.
+    ///
+    /// # Errors
+    /// What cannot be read or written.
+    pub fn report(mut self, outcome: &Outcome, places: &Places) -> Result<Finished> {
+        let Prepared { experiment, inputs, plan } = self.prepared;
         for (place, cell) in plan.cells.iter().enumerate() {
-            if let (crate::plan::Work::BaseModel { base_model }, Some(folder)) =
-                (&cell.work, outcome.finished.get(&place))
+            if let (Work::BaseModel { base_model }, Some(folder)) = (&cell.work, outcome.finished.get(&place))
             {
                 let name = experiment.base_model[*base_model].name.clone();
                 self.models
@@ -162,7 +240,7 @@ impl Ready<'_> {
             experiment,
             inputs,
             plan,
-            outcome: &outcome,
+            outcome,
             models: &self.models,
             identifier: &identifier_name(experiment),
             judge: &self.judge.name(),

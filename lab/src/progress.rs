@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::stop::Stop;
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 /// Told how a run goes on.
@@ -19,8 +20,12 @@ pub trait Progress: Sync {
     fn done(&self, _label: &str, _took: Duration) {}
     /// A cell failed.
     fn failed(&self, _label: &str, _reason: &str) {}
+    /// A cell was cut short, because the run was asked to end. What it had done is kept.
+    fn stopped(&self, _label: &str) {}
     /// Something to know that stops nothing.
     fn warn(&self, _message: &str) {}
+    /// What happens beside the cells' own work.
+    fn note(&self, _message: &str) {}
     /// The run is over.
     fn end(&self) {}
 }
@@ -29,12 +34,18 @@ pub trait Progress: Sync {
 pub struct CellProgress<'a> {
     label: &'a str,
     run: &'a dyn Progress,
+    stop: &'a Stop,
 }
 
 impl<'a> CellProgress<'a> {
     /// For the cell with this label.
-    pub fn new(label: &'a str, run: &'a dyn Progress) -> Self {
-        Self { label, run }
+    pub fn new(label: &'a str, run: &'a dyn Progress, stop: &'a Stop) -> Self {
+        Self { label, run, stop }
+    }
+
+    /// Whether the work is to keep what it has and end with [`Stopped`](crate::stop::Stopped).
+    pub fn should_stop(&self) -> bool {
+        self.stop.asked()
     }
 
     /// `done` of `total`, and what there is to say.
@@ -53,6 +64,39 @@ impl<'a> CellProgress<'a> {
 pub struct Silent;
 
 impl Progress for Silent {}
+
+/// Tells what some of a run's cells tell, and leaves the run's own beginning and end to the run.
+pub struct Within<'a>(pub &'a dyn Progress);
+
+impl Progress for Within<'_> {
+    fn cell(&self, label: &str) {
+        self.0.cell(label);
+    }
+
+    fn step(&self, label: &str, done: u64, total: u64, message: &str) {
+        self.0.step(label, done, total, message);
+    }
+
+    fn done(&self, label: &str, took: Duration) {
+        self.0.done(label, took);
+    }
+
+    fn failed(&self, label: &str, reason: &str) {
+        self.0.failed(label, reason);
+    }
+
+    fn stopped(&self, label: &str) {
+        self.0.stopped(label);
+    }
+
+    fn warn(&self, message: &str) {
+        self.0.warn(message);
+    }
+
+    fn note(&self, message: &str) {
+        self.0.note(message);
+    }
+}
 
 /// Bars where standard error is a terminal, and plain lines elsewhere.
 pub fn on_standard_error() -> Box<dyn Progress> {
@@ -94,6 +138,14 @@ impl Progress for Lines {
 
     fn failed(&self, label: &str, reason: &str) {
         eprintln!("{label} failed: {reason}");
+    }
+
+    fn stopped(&self, label: &str) {
+        eprintln!("{label} stopped");
+    }
+
+    fn note(&self, message: &str) {
+        eprintln!("{message}");
     }
 
     fn warn(&self, message: &str) {
@@ -176,6 +228,15 @@ impl Progress for Bars {
     fn failed(&self, label: &str, reason: &str) {
         self.clear(label);
         self.print(&format!("{label} failed: {reason}"));
+    }
+
+    fn stopped(&self, label: &str) {
+        self.clear(label);
+        self.print(&format!("{label} stopped"));
+    }
+
+    fn note(&self, message: &str) {
+        self.print(message);
     }
 
     fn warn(&self, message: &str) {

@@ -1,16 +1,19 @@
 //! The rooms that compute, behind the lab's seams.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use answer::{AnswerModel, System, respond};
 use anyhow::{Context, Result};
 use instructions::check::fertility;
+use instructions::prompt::Prompt;
 use model::BaseModel;
 use model::init::{NewSpecialTokens, train_tokenizer};
 use report::records::CurvePoint;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tune::run::Places;
 use tune::{Rows, UpdateMetrics, ValidationMetrics};
@@ -20,6 +23,7 @@ use crate::inputs::Prompts;
 use crate::progress::CellProgress;
 use crate::records::ModelFacts;
 use crate::settings;
+use crate::stop::{Stopped, leave};
 use crate::store::write_atomically;
 use crate::work::{AnswerJob, AnswerRoom, MODEL_FOLDER, SYSTEM_FOLDER, Tuner, TuningJob, TuningRecord};
 
@@ -55,7 +59,8 @@ impl Tuner for TuneRoom {
             metrics: Some(folder.join(METRICS_FILE)),
             tensorboard: None,
         };
-        tune::pretrain(&base, &rows, &settings, &places, &mut Told(progress))?;
+        let trained = tune::pretrain(&base, &rows, &settings, &places, &mut Told(progress));
+        trained.map_err(stopped)?;
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
     }
 
@@ -81,7 +86,8 @@ impl Tuner for TuneRoom {
             metrics: Some(metrics.clone()),
             tensorboard: job.tensorboard.then(|| folder.join(TENSORBOARD_FOLDER)),
         };
-        let outcome = tune::tune(&base, &rows, &validation, None, &settings, &places, &mut Told(progress))?;
+        let outcome = tune::tune(&base, &rows, &validation, None, &settings, &places, &mut Told(progress));
+        let outcome = outcome.map_err(stopped)?;
         let (curve, seconds) = read_metrics(&metrics)?;
         Ok(TuningRecord {
             rows: job.mix.rows.len() as u64,
@@ -117,13 +123,87 @@ impl AnswerRoom for Answers {
         let choice = settings::template(job.preset, job.method, job.settings.template.as_deref());
         let template = choice.load(None)?;
         let decoding = settings::decoding(job.preset, job.method, job.settings);
-        let mut done = 0;
-        let responses = respond(&model, &[system], job.prompts, &template, &decoding, &mut |_, _| {
-            done += 1;
-            progress.step(done, job.prompts.len() as u64, "responses");
+        let mut kept = Kept::open(job.kept, job.prompts)?;
+        let left: Vec<Prompt> =
+            job.prompts.iter().filter(|prompt| !kept.texts.contains_key(&prompt.id)).cloned().collect();
+        let mut written = Ok(());
+        // What stands beside a prompt in the batch does not change its response, so the rest can be asked alone.
+        respond(&model, &[system], &left, &template, &decoding, &mut |_, response| {
+            if written.is_ok() {
+                written = kept.add(&response.prompt.id, &response.response);
+            }
+            progress.step(kept.texts.len() as u64, job.prompts.len() as u64, "responses");
+            if progress.should_stop() {
+                leave();
+            }
         })?;
+        written?;
         *last = Some((path, model));
-        Ok(responses.into_iter().map(|response| response.response).collect())
+        let mut texts = kept.texts;
+        let text = |prompt: &Prompt| {
+            texts.remove(&prompt.id).with_context(|| format!("no response to prompt {:?}", prompt.id))
+        };
+        job.prompts.iter().map(text).collect()
+    }
+}
+
+/// The responses of a cell as they come, a line each.
+struct Kept {
+    path: PathBuf,
+    file: File,
+    /// By the prompt's id.
+    texts: BTreeMap<String, String>,
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+struct KeptLine {
+    id: String,
+    response: String,
+}
+
+impl Kept {
+    /// What an earlier attempt has left of these prompts' responses. A line that was cut off by a kill, and all behind
+    /// it, is cut away.
+    fn open(path: &Path, prompts: &[Prompt]) -> Result<Self> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let mut texts = BTreeMap::new();
+        let mut whole = 0;
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            let parsed = line.strip_suffix(b"\n").map(serde_json::from_slice::<KeptLine>);
+            let Some(Ok(parsed)) = parsed else { break };
+            whole += line.len() as u64;
+            if prompts.iter().any(|prompt| prompt.id == parsed.id) {
+                texts.insert(parsed.id, parsed.response);
+            }
+        }
+        let open = || {
+            let file = File::options().create(true).append(true).open(path)?;
+            file.set_len(whole)?;
+            Ok::<_, std::io::Error>(file)
+        };
+        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), file, texts })
+    }
+
+    fn add(&mut self, id: &str, response: &str) -> Result<()> {
+        let mut line = serde_json::to_vec(&KeptLine { id: id.to_owned(), response: response.to_owned() })?;
+        line.push(b'\n');
+        self.texts.insert(id.to_owned(), response.to_owned());
+        let written = self.file.write_all(&line);
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+/// A tuning that was stopped as asked has not failed.
+fn stopped(error: tune::Error) -> anyhow::Error {
+    match error {
+        tune::Error::Stopped { .. } => Stopped.into(),
+        other => other.into(),
     }
 }
 
@@ -246,5 +326,9 @@ impl tune::Progress for Told<'_> {
 
     fn note(&mut self, message: &str) {
         self.0.warn(message);
+    }
+
+    fn should_stop(&self) -> bool {
+        self.0.should_stop()
     }
 }

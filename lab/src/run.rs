@@ -2,12 +2,15 @@
 //!
 //! Most cells use all threads by themselves and are done one after another, in the plan's order. Small tunings do not
 //! fill two threads, let alone more: as many of them are done at once as there are threads, a thread each.
+//!
+//! Other programs may work on the same store. A cell that one of them has claimed is left to it, and looked for again
+//! when nothing else can be done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -15,7 +18,8 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::plan::{Cell, Plan};
 use crate::progress::{CellProgress, Progress};
-use crate::store::{Store, StoreError};
+use crate::stop::{Stop, Stopped};
+use crate::store::{Claim, Claimed, Store, StoreError};
 
 /// In a cell's folder: its result is whole, but more may come of it when it is tried again. Holds the reason.
 pub const INCOMPLETE_FILE: &str = "incomplete.txt";
@@ -71,6 +75,8 @@ pub struct Outcome {
     pub failed: BTreeMap<usize, String>,
     /// Cells that need one that failed.
     pub blocked: BTreeMap<usize, usize>,
+    /// Cells that were cut short or not begun, because the run was asked to end.
+    pub stopped: BTreeSet<usize>,
 }
 
 impl Outcome {
@@ -85,35 +91,26 @@ impl Outcome {
     }
 }
 
-/// Runs all cells that are not finished, on the threads of the current pool. A cell that fails stops only those that
-/// need it.
-///
-/// # Errors
-/// Only what stops every cell: a store that cannot be written. A failed cell is in [`Outcome::failed`].
-pub fn run(
-    plan: &Plan,
-    store: &Store,
-    experiment: &str,
-    worker: &dyn Worker,
-    progress: &dyn Progress,
-) -> Result<Outcome, StoreError> {
-    let missing = plan.cells.iter().filter(|cell| !store.has(&cell.key)).count();
-    progress.begin(plan.cells.len(), missing);
-    let (sender, ended) = mpsc::channel();
-    let run = Run { plan, store, experiment, worker, progress };
-    let outcome = std::thread::scope(|scope| run.all(scope, &sender, &ended))?;
-    progress.end();
-    Ok(outcome)
+/// A run's cells, and who does them.
+pub struct Run<'a> {
+    /// All cells.
+    pub plan: &'a Plan,
+    /// Where they are kept.
+    pub store: &'a Store,
+    /// The experiment's name, kept with each cell.
+    pub experiment: &'a str,
+    /// Does the work.
+    pub worker: &'a dyn Worker,
+    /// Told how it goes on.
+    pub progress: &'a dyn Progress,
+    /// Asks it to end early.
+    pub stop: &'a Stop,
+    /// The cells to do, by their places in the plan, where they are not all; of the others, finished ones are used.
+    pub only: Option<&'a BTreeSet<usize>>,
 }
 
-/// What the work of a run shares.
-struct Run<'a> {
-    plan: &'a Plan,
-    store: &'a Store,
-    experiment: &'a str,
-    worker: &'a dyn Worker,
-    progress: &'a dyn Progress,
-}
+/// How often a cell is looked for that another program works on.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A cell's work is over.
 struct Ended {
@@ -122,9 +119,42 @@ struct Ended {
     took: Duration,
 }
 
+/// What has come of a run so far.
+#[derive(Default)]
+struct Doing {
+    outcome: Outcome,
+    /// Held until the cell's work is over.
+    claims: BTreeMap<usize, Claim>,
+    /// Cells that another program works on.
+    elsewhere: BTreeSet<usize>,
+    /// How many cells' work is under way.
+    running: usize,
+}
+
 impl<'a> Run<'a> {
-    fn all<'scope>(
+    /// Runs all cells that are not finished, on the threads of the current pool. A cell that fails stops only those
+    /// that need it.
+    ///
+    /// # Errors
+    /// Only what stops every cell: a store that cannot be written. A failed cell is in [`Outcome::failed`].
+    pub fn all(&self) -> Result<Outcome, StoreError> {
+        let cells = self.cells();
+        let missing = cells.iter().filter(|cell| !self.store.has(&self.plan.cells[**cell].key)).count();
+        self.progress.begin(cells.len(), missing);
+        let (sender, ended) = mpsc::channel();
+        let outcome = std::thread::scope(|scope| self.every(cells, scope, &sender, &ended))?;
+        self.progress.end();
+        Ok(outcome)
+    }
+
+    /// The places of the cells to do.
+    fn cells(&self) -> BTreeSet<usize> {
+        self.only.cloned().unwrap_or_else(|| (0..self.plan.cells.len()).collect())
+    }
+
+    fn every<'scope>(
         &'scope self,
+        mut waiting: BTreeSet<usize>,
         scope: &'scope Scope<'scope, '_>,
         sender: &mpsc::Sender<Ended>,
         ended: &mpsc::Receiver<Ended>,
@@ -132,46 +162,129 @@ impl<'a> Run<'a> {
     where
         'a: 'scope,
     {
-        let mut outcome = Outcome::default();
-        let mut waiting: BTreeSet<usize> = (0..self.plan.cells.len()).collect();
-        let mut running = 0;
-        while !waiting.is_empty() || running > 0 {
-            let mut begun = None;
+        let mut doing = Doing::default();
+        self.look_at_the_others(&waiting, &mut doing)?;
+        while !waiting.is_empty() || doing.running > 0 {
+            if self.stop.asked() {
+                doing.outcome.stopped.append(&mut waiting);
+            }
+            let mut settled = None;
             for &cell in &waiting {
-                match self.state(cell, &outcome) {
-                    State::Waits => {}
-                    State::Blocked(cause) => {
-                        outcome.blocked.insert(cell, cause);
-                        begun = Some(cell);
-                    }
-                    State::Ready => {
-                        if let Some(folder) = finished(self.store, &self.plan.cells[cell], self.progress)? {
-                            outcome.finished.insert(cell, folder);
-                            outcome.kept += 1;
-                            begun = Some(cell);
-                        } else if self.begin(cell, &outcome, running, scope, sender)? {
-                            running += 1;
-                            begun = Some(cell);
-                        }
-                    }
-                }
-                if begun.is_some() {
+                if self.settle(cell, &mut doing, scope, sender)? {
+                    settled = Some(cell);
                     break;
                 }
             }
-            match begun {
+            match settled {
                 Some(cell) => {
                     waiting.remove(&cell);
+                    doing.elsewhere.remove(&cell);
                 }
-                // Nothing more can be begun before something ends.
-                None => {
-                    let Ok(over) = ended.recv() else { break };
-                    running -= 1;
-                    self.end(over, &mut outcome)?;
-                }
+                None => self.wait(&mut doing, ended)?,
             }
         }
-        Ok(outcome)
+        Ok(doing.outcome)
+    }
+
+    /// The finished cells among those that are not to be done here.
+    fn look_at_the_others(&self, waiting: &BTreeSet<usize>, doing: &mut Doing) -> Result<(), StoreError> {
+        let needed = waiting.iter().flat_map(|cell| &self.plan.cells[*cell].needs);
+        let others: BTreeSet<usize> = needed.copied().filter(|need| !waiting.contains(need)).collect();
+        for place in others {
+            let cell = &self.plan.cells[place];
+            match self.store.finished(&cell.key) {
+                Ok(Some(folder)) => {
+                    doing.outcome.finished.insert(place, folder);
+                }
+                Ok(None) => {
+                    let reason = "it is not finished, and is not among the cells to do here".to_owned();
+                    doing.outcome.failed.insert(place, reason);
+                }
+                Err(error @ StoreError::Corrupted { .. }) => {
+                    doing.outcome.failed.insert(place, error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a cell, finds it finished, or finds that it cannot be done; false where it has to wait.
+    fn settle<'scope>(
+        &'scope self,
+        cell: usize,
+        doing: &mut Doing,
+        scope: &'scope Scope<'scope, '_>,
+        sender: &mpsc::Sender<Ended>,
+    ) -> Result<bool, StoreError>
+    where
+        'a: 'scope,
+    {
+        match self.state(cell, &doing.outcome) {
+            State::Waits => return Ok(false),
+            State::Blocked(cause) => {
+                doing.outcome.blocked.insert(cell, cause);
+                return Ok(true);
+            }
+            State::Ready => {}
+        }
+        let planned = &self.plan.cells[cell];
+        if let Some(folder) = whole(self.store, planned) {
+            doing.outcome.finished.insert(cell, folder);
+            doing.outcome.kept += 1;
+            return Ok(true);
+        }
+        let Some(threads) = self.room(cell, doing) else { return Ok(false) };
+        let claim = match self.store.claim(&planned.key)? {
+            Claimed::Ours(claim) => claim,
+            Claimed::Theirs(owner) => {
+                if doing.elsewhere.insert(cell) {
+                    let label = &planned.determinants.label;
+                    self.progress.note(&format!("{label} is done by another program ({owner})"));
+                }
+                return Ok(false);
+            }
+        };
+        // Again, now that nobody else can finish it.
+        if let Some(folder) = finished(self.store, planned, self.progress)? {
+            doing.outcome.finished.insert(cell, folder);
+            doing.outcome.kept += 1;
+            return Ok(true);
+        }
+        doing.claims.insert(cell, claim);
+        doing.running += 1;
+        self.begin(cell, threads, &doing.outcome, scope, sender)?;
+        Ok(true)
+    }
+
+    /// Waits until some work is over, or until it is time to look again for what is done elsewhere.
+    fn wait(&self, doing: &mut Doing, ended: &mpsc::Receiver<Ended>) -> Result<(), StoreError> {
+        if doing.running == 0 {
+            self.stop.sleep(LOOK);
+            return Ok(());
+        }
+        let over = match ended.recv_timeout(LOOK) {
+            Ok(over) => over,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(()),
+        };
+        doing.running -= 1;
+        let cell = over.cell;
+        let kept = self.end(over, &mut doing.outcome);
+        doing.claims.remove(&cell);
+        kept
+    }
+
+    /// How many threads a cell's work is to have, if there is room for it beside what is under way.
+    fn room(&self, place: usize, doing: &Doing) -> Option<Threads> {
+        let cell = &self.plan.cells[place];
+        let slots = rayon::current_num_threads();
+        let needs = needs(cell, &doing.outcome);
+        let threads = if slots == 1 { Threads::All } else { self.worker.threads(cell, &needs) };
+        let room = match threads {
+            Threads::All => doing.running == 0,
+            Threads::One => doing.running < slots,
+        };
+        room.then_some(threads)
     }
 
     /// Whether a cell can be begun.
@@ -187,28 +300,20 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Begins a cell's work if there is room for it beside what is `running`.
+    /// Begins a cell's work.
     fn begin<'scope>(
         &'scope self,
         place: usize,
+        threads: Threads,
         outcome: &Outcome,
-        running: usize,
         scope: &'scope Scope<'scope, '_>,
         sender: &mpsc::Sender<Ended>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError>
+    where
+        'a: 'scope,
+    {
         let cell = &self.plan.cells[place];
-        let finished =
-            cell.needs.iter().filter_map(|need| Some((*need, outcome.finished.get(need)?.clone())));
-        let needs = Needs(finished.collect());
-        let slots = rayon::current_num_threads();
-        let threads = if slots == 1 { Threads::All } else { self.worker.threads(cell, &needs) };
-        let room = match threads {
-            Threads::All => running == 0,
-            Threads::One => running < slots,
-        };
-        if !room {
-            return Ok(false);
-        }
+        let needs = needs(cell, outcome);
         let label = &cell.determinants.label;
         self.progress.cell(label);
         let folder = self.store.work_folder(&cell.key)?;
@@ -223,11 +328,14 @@ impl<'a> Run<'a> {
         let sender = sender.clone();
         let work = move || {
             let start = Instant::now();
-            let progress = CellProgress::new(label, self.progress);
+            let progress = CellProgress::new(label, self.progress, self.stop);
             // A panic is a bug, and yet the other cells go on, and this one's end is told.
             let worked =
                 catch_unwind(AssertUnwindSafe(|| self.worker.work(cell, &needs, &folder, &progress)))
-                    .unwrap_or_else(|_| Err(anyhow!("the work panicked, which is a bug in this program")));
+                    .unwrap_or_else(|thrown| match thrown.downcast::<Stopped>() {
+                        Ok(stopped) => Err(anyhow!(*stopped)),
+                        Err(_) => Err(anyhow!("the work panicked, which is a bug in this program")),
+                    });
             // Nobody listens only where the run itself has ended by an error of the store.
             let _ = sender.send(Ended { cell: place, worked, took: start.elapsed() });
         };
@@ -242,7 +350,7 @@ impl<'a> Run<'a> {
                 });
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Keeps what a cell's work came to.
@@ -258,6 +366,10 @@ impl<'a> Run<'a> {
                 }
                 self.progress.done(label, ended.took);
                 outcome.finished.insert(ended.cell, folder);
+            }
+            Err(error) if error.is::<Stopped>() => {
+                self.progress.stopped(label);
+                outcome.stopped.insert(ended.cell);
             }
             Err(error) => {
                 let reason = format!("{error:#}");
@@ -277,6 +389,18 @@ enum State {
     Waits,
     /// A cell that it needs has failed.
     Blocked(usize),
+}
+
+/// The finished cells that a cell reads.
+fn needs(cell: &Cell, outcome: &Outcome) -> Needs {
+    let found = cell.needs.iter().filter_map(|need| Some((*need, outcome.finished.get(need)?.clone())));
+    Needs(found.collect())
+}
+
+/// The folder of a finished cell that has nothing wrong with it and nothing left to do.
+fn whole(store: &Store, cell: &Cell) -> Option<PathBuf> {
+    let folder = store.finished(&cell.key).ok().flatten()?;
+    (!folder.join(INCOMPLETE_FILE).exists()).then_some(folder)
 }
 
 /// The folder of a finished cell. A corrupted one is named, removed and made again; an incomplete one is gone on

@@ -1,7 +1,8 @@
 //! The store: results of finished cells, by the hash of everything that determines them.
 //!
 //! ```text
-//! STORE/lock               held while a program writes
+//! STORE/lock               held while programs write: by several that claim cells, or by one alone
+//! STORE/claims/KEY         held by the program that works on the cell; names it
 //! STORE/work/KEY/          a cell that is being worked on: its checkpoints survive a kill
 //! STORE/cells/KEY/         a finished cell: its files, and cell.json
 //! STORE/cells/KEY/cell.json
@@ -10,16 +11,23 @@
 //! A cell becomes finished by one rename, after its files and its manifest are on the disk: a kill at any
 //! moment leaves it unfinished or finished, and nothing between. Its files are hashed when it is finished and
 //! verified when it is read: what was changed since is never served.
+//!
+//! Several programs may work on one store, on one machine or on several with a shared file system: each claims a cell
+//! before it works on it. A claim is the system's lock on a file (`flock`), so it ends with the process that holds it,
+//! however that ends: no clock and no process number decides whether a claim still holds. A shared file system has to
+//! support such locks between its machines, as NFS 4, Lustre with `flock`, GPFS and CephFS do.
 
+mod claim;
 mod manifest;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use claim::{Claim, Claimed, Lock};
 pub use manifest::{Determinants, FileHash, Key, Manifest};
 
 /// The name of a finished cell's manifest.
@@ -31,16 +39,16 @@ pub struct Store {
     folder: PathBuf,
     // What was verified once need not be read again by the same program.
     verified: Mutex<BTreeSet<Key>>,
-    lock: Option<File>,
+    lock: Option<Lock>,
 }
 
 /// Why a store could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another program holds the store.
-    #[error("the store {} is in use by another program (process {process}): wait for it to end, or use another --store", folder.display())]
+    #[error("{} is in use by another program ({process}): wait for it to end, or use another folder", folder.display())]
     InUse {
-        /// The store.
+        /// The store, or the results' folder.
         folder: PathBuf,
         /// As the other program wrote it.
         process: String,
@@ -78,17 +86,42 @@ fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error)
 }
 
 impl Store {
-    /// Opens a store to write into, and makes it if it is not there. One program at a time holds it.
+    /// Opens a store to write into, and makes it if it is not there. Nobody else may write meanwhile.
     ///
     /// # Errors
-    /// [`StoreError::InUse`] where another program holds it; [`StoreError::File`].
+    /// [`StoreError::InUse`] where another program writes into it; [`StoreError::File`].
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        for part in ["cells", "work"] {
+        Self::make(folder)?;
+        let lock = Lock::alone(folder)?;
+        Ok(Self { folder: folder.to_owned(), verified: Mutex::default(), lock: Some(lock) })
+    }
+
+    /// Opens a store to work on cells beside other programs, and makes it if it is not there. Each cell is to be
+    /// claimed ([`Store::claim`]) before it is worked on, replaced or removed.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] where another program holds the store alone; [`StoreError::File`].
+    pub fn share(folder: &Path) -> Result<Self, StoreError> {
+        Self::make(folder)?;
+        let lock = Lock::shared(folder)?;
+        Ok(Self { folder: folder.to_owned(), verified: Mutex::default(), lock: Some(lock) })
+    }
+
+    fn make(folder: &Path) -> Result<(), StoreError> {
+        for part in ["cells", "work", "claims"] {
             let path = folder.join(part);
             fs::create_dir_all(&path).map_err(file("make the folder", &path))?;
         }
-        let lock = lock(folder)?;
-        Ok(Self { folder: folder.to_owned(), verified: Mutex::default(), lock: Some(lock) })
+        Ok(())
+    }
+
+    /// Claims a cell: as long as the claim is held, no other program works on it.
+    ///
+    /// # Errors
+    /// [`StoreError::File`], [`StoreError::ReadOnly`].
+    pub fn claim(&self, key: &Key) -> Result<Claimed, StoreError> {
+        self.writable()?;
+        Claim::take(&self.folder.join("claims").join(key.to_string()))
     }
 
     /// Opens a store to look into. It need not be there, and another program may be writing into it.
@@ -306,34 +339,6 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
-fn lock(folder: &Path) -> Result<File, StoreError> {
-    let path = folder.join("lock");
-    let mut lock = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(file("open", &path))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut process = String::new();
-            // The number only helps to find the other program; the lock itself is the system's.
-            let _ = lock.read_to_string(&mut process);
-            return Err(StoreError::InUse { folder: folder.to_owned(), process: process.trim().to_owned() });
-        }
-        Err(TryLockError::Error(error)) => return Err(file("lock", &path)(error)),
-    }
-    let write = |lock: &mut File| {
-        lock.set_len(0)?;
-        lock.rewind()?;
-        writeln!(lock, "{}", std::process::id())
-    };
-    write(&mut lock).map_err(file("write", &path))?;
-    Ok(lock)
-}
-
 fn read_manifest(folder: &Path) -> Result<Manifest, StoreError> {
     let corrupted = |reason: String| StoreError::Corrupted { folder: folder.to_owned(), reason };
     let path = folder.join(MANIFEST_FILE);
@@ -450,8 +455,35 @@ mod tests {
         let error = Store::open(folder.path()).unwrap_err();
         assert!(matches!(error, StoreError::InUse { .. }));
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        assert!(Store::share(folder.path()).is_err(), "held alone");
         drop(first);
         assert!(Store::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn programs_that_share_a_store_claim_its_cells() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = [(); 2].map(|()| Store::share(folder.path()).unwrap());
+        assert!(Store::open(folder.path()).is_err(), "not alone");
+        let key = determinants("one").key();
+        let Claimed::Ours(claim) = one.claim(&key).unwrap() else { panic!("nobody else has it") };
+        let Claimed::Theirs(owner) = other.claim(&key).unwrap() else { panic!("it was claimed twice") };
+        assert!(owner.contains(&format!("process {}", std::process::id())), "{owner}");
+        assert!(matches!(other.claim(&determinants("two").key()).unwrap(), Claimed::Ours(_)));
+        drop(claim);
+        assert!(matches!(other.claim(&key).unwrap(), Claimed::Ours(_)));
+        let left = fs::read_dir(folder.path().join("claims")).unwrap().count();
+        assert_eq!(left, 0, "a claim that ended has left its file");
+    }
+
+    #[test]
+    fn what_a_dead_program_had_claimed_is_claimed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::share(folder.path()).unwrap();
+        let key = determinants("one").key();
+        // What is left of it is the file; the system took the lock away.
+        fs::write(folder.path().join("claims").join(key.to_string()), "process 1 on elsewhere").unwrap();
+        assert!(matches!(store.claim(&key).unwrap(), Claimed::Ours(_)));
     }
 
     #[test]

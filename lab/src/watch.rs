@@ -155,6 +155,16 @@ impl Progress for Recorded {
         self.inner.failed(label, reason);
     }
 
+    fn stopped(&self, label: &str) {
+        let reason = "cut short, because the run was asked to end; what was done is kept".to_owned();
+        self.write(Event::Failed { cell: label.to_owned(), reason });
+        self.inner.stopped(label);
+    }
+
+    fn note(&self, message: &str) {
+        self.inner.note(message);
+    }
+
     fn warn(&self, message: &str) {
         self.write(Event::Warning { message: message.to_owned() });
         self.inner.warn(message);

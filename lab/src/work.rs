@@ -38,6 +38,8 @@ pub const TUNING_FILE: &str = "tuning.json";
 pub const MODEL_FOLDER: &str = "model";
 /// In an answers folder: the responses.
 pub const RESPONSES_FILE: &str = "responses.jsonl";
+/// In the work folder of answers: responses as they come, until all are there.
+const KEPT_FILE: &str = "responses.partial.jsonl";
 
 /// Does the cells of one experiment with the rooms.
 pub struct Rooms<'a> {
@@ -98,7 +100,8 @@ impl Worker for Rooms<'_> {
             }
             Work::Answers { answerer, language } => {
                 let prompts = self.prompts(language)?;
-                let texts = self.answer(answerer, prompts, needs, progress)?;
+                let kept = folder.join(KEPT_FILE);
+                let texts = self.answer(answerer, prompts, needs, &kept, progress)?;
                 anyhow::ensure!(
                     texts.len() == prompts.len(),
                     "{} responses to {} prompts",
@@ -115,11 +118,17 @@ impl Worker for Rooms<'_> {
                         system: cell.key.short(),
                     })
                     .collect();
-                write_responses(&folder.join(RESPONSES_FILE), &responses)
+                write_responses(&folder.join(RESPONSES_FILE), &responses)?;
+                match fs::remove_file(&kept) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        Err(error).with_context(|| format!("cannot remove {}", kept.display()))
+                    }
+                    _ => Ok(()),
+                }
             }
             Work::Scores { answers, language } => {
                 let prompts = self.prompts(language)?;
-                scores::score(self, needs.folder(*answers)?, prompts, folder)
+                scores::score(self, needs.folder(*answers)?, prompts, folder, progress)
             }
         }
     }
@@ -155,6 +164,7 @@ impl Rooms<'_> {
         answerer: &Answerer,
         prompts: &[Prompt],
         needs: &Needs,
+        kept: &Path,
         progress: &CellProgress,
     ) -> Result<Vec<String>> {
         let (base_model, base_cell, tuning, adapter) = match answerer {
@@ -187,6 +197,7 @@ impl Rooms<'_> {
             preset: self.experiment.experiment.preset,
             prompts,
             settings: &settings,
+            kept,
         };
         self.answerer.answer(&job, progress)
     }

@@ -243,6 +243,7 @@ impl Tune {
 
         let progress = progress::on_standard_error();
         progress.cell("tuning");
+        let stop = lab::stop::Stop::on_signals()?;
         let begin = Instant::now();
         let outcome = tune::tune(
             &base,
@@ -251,7 +252,7 @@ impl Tune {
             initial.as_ref(),
             &settings,
             &places,
-            &mut Told(progress::CellProgress::new("tuning", &*progress)),
+            &mut Told(progress::CellProgress::new("tuning", &*progress, &stop)),
         );
         progress.end();
         let outcome = outcome.map_err(failure)?;
@@ -529,5 +530,9 @@ impl tune::Progress for Told<'_> {
 
     fn note(&mut self, message: &str) {
         self.0.warn(message);
+    }
+
+    fn should_stop(&self) -> bool {
+        self.0.should_stop()
     }
 }

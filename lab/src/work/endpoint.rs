@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::experiment::{Answer, ExtraSystem};
 use crate::progress::CellProgress;
+use crate::stop::Stopped;
 
 /// How often a prompt is sent before its system fails.
 const TRIES: u32 = 5;
@@ -32,6 +33,9 @@ pub(super) fn answer(
         for (number, prompt) in prompts.iter().enumerate() {
             responses.push(asker.ask(prompt).await.with_context(|| format!("prompt {:?}", prompt.id))?);
             progress.step(number as u64 + 1, prompts.len() as u64, "prompts");
+            if progress.should_stop() {
+                return Err(Stopped.into());
+            }
         }
         Ok(responses)
     })

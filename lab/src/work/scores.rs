@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use instructions::prompt::{Prompt, Response, read_responses};
 use judge::gate::{GateRules, SetAside};
-use judge::judging::{Silent, judge_responses};
+use judge::judging::{Progress, judge_responses};
+use judge::rating::Rating;
 use report::records::{Score, ScoreStatus};
 
 use super::{RESPONSES_FILE, Rooms};
+use crate::progress::CellProgress;
 use crate::run::INCOMPLETE_FILE;
+use crate::stop::{Stopped, leave};
 use crate::store::write_atomically;
 
 /// In a scores folder: a [`Score`] a line, under the name of its responses' cell.
@@ -20,8 +24,35 @@ pub const SCORES_FILE: &str = "scores.jsonl";
 /// In a scores folder: the judge's ratings as they come.
 const RATINGS_FILE: &str = "ratings.jsonl";
 
+/// Leaves the judging when the run is asked to end.
+struct Stops<'a>(&'a CellProgress<'a>);
+
+impl Progress for Stops<'_> {
+    fn rated(&self, _: &Rating) {
+        self.look();
+    }
+
+    fn retry(&self, _: &str, _: u32, _: Duration) {
+        self.look();
+    }
+}
+
+impl Stops<'_> {
+    fn look(&self) {
+        if self.0.should_stop() {
+            leave();
+        }
+    }
+}
+
 /// Scores the responses of one cell. Ratings are kept as they come: a killed judging goes on where it was.
-pub(super) fn score(rooms: &Rooms, answers: &Path, prompts: &[Prompt], folder: &Path) -> Result<()> {
+pub(super) fn score(
+    rooms: &Rooms,
+    answers: &Path,
+    prompts: &[Prompt],
+    folder: &Path,
+    progress: &CellProgress,
+) -> Result<()> {
     let reading = read_responses(&answers.join(RESPONSES_FILE))?;
     let mut answered: HashMap<&str, &Response> = HashMap::new();
     for response in &reading.items {
@@ -35,7 +66,12 @@ pub(super) fn score(rooms: &Rooms, answers: &Path, prompts: &[Prompt], folder: &
             Some(Response { prompt: prompt.clone(), ..(*response).clone() })
         })
         .collect();
-    let judged = judge_responses(rooms.judge, &responses, &folder.join(RATINGS_FILE), &Silent)?;
+    let judged = judge_responses(rooms.judge, &responses, &folder.join(RATINGS_FILE), &Stops(progress));
+    let judged = match judged {
+        // Whatever broke off, it was left on purpose.
+        Err(_) if progress.should_stop() => return Err(Stopped.into()),
+        judged => judged?,
+    };
     let set_aside = rooms.experiment.gate.set_aside_code;
     let rules = GateRules {
         set_aside: SetAside { code: set_aside, urls: set_aside, ..SetAside::default() },

@@ -91,4 +91,6 @@ pub struct AnswerJob<'a> {
     pub prompts: &'a [Prompt],
     /// The settings that are given.
     pub settings: &'a Answer,
+    /// A file for the responses as they come, which the next attempt goes on from.
+    pub kept: &'a Path,
 }

@@ -5,3 +5,4 @@ mod experiment_file;
 mod plan;
 mod run;
 mod schema;
+mod slurm;

@@ -7,8 +7,9 @@ use std::sync::{Barrier, Mutex};
 use crate::common::{EXPERIMENT, plan, write};
 use lab::plan::{Cell, Plan};
 use lab::progress::{CellProgress, Silent};
-use lab::run::{INCOMPLETE_FILE, Needs, Outcome, Threads, Worker, run};
-use lab::store::Store;
+use lab::run::{INCOMPLETE_FILE, Needs, Outcome, Run, Threads, Worker};
+use lab::stop::Stop;
+use lab::store::{Claimed, Store};
 
 #[derive(Default)]
 struct Writes {
@@ -37,8 +38,13 @@ impl Worker for Writes {
 }
 
 fn run_all(plan: &Plan, folder: &Path, worker: &Writes) -> Outcome {
-    let store = Store::open(folder).expect("the store");
-    run(plan, &store, "small", worker, &Silent).expect("a run")
+    let store = Store::share(folder).expect("the store");
+    all(plan, &store, worker, &Stop::default())
+}
+
+fn all(plan: &Plan, store: &Store, worker: &dyn Worker, stop: &Stop) -> Outcome {
+    let run = Run { plan, store, experiment: "small", worker, progress: &Silent, stop, only: None };
+    run.all().expect("a run")
 }
 
 #[test]
@@ -133,9 +139,9 @@ fn is_tuning(cell: &Cell) -> bool {
 }
 
 fn on_two_threads(plan: &Plan, folder: &Path, worker: &Meets) -> Outcome {
-    let store = Store::open(folder).expect("the store");
+    let store = Store::share(folder).expect("the store");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
-    pool.install(|| run(plan, &store, "small", worker, &Silent).expect("a run"))
+    pool.install(|| all(plan, &store, worker, &Stop::default()))
 }
 
 #[test]
@@ -163,4 +169,95 @@ fn a_panic_is_a_failed_cell_and_the_others_go_on() {
     let outcome = on_two_threads(&plan, &folder.path().join("store"), &worker);
     assert_eq!(outcome.failed.len(), 1);
     assert_eq!(outcome.finished.len(), plan.cells.len() - 9);
+}
+
+#[test]
+fn some_cells_alone_are_done_and_what_they_lack_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(&write(folder.path(), EXPERIMENT));
+    let store = Store::share(&folder.path().join("store")).unwrap();
+    let tuning = plan.cells.iter().position(is_tuning).unwrap();
+    let worker = Writes::default();
+    let some = |cells: &[usize]| {
+        let only = cells.iter().copied().collect();
+        let stop = Stop::default();
+        let run = Run {
+            plan: &plan,
+            store: &store,
+            experiment: "small",
+            worker: &worker,
+            progress: &Silent,
+            stop: &stop,
+            only: Some(&only),
+        };
+        run.all().unwrap()
+    };
+    let mix = plan.cells[tuning].needs[0];
+    let outcome = some(&[tuning]);
+    assert_eq!(outcome.blocked.get(&tuning), Some(&mix));
+    assert!(outcome.reason(&plan, tuning).unwrap().contains("is not finished"));
+    some(&[mix]);
+    assert!(some(&[tuning]).finished.contains_key(&tuning));
+    assert_eq!(worker.worked.lock().unwrap().len(), 2);
+}
+
+/// Asks its run to end while it works on the cell with this label.
+struct Asks {
+    writes: Writes,
+    label: &'static str,
+    stop: Stop,
+}
+
+impl Worker for Asks {
+    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, progress: &CellProgress) -> anyhow::Result<()> {
+        if cell.determinants.label == self.label {
+            self.stop.ask();
+            assert!(progress.should_stop());
+            lab::stop::leave();
+        }
+        self.writes.work(cell, needs, folder, progress)
+    }
+}
+
+#[test]
+fn asked_to_end_a_run_begins_no_further_cell_and_none_has_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(&write(folder.path(), EXPERIMENT));
+    let path = folder.path().join("store");
+    let label = "tuning/tiny/lora/multilingual/seed-1";
+    let worker = Asks { writes: Writes::default(), label, stop: Stop::default() };
+    let outcome = all(&plan, &Store::share(&path).unwrap(), &worker, &worker.stop);
+    assert!(outcome.failed.is_empty() && outcome.blocked.is_empty());
+    assert!(!outcome.finished.is_empty());
+    assert_eq!(outcome.finished.len() + outcome.stopped.len(), plan.cells.len());
+    let rest = Writes::default();
+    assert_eq!(run_all(&plan, &path, &rest).finished.len(), plan.cells.len());
+    assert_eq!(rest.worked.lock().unwrap().len(), outcome.stopped.len());
+}
+
+#[test]
+fn a_cell_that_another_program_works_on_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(&write(folder.path(), EXPERIMENT));
+    let path = folder.path().join("store");
+    let other = Store::share(&path).unwrap();
+    let cell = &plan.cells[0];
+    let Claimed::Ours(claim) = other.claim(&cell.key).unwrap() else { panic!("nobody else is here") };
+    let worker = Writes::default();
+    let outcome = std::thread::scope(|scope| {
+        let run = scope.spawn(|| run_all(&plan, &path, &worker));
+        // Whatever else can be done is done before, and this cell is not.
+        while worker.worked.lock().unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        let work = other.work_folder(&cell.key).unwrap();
+        fs::write(work.join("result"), &cell.determinants.label).unwrap();
+        other.finish(&cell.key, &cell.determinants, "other", std::time::Duration::ZERO).unwrap();
+        drop(claim);
+        run.join().unwrap()
+    });
+    assert_eq!(outcome.finished.len(), plan.cells.len());
+    let worked = worker.worked.lock().unwrap();
+    assert!(!worked.contains(&cell.determinants.label), "it was done twice");
+    assert_eq!(worked.len(), plan.cells.len() - 1);
 }
