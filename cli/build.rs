@@ -26,9 +26,7 @@ fn commit() -> Option<String> {
         return Some(given);
     }
     // A checkout of something else, in which this source lies unpacked, is not this source's.
-    if git(&["ls-files", "--error-unmatch", "Cargo.toml"]).is_none() {
-        return None;
-    }
+    git(&["ls-files", "--error-unmatch", "Cargo.toml"])?;
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
     for name in ["HEAD", "logs/HEAD"] {
         if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists()) {

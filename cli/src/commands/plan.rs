@@ -283,7 +283,7 @@ fn time(hours: f64) -> String {
 fn size(bytes: u64) -> String {
     match bytes {
         ..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
-        ..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
 }

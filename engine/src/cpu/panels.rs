@@ -174,7 +174,7 @@ pub(crate) fn packed_length(rows: usize, columns: usize) -> usize {
 fn pack_tensor<T: Send>(tensor: &HostTensor<'_>, packed: &mut [T], convert: impl Fn(f32) -> T + Sync) {
     let columns = tensor.shape[1];
     match &tensor.data {
-        HostData::F32(data) => pack_into(data, columns, packed, |x| convert(x)),
+        HostData::F32(data) => pack_into(data, columns, packed, &convert),
         HostData::Bf16(data) => pack_into(data, columns, packed, |x| convert(x.to_f32())),
         HostData::F16(data) => pack_into(data, columns, packed, |x| convert(x.to_f32())),
     }
