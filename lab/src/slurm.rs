@@ -7,7 +7,7 @@
 //! as soon as it is finished, and says in a file of its own what it came to.
 //!
 //! What is over in milliseconds (mixes), and what only waits for an endpoint, whose rate and cap hold for one program,
-//! is done by the program that submits. See [`pack`] for how the other cells become jobs.
+//! is done by the program that submits. See `pack` for how the other cells become jobs.
 
 pub mod estimate;
 pub mod journal;

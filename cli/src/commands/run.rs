@@ -34,7 +34,7 @@ pub(crate) struct Run {
     #[arg(long, value_enum, default_value_t = Runner::Local)]
     runner: Runner,
 
-    /// A TOML file with the settings of the Slurm runner, instead of the experiment file's [slurm]
+    /// A TOML file with the settings of the Slurm runner, instead of the experiment file's table slurm
     #[arg(long, value_name = "FILE.toml")]
     slurm: Option<PathBuf>,
 
