@@ -67,7 +67,7 @@ thread_local! {
 fn stream(x: &[f32], head: &Matrix, targets: &[u32], losses: &mut [f32], dx: Option<(&mut [f32], f32)>) {
     let (rows, hidden) = (targets.len(), head.columns());
     let kernel = best_kernel();
-    let blocks = row_blocks(rows);
+    let blocks = row_blocks(rows, kernel);
     let mut scratch = SCRATCH.take();
     scratch.packed_x.reserve(rows * hidden);
     scratch.packed_weights.reserve(rows * TILE);

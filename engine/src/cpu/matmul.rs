@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::panels::Right;
-use super::tile::{PANEL, ROWS, Tile, TileKernel, best_kernel, pack_squares};
+use super::tile::{PANEL, Tile, TileKernel, best_kernel, pack_squares};
 
 /// Longest stretch of the depth that a tile sums at once: a panel's block of it (64 KiB) stays in the second-level
 /// cache while all rows pass over it.
@@ -105,15 +105,15 @@ pub(crate) fn multiply_with(
     assert_eq!(left.depth, right.depth(), "the depths of a product differ");
     let mut packed = PACKED.take();
     packed.reserve(left.rows * left.depth);
-    let blocks = row_blocks(left.rows);
+    let blocks = row_blocks(left.rows, kernel);
     pack(&left, &blocks, &mut packed, threads);
     multiply_packed(kernel, &packed, &blocks, left.depth, right, out, threads);
     PACKED.replace(packed);
 }
 
-/// Rows cut into tiles as equal as possible: 16 rows are 8 + 8, not 14 + 2.
-pub(crate) fn row_blocks(rows: usize) -> Vec<Range<usize>> {
-    let count = rows.div_ceil(ROWS);
+/// Rows cut into tiles as equal as possible: with tiles of at most 14, 16 rows are 8 + 8, not 14 + 2.
+pub(crate) fn row_blocks(rows: usize, kernel: TileKernel) -> Vec<Range<usize>> {
+    let count = rows.div_ceil(kernel.rows);
     (0..count).map(|i| i * rows / count..(i + 1) * rows / count).collect()
 }
 
@@ -217,7 +217,7 @@ pub(crate) fn multiply_packed(
                     };
                     // SAFETY: `left` and `block` hold `length` steps (checked above); the outputs of all tiles lie
                     // inside `out.values` and do not overlap (checked above), and each tile belongs to one task.
-                    unsafe { kernel(&tile) };
+                    unsafe { (kernel.tile)(&tile) };
                 }
             }
         });

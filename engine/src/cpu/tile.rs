@@ -1,4 +1,4 @@
-//! The innermost product: a tile of at most [`ROWS`] × [`PANEL`] outputs, kept in registers over the whole depth.
+//! The innermost product: a tile of a few rows × [`PANEL`] outputs, kept in registers over the whole depth.
 //!
 //! This is the only file of the engine with instruction-set intrinsics. Each output is the sum over
 //! the depth in order, one fused multiply-add a step, whatever the number of rows beside it: a row's result does
@@ -6,9 +6,6 @@
 
 /// Columns of a panel: two AVX-512 registers, four AVX ones.
 pub(crate) const PANEL: usize = 32;
-
-/// Most rows of a tile. 14 × 2 accumulators, two registers for the panel and one spare fill AVX-512's 32.
-pub(crate) const ROWS: usize = 14;
 
 /// One tile's work. All pointers are into slices that the caller has checked.
 #[derive(Clone, Copy)]
@@ -21,7 +18,7 @@ pub(crate) struct Tile {
     pub out: *mut f32,
     /// Floats from one output row to the next.
     pub out_stride: usize,
-    /// Output rows, `1..=ROWS`.
+    /// Output rows, at most the kernel's [`TileKernel::rows`].
     pub rows: usize,
     /// Output columns, `1..=PANEL`.
     pub columns: usize,
@@ -32,24 +29,41 @@ pub(crate) struct Tile {
 }
 
 /// An instruction set's way to compute a tile.
-///
-/// # Safety
-/// The processor must have the instruction set, `left` must hold `depth * rows` floats, `right` `depth * PANEL`,
-/// and `out` must be writable for `columns` floats at each of `rows` rows, with no other thread touching them.
-pub(crate) type TileKernel = unsafe fn(&Tile);
+#[derive(Clone, Copy)]
+pub(crate) struct TileKernel {
+    /// Most rows of a tile.
+    pub rows: usize,
+    /// Computes a tile.
+    ///
+    /// # Safety
+    /// The processor must have the instruction set, `left` must hold `depth * rows` floats, `right` `depth * PANEL`,
+    /// and `out` must be writable for `columns` floats at each of `rows` rows, with no other thread touching them.
+    pub tile: unsafe fn(&Tile),
+}
+
+/// 14 × 2 accumulators, two registers for the panel and one spare fill AVX-512's 32.
+#[cfg(target_arch = "x86_64")]
+const AVX512: TileKernel = TileKernel { rows: 14, tile: avx512::tile };
+
+/// Two pieces of 6 rows: 6 × 2 accumulators, two registers for the panel and one for the row fill AVX's 16 but one.
+#[cfg(target_arch = "x86_64")]
+const AVX2: TileKernel = TileKernel { rows: 12, tile: avx2::tile };
+
+/// Runs on any processor.
+const PORTABLE: TileKernel = TileKernel { rows: 14, tile: portable_tile };
 
 /// The best kernel that this processor runs; asked once a product.
 pub(crate) fn best_kernel() -> TileKernel {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
-            return avx512::tile;
+            return AVX512;
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return avx2::tile;
+            return AVX2;
         }
     }
-    portable_tile
+    PORTABLE
 }
 
 /// Packs steps of the depth of a left block: `out[d * rows + r] = lines[r][d]`, as many steps as can be written in
@@ -133,20 +147,20 @@ mod avx {
 /// All kernels that this processor runs, with their names.
 #[cfg(test)]
 pub(crate) fn all_kernels() -> Vec<(&'static str, TileKernel)> {
-    let mut kernels: Vec<(&'static str, TileKernel)> = vec![("portable", portable_tile)];
+    let mut kernels: Vec<(&'static str, TileKernel)> = vec![("portable", PORTABLE)];
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            kernels.push(("avx2", avx2::tile));
+            kernels.push(("avx2", AVX2));
         }
         if is_x86_feature_detected!("avx512f") {
-            kernels.push(("avx512", avx512::tile));
+            kernels.push(("avx512", AVX512));
         }
     }
     kernels
 }
 
-/// Runs on any processor; the compiler vectorises the inner loop as far as it can.
+/// Any processor's tile; the compiler vectorises the inner loop as far as it can.
 unsafe fn portable_tile(tile: &Tile) {
     for row in 0..tile.rows {
         let mut sums = [0.0f32; PANEL];
@@ -266,15 +280,18 @@ mod avx2 {
     const SUB_ROWS: usize = 6;
     const SUB_COLUMNS: usize = 16;
 
-    /// The 14 × 32 tile in pieces of 6 × 16.
+    /// The 12 × 32 tile in pieces of at most 6 × 16, cut as evenly as can be: 8 rows are 4 + 4, for with fewer than 8
+    /// accumulators a multiply-add waits for the one before it.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn tile(tile: &Tile) {
+        let pieces = tile.rows.div_ceil(SUB_ROWS);
         for column in (0..tile.columns).step_by(SUB_COLUMNS) {
             let columns = SUB_COLUMNS.min(tile.columns - column);
-            for row in (0..tile.rows).step_by(SUB_ROWS) {
+            for piece in 0..pieces {
+                let (row, end) = (piece * tile.rows / pieces, (piece + 1) * tile.rows / pieces);
                 // SAFETY: the caller's promise is passed on for a part of the tile.
                 unsafe {
-                    match tile.rows - row {
+                    match end - row {
                         1 => rows::<1>(tile, row, column, columns),
                         2 => rows::<2>(tile, row, column, columns),
                         3 => rows::<3>(tile, row, column, columns),
@@ -309,6 +326,16 @@ mod avx2 {
         for (row, sums) in sums.iter().enumerate() {
             // SAFETY: `lanes` holds two registers; the output columns are inside the tile.
             unsafe {
+                if columns == SUB_COLUMNS {
+                    let out = tile.out.add((first_row + row) * tile.out_stride + column);
+                    for (half, sum) in sums.iter().enumerate() {
+                        let out = out.add(8 * half);
+                        let sum =
+                            if tile.accumulate { _mm256_add_ps(_mm256_loadu_ps(out), *sum) } else { *sum };
+                        _mm256_storeu_ps(out, sum);
+                    }
+                    continue;
+                }
                 _mm256_storeu_ps(lanes.as_mut_ptr(), sums[0]);
                 _mm256_storeu_ps(lanes.as_mut_ptr().add(8), sums[1]);
                 let out = tile.out.add((first_row + row) * tile.out_stride + column);
