@@ -27,6 +27,7 @@ pub use within::{Budget, Drops, drops};
 
 use crate::experiment::{JudgeKind, Method};
 use crate::local::Prepared;
+use crate::mixes::Mixing;
 use crate::plan::{Answerer, Cell, Work};
 use crate::rooms::{self, NewModel};
 use crate::settings;
@@ -93,11 +94,11 @@ impl<'a> Estimator<'a> {
     ) -> Result<Self> {
         let mut mixes = BTreeMap::new();
         let experiment = &prepared.experiment;
+        let mixing = Mixing::new(experiment)?;
         for &seed in &experiment.experiment.seeds {
-            let options = crate::plan::mix_options(experiment, seed)?;
             for name in &experiment.experiment.recipes {
                 let recipe = experiment.recipe(name).with_context(|| format!("unknown recipe `{name}`"))?;
-                for mix in recipe.mixes(&prepared.inputs.sets, &options)? {
+                for mix in mixing.of(&recipe, &prepared.inputs.sets, seed)? {
                     mixes.insert((mix.name.clone(), seed), mix);
                 }
             }
@@ -203,9 +204,6 @@ impl<'a> Estimator<'a> {
     fn tuning_job(&mut self, number: usize, mix: usize, method: Method, seed: u64) -> Result<Job> {
         let experiment = &self.prepared.experiment;
         let preset = experiment.experiment.preset;
-        let given = experiment.tune.for_method(method);
-        let settings = settings::tuning(preset, method, &given, seed);
-        let template = settings::template(preset, Some(method), given.template.as_deref());
         let Work::Mix { name, seed: mix_seed, .. } = &self.prepared.plan.cells[mix].work else {
             anyhow::bail!("a tuning without a mix");
         };
@@ -213,6 +211,9 @@ impl<'a> Estimator<'a> {
         self.base(number)?;
         let (base, mix) = (self.bases.get(&number), self.mixes.get(&key));
         let (base, mix) = (base.context("no base model")?, mix.context("the mix is not made")?);
+        let given = experiment.tune.for_method(method).with_updates(mix.manifest.updates);
+        let settings = settings::tuning(preset, method, &given, seed);
+        let template = settings::template(preset, Some(method), given.template.as_deref());
         let lengths = self.encoder.lengths(&base.model, &template, &settings, mix)?;
         Ok(Job { settings, lengths })
     }

@@ -244,6 +244,24 @@ pub struct Budget {
     /// What is held equal; `rows` unless given.
     #[serde(default)]
     pub held: Held,
+    /// C in what is held, in the place of `rows`: the cost of one monolingual run. What the smallest set costs
+    /// unless given; to be given where updates are held.
+    #[serde(default)]
+    pub c: Option<u64>,
+    /// The base model whose tokenizer counts tokens, and by whose size FLOPs are counted. It may be left out where
+    /// there is one base model alone.
+    #[serde(default)]
+    pub base_model: Option<String>,
+    /// How validation rows are set apart; by `id` unless given.
+    #[serde(default)]
+    pub split: Split,
+}
+
+impl Budget {
+    /// Whether rows must be cut into tokens to be drawn.
+    pub fn counts_tokens(&self) -> bool {
+        matches!(self.held, Held::Tokens | Held::Flops)
+    }
 }
 
 /// What recipes are held equal in.
@@ -253,6 +271,35 @@ pub enum Held {
     /// Rows of the mix.
     #[default]
     Rows,
+    /// Tokens of the mix, prompts and responses.
+    Tokens,
+    /// Updates of the optimizer: rows are drawn as for `rows`, and each mix is trained on for its share of updates.
+    Updates,
+    /// Floating-point operations of one pass over the mix, under the first of the methods.
+    Flops,
+}
+
+impl Held {
+    /// As it is written in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Tokens => "tokens",
+            Self::Updates => "updates",
+            Self::Flops => "flops",
+        }
+    }
+}
+
+/// How validation rows are set apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// By id: a row validated in one language is trained on in none.
+    #[default]
+    Id,
+    /// By row, each language by itself, as the paper's authors did.
+    Row,
 }
 
 /// `[tune]`: how systems are tuned, by the names of `polypaca tune`'s flags. What is not given comes from the
@@ -592,6 +639,15 @@ impl Experiment {
 }
 
 impl Tune {
+    /// These settings for a mix that says itself how many updates it is trained for, where it does.
+    #[must_use]
+    pub fn with_updates(self, updates: Option<u64>) -> Self {
+        match updates {
+            Some(updates) => Self { updates: Some(updates), epochs: None, ..self },
+            None => self,
+        }
+    }
+
     /// The settings that hold for one method: the common ones, with the method's own over them.
     pub fn for_method(&self, method: Method) -> Self {
         let own = match method {

@@ -1,6 +1,6 @@
 //! The experiment file, its plan, the store of finished cells, and the runners.
 //!
-//! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
+//! Read in this order: [`experiment`], [`inputs`], [`store`], [`settings`], [`mixes`], [`plan`], [`progress`], [`run`], [`work`], [`rooms`],
 //! [`records`],
 //! [`local_judge`], [`local`], [`slurm`], [`cost`], [`watch`]. [`stop`] ends any of it early.
 
@@ -9,6 +9,7 @@ pub mod experiment;
 pub mod inputs;
 pub mod local;
 pub mod local_judge;
+pub mod mixes;
 pub mod plan;
 pub mod progress;
 pub mod records;

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use instructions::budget::{self, Held};
 use instructions::language::Language;
-use instructions::mix::{Mix, MixOptions};
+use instructions::mix::Mix;
 use serde_json::Value;
 
 use crate::experiment::{self, Experiment, ExtraSystem, JudgeKind, Method};
 use crate::inputs::{Inputs, content_hash, value_hash};
+use crate::mixes::Mixing;
 use crate::settings as resolve;
 use crate::store::{Determinants, Key, Store};
 
@@ -32,7 +32,7 @@ pub struct Plan {
     pub cells: Vec<Cell>,
     /// In the order of the report.
     pub systems: Vec<System>,
-    /// C, in rows.
+    /// C, in what is held.
     pub c: u64,
     /// The content hash of each `[[base_model]]` from files.
     pub base_hashes: BTreeMap<String, String>,
@@ -171,6 +171,8 @@ struct PlannedMix {
     answers: Option<Language>,
     in_c: f64,
     rows: u64,
+    /// How many updates it is trained for, where updates are held.
+    updates: Option<u64>,
     cell: usize,
 }
 
@@ -191,9 +193,10 @@ impl Plan {
         let mut plan = Self::default();
         let hashes = Hashes::new(experiment, inputs)?;
         let bases = plan.base_models(experiment)?;
+        let mixing = Mixing::new(experiment)?;
         let mut mixes = Vec::new();
         for &seed in &experiment.experiment.seeds {
-            mixes.push((seed, plan.mixes(experiment, inputs, seed)?));
+            mixes.push((seed, plan.mixes(experiment, inputs, &mixing, seed)?));
         }
         for base in &bases {
             if experiment.experiment.include_base {
@@ -254,12 +257,17 @@ impl Plan {
         Ok(bases)
     }
 
-    fn mixes(&mut self, experiment: &Experiment, inputs: &Inputs, seed: u64) -> Result<Vec<PlannedMix>> {
+    fn mixes(
+        &mut self,
+        experiment: &Experiment,
+        inputs: &Inputs,
+        mixing: &Mixing,
+        seed: u64,
+    ) -> Result<Vec<PlannedMix>> {
         let mut planned = Vec::new();
-        let options = mix_options(experiment, seed)?;
         for name in &experiment.experiment.recipes {
             let recipe = experiment.recipe(name).with_context(|| format!("unknown recipe `{name}`"))?;
-            for mix in recipe.mixes(&inputs.sets, &options)? {
+            for mix in mixing.of(&recipe, &inputs.sets, seed)? {
                 self.c = mix.manifest.cost.c;
                 planned.push(self.mix(&mix, seed));
             }
@@ -272,6 +280,9 @@ impl Plan {
         let mut determinants = Determinants::new("mix", MIX_VERSION, &label);
         // The rows themselves: two recipes that come to the same rows are one mix.
         determinants.add("content", &mix.manifest.hash);
+        if let Some(updates) = mix.manifest.updates {
+            determinants.add("updates", updates);
+        }
         let work = Work::Mix { name: mix.name.clone(), recipe: mix.recipe.clone(), seed };
         PlannedMix {
             name: mix.name.clone(),
@@ -280,6 +291,7 @@ impl Plan {
             answers: mix.answers.clone(),
             in_c: mix.manifest.cost.in_c,
             rows: mix.rows.len() as u64,
+            updates: mix.manifest.updates,
             cell: self.add(determinants, Vec::new(), work),
         }
     }
@@ -323,7 +335,7 @@ impl Plan {
         determinants.add("mix", self.cells[mix.cell].key);
         determinants.add("method", method.name());
         determinants.add("seed", seed);
-        let given = experiment.tune.for_method(method);
+        let given = experiment.tune.for_method(method).with_updates(mix.updates);
         let mut resolved =
             serde_json::to_value(resolve::tuning(experiment.experiment.preset, method, &given, seed))?;
         if let Some(resolved) = resolved.as_object_mut() {
@@ -499,25 +511,6 @@ impl Hashes {
         Ok(Self { prompts, gate, judge_template, judge_model })
     }
 }
-
-/// How an experiment's mixes are made under one seed.
-///
-/// # Errors
-/// A language code that is none.
-pub fn mix_options(experiment: &Experiment, seed: u64) -> Result<MixOptions<'static>> {
-    let languages: Result<Vec<Language>, _> =
-        experiment.experiment.languages.iter().map(|code| code.parse()).collect();
-    let budget = budget::Budget {
-        held: Held::Rows,
-        c: experiment.budget.rows.map(|rows| rows as u64),
-        ..budget::Budget::default()
-    };
-    let validation_rows = experiment.tune.validation_rows.unwrap_or(PAPER_VALIDATION_ROWS);
-    Ok(MixOptions { languages: languages?, seed, budget, validation_rows, ..MixOptions::default() })
-}
-
-/// The paper holds 1,000 rows out.
-const PAPER_VALIDATION_ROWS: usize = 1000;
 
 fn languages(experiment: &Experiment) -> Result<Vec<Language>> {
     let parse = |code: &str| code.parse().with_context(|| format!("the language code `{code}`"));

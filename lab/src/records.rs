@@ -126,9 +126,15 @@ impl Sources<'_> {
                 },
             },
             budget: Budget {
-                rows: self.plan.c,
-                held: "rows".to_owned(),
-                description: match self.experiment.budget.rows {
+                c: self.plan.c,
+                held: self.experiment.budget.held.name().to_owned(),
+                description: match self
+                    .experiment
+                    .budget
+                    .rows
+                    .map(|rows| rows as u64)
+                    .or(self.experiment.budget.c)
+                {
                     Some(_) => "C is given".to_owned(),
                     None => "C is the smallest set; larger sets were cut to it".to_owned(),
                 },

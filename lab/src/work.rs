@@ -25,7 +25,8 @@ pub use seams::{AnswerJob, Answerer as AnswerRoom, Tuner, TuningJob, TuningRecor
 
 use crate::experiment::{Experiment, Method};
 use crate::inputs::Inputs;
-use crate::plan::{Answerer, Cell, Plan, Work, mix_options};
+use crate::mixes::Mixing;
+use crate::plan::{Answerer, Cell, Plan, Work};
 use crate::progress::CellProgress;
 use crate::run::{Needs, Threads, Worker};
 use crate::store::write_atomically;
@@ -84,7 +85,7 @@ impl Worker for Rooms<'_> {
             Work::Tuning { base_model, base_cell, mix, method, seed } => {
                 let base = self.base(*base_model, *base_cell, needs)?;
                 let mix = Mix::read(needs.folder(*mix)?)?;
-                let settings = self.experiment.tune.for_method(*method);
+                let settings = self.experiment.tune.for_method(*method).with_updates(mix.manifest.updates);
                 let job = TuningJob {
                     base: &base,
                     mix: &mix,
@@ -138,7 +139,7 @@ impl Rooms<'_> {
     /// Makes one of a recipe's mixes.
     fn mix(&self, name: &str, recipe: &str, seed: u64) -> Result<Mix> {
         let recipe = self.experiment.recipe(recipe).with_context(|| format!("unknown recipe `{recipe}`"))?;
-        let mixes = recipe.mixes(&self.inputs.sets, &mix_options(self.experiment, seed)?)?;
+        let mixes = Mixing::new(self.experiment)?.of(&recipe, &self.inputs.sets, seed)?;
         let found = mixes.into_iter().find(|mix| mix.name == name);
         found.with_context(|| format!("the recipe `{}` makes no mix `{name}`", recipe.name))
     }

@@ -109,7 +109,7 @@ impl Finder<'_> {
     }
 
     fn rows(&self) -> String {
-        format!("With C = {} rows", self.records.experiment.budget.rows)
+        format!("With C = {}", self.records.experiment.budget.cost())
     }
 
     fn leaders(&self) -> Vec<Finding> {

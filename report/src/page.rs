@@ -145,8 +145,10 @@ fn facts(records: &Records) -> Vec<Fact> {
         fact(
             "Budget",
             format!(
-                "C = {} rows, recipes held equal in {}. {}",
-                experiment.budget.rows, experiment.budget.held, experiment.budget.description
+                "C = {}, recipes held equal in {}. {}",
+                experiment.budget.cost(),
+                experiment.budget.held,
+                experiment.budget.description
             ),
         ),
         fact("Prompts", prompts),
@@ -174,13 +176,13 @@ fn methods(records: &Records, options: &Options) -> Vec<String> {
     let [least, greatest] = experiment.rating_range;
     vec![
         format!(
-            "We tuned {} by {} under the recipes {}. Recipes were held equal in {}, with C = {} rows, the cost of one \
+            "We tuned {} by {} under the recipes {}. Recipes were held equal in {}, with C = {}, the cost of one \
              monolingual run. {} Seeds: {}.",
             listed(&bases),
             listed(&experiment.methods),
             listed(&recipes),
             experiment.budget.held,
-            experiment.budget.rows,
+            experiment.budget.cost(),
             experiment.budget.description,
             if seeds.is_empty() { "none".to_owned() } else { listed(&seeds) }
         ),

@@ -174,13 +174,22 @@ pub struct Gate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
-    /// C in rows: the rows of one monolingual run.
-    pub rows: u64,
+    /// C in what was held: the cost of one monolingual run.
+    #[serde(alias = "rows")]
+    pub c: u64,
     /// What was held equal: `rows`, `tokens`, `updates` or `flops`.
     pub held: String,
     /// How it was held, in a sentence: `C is the smallest set; larger sets were cut to it`.
     #[serde(default)]
     pub description: String,
+}
+
+impl Budget {
+    /// C with its unit: `512 rows`.
+    pub fn cost(&self) -> String {
+        let unit = if self.held == "flops" { "FLOPs" } else { &self.held };
+        format!("{} {unit}", self.c)
+    }
 }
 
 /// A named problem of the input.

@@ -20,7 +20,7 @@ pub mod verify;
 
 pub use error::{Error, Result};
 pub use metrics::{Progress, Quiet, UpdateMetrics, ValidationMetrics};
-pub use rows::{Rows, TrainingRow, count_tokens};
+pub use rows::{Rows, TokenCounter, TrainingRow, count_tokens};
 pub use run::{Loss, Outcome, Places, loss, pretrain, tune};
 pub use settings::{
     BestOver, FrozenWeights, Keep, Length, Method, Order, Preset, Schedule, Settings, Supervise,

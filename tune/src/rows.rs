@@ -1,6 +1,7 @@
 //! Records as tokens, and micro-batches cut from them.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use engine::Batch;
 use engine::kernels::DropoutKey;
@@ -111,6 +112,37 @@ pub fn count_tokens(
 ) -> Result<usize> {
     let text = format!("{}{}", render(record, template)?, record.output);
     Ok(tokenizer.encode_whole(&text, cutoff)?.len())
+}
+
+/// Counts many records' tokens behind a closure that can give back no error: the first one is kept for the end.
+pub struct TokenCounter<'a> {
+    tokenizer: &'a Tokenizer,
+    template: &'a Template,
+    cutoff: usize,
+    refused: Mutex<Option<Error>>,
+}
+
+impl<'a> TokenCounter<'a> {
+    /// A counter with what [`count_tokens`] takes.
+    pub fn new(tokenizer: &'a Tokenizer, template: &'a Template, cutoff: usize) -> Self {
+        Self { tokenizer, template, cutoff, refused: Mutex::new(None) }
+    }
+
+    /// As [`count_tokens`]; 0 for a record that cannot be counted, of which [`Self::finish`] tells.
+    pub fn count(&self, record: &Record) -> usize {
+        count_tokens(record, self.template, self.tokenizer, self.cutoff).unwrap_or_else(|error| {
+            if let Ok(mut refused) = self.refused.lock() {
+                refused.get_or_insert(error);
+            }
+            0
+        })
+    }
+
+    /// # Errors
+    /// Why the first record that could not be counted could not.
+    pub fn finish(self) -> Result<()> {
+        self.refused.into_inner().ok().flatten().map_or(Ok(()), Err)
+    }
 }
 
 fn render(record: &Record, template: &Template) -> Result<String> {

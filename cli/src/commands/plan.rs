@@ -77,6 +77,7 @@ struct Line {
 struct Whole {
     experiment: String,
     c: u64,
+    held: &'static str,
     systems: usize,
     done: usize,
     missing: usize,
@@ -157,6 +158,7 @@ impl Plan {
         let whole = Whole {
             experiment: prepared.experiment.experiment.name.clone(),
             c: prepared.plan.c,
+            held: prepared.experiment.budget.held.name(),
             systems: prepared.plan.systems.len(),
             done: count("done"),
             missing: count("missing"),
@@ -205,9 +207,10 @@ impl Whole {
             }
         }
         output.line(format!(
-            "{} systems, C = {} rows; {} cells: {} done, {} missing, {} stale",
+            "{} systems, C = {} {}; {} cells: {} done, {} missing, {} stale",
             self.systems,
             self.c,
+            self.held,
             self.cells.len(),
             self.done,
             self.missing,

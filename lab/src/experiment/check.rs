@@ -7,7 +7,7 @@ use instructions::language::Language;
 use instructions::recipe::Recipe;
 
 use super::error::nearest;
-use super::{Experiment, Files, JudgeKind, Problem, Source, Tune};
+use super::{Experiment, Files, Held, JudgeKind, Problem, Source, Tune};
 
 /// Whether a name can be a folder's on every system.
 pub fn is_file_name(name: &str) -> bool {
@@ -236,9 +236,7 @@ impl Checker<'_> {
 
     fn settings(&mut self) {
         let experiment = self.experiment;
-        if experiment.budget.rows == Some(0) {
-            self.problem(&["budget", "rows"], "rows is 0: expected at least 1");
-        }
+        self.budget();
         self.tune(&["tune"], &experiment.tune);
         let parts = [("lora", &experiment.tune.lora), ("full", &experiment.tune.full)];
         for (name, part) in parts {
@@ -262,6 +260,64 @@ impl Checker<'_> {
         }
         if let Some(template) = &answer.template {
             self.template(&key("template"), template);
+        }
+    }
+
+    fn budget(&mut self) {
+        let experiment = self.experiment;
+        let budget = &experiment.budget;
+        self.above_zero(&["budget", "rows"], budget.rows.map(|value| value as f64));
+        self.above_zero(&["budget", "c"], budget.c.map(|value| value as f64));
+        if budget.rows.is_some() && budget.c.is_some() {
+            self.problem(&["budget", "c"], "`rows` and `c` exclude each other: expected one of them");
+        }
+        if budget.rows.is_some() && budget.held != Held::Rows {
+            self.problem(&["budget", "rows"], "`rows` is C where rows are held: expected `c` in its place");
+        }
+        if budget.held == Held::Updates {
+            if budget.c.is_none() {
+                let message = "`updates` are held: expected `c`, the updates of one monolingual run";
+                self.problem(&["budget", "held"], message);
+            }
+            for method in &experiment.experiment.methods {
+                let tune = experiment.tune.for_method(*method);
+                for (key, given) in [("updates", tune.updates.is_some()), ("epochs", tune.epochs.is_some())] {
+                    if given {
+                        let message = format!("`{key}` and a budget held in updates exclude each other");
+                        self.problem(&["tune", key], message);
+                    }
+                }
+            }
+        }
+        match &budget.base_model {
+            Some(name) if !budget.counts_tokens() => {
+                let message = format!("`{name}` counts nothing: expected `held` to be `tokens` or `flops`");
+                self.problem(&["budget", "base_model"], message);
+            }
+            Some(name) => match experiment.base_model.iter().find(|model| model.name == *name) {
+                None => {
+                    self.problem(&["budget", "base_model"], format!("no [[base_model]] is called `{name}`"));
+                }
+                Some(model) => self.counts("base_model", model),
+            },
+            None if budget.counts_tokens() => match experiment.base_model.as_slice() {
+                [only] => self.counts("held", only),
+                _ => {
+                    let message =
+                        "with several base models `base_model` says whose tokenizer counts: it is missing";
+                    self.problem(&["budget", "held"], message);
+                }
+            },
+            None => {}
+        }
+    }
+
+    /// A base model that is to count tokens has to have a tokenizer before anything runs.
+    fn counts(&mut self, key: &str, model: &super::BaseModel) {
+        if model.path.is_none() {
+            let message =
+                format!("`{}` is trained from scratch, and has no tokenizer to count with yet", model.name);
+            self.problem(&["budget", key], message);
         }
     }
 

@@ -45,6 +45,23 @@ fn problems_are_named_with_their_place() {
         ("[answer]", "[gate]\nlid = \"gone.ftz\"\n[answer]", &["no such file", "gone.ftz"]),
         ("[answer]", "[answer", &["small.toml:", ": "]),
         ("fi = \"fi.json\"", "fi = 3", &["expected a path or an array of paths"]),
+        ("rows = 6", "rows = 0", &["rows is 0: expected above 0"]),
+        ("rows = 6", "rows = 6\nc = 6", &["`rows` and `c` exclude each other"]),
+        ("rows = 6", "rows = 6\nheld = \"tokens\"", &[":24:1:", "expected `c` in its place"]),
+        ("rows = 6", "held = \"token\"", &["did you mean `tokens`?"]),
+        ("rows = 6", "held = \"updates\"", &[":24:1:", "expected `c`, the updates of one monolingual run"]),
+        (
+            "rows = 6\n\n[tune]",
+            "held = \"updates\"\nc = 2\n\n[tune]\nepochs = 2",
+            &["`epochs` and a budget held in"],
+        ),
+        ("rows = 6", "base_model = \"tiny\"", &["`tiny` counts nothing"]),
+        ("rows = 6", "held = \"tokens\"\nbase_model = \"big\"", &["no [[base_model]] is called `big`"]),
+        (
+            "rows = 6",
+            "held = \"flops\"\n[[base_model]]\nname = \"other\"\npath = \"tiny.gguf\"",
+            &["`base_model` says whose tokenizer counts"],
+        ),
     ] {
         let said = said(from, to);
         for part in expected {

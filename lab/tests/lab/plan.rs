@@ -2,11 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use proptest::prelude::*;
 
 use crate::common::{EXPERIMENT, plan, write};
+use instructions::mix::Mix;
+use lab::experiment::Experiment;
+use lab::inputs::Inputs;
+use lab::mixes::Mixing;
 use lab::plan::{Answerer, Plan, Work};
 use lab::store::Key;
 
@@ -90,6 +95,18 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
         ("seeds = [1, 2]", "seeds = [1]", NONE),
         // [budget], and what the mixes hold out: everything behind a mix.
         ("rows = 6", "rows = 5", &[("mix", 10), ("tuning", 10), ("answers", 28), ("scores", 28)]),
+        ("rows = 6", "c = 6", NONE),
+        (
+            "rows = 6",
+            "rows = 6\nsplit = \"row\"",
+            &[("mix", 10), ("tuning", 10), ("answers", 28), ("scores", 28)],
+        ),
+        // The same rows, each mix with its own number of updates.
+        (
+            "rows = 6",
+            "held = \"updates\"\nc = 3",
+            &[("mix", 10), ("tuning", 10), ("answers", 28), ("scores", 28)],
+        ),
         (
             "validation_rows = 2",
             "validation_rows = 3",
@@ -153,6 +170,51 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
     for &(from, to, expected) in table {
         let after = plan(&write(folder.path(), &EXPERIMENT.replacen(from, to, 1)));
         assert_eq!(changed(&before, &after), kinds(expected), "{from} -> {to}");
+    }
+}
+
+/// The small experiment with another `[budget]`, its base model that of a golden, which has a tokenizer.
+fn held(budget: &str) -> (Plan, Vec<Mix>) {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
+    let text =
+        EXPERIMENT.replace("path = \"tiny.gguf\"", &format!("path = {model:?}")).replace("rows = 6", budget);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = write(folder.path(), &text);
+    let experiment = Experiment::load(&path).unwrap_or_else(|error| panic!("{error}"));
+    let inputs = Inputs::read(&experiment).expect("its files");
+    let mixing = Mixing::new(&experiment).expect("a golden model");
+    let recipes = experiment.experiment.recipes.iter().map(|name| experiment.recipe(name).expect("a recipe"));
+    let mixes = recipes.flat_map(|recipe| mixing.of(&recipe, &inputs.sets, 1).expect("mixes")).collect();
+    (Plan::new(&experiment, &inputs).expect("a plan"), mixes)
+}
+
+#[test]
+fn an_experiment_holds_tokens_operations_or_updates_equal() {
+    for (budget, least_row) in [("held = \"tokens\"\nc = 400", 0.2), ("held = \"flops\"", 0.2)] {
+        let (plan, mixes) = held(budget);
+        assert_eq!(mixes.iter().map(|mix| mix.manifest.cost.c).collect::<BTreeSet<_>>(), [plan.c].into());
+        for mix in &mixes {
+            let (cost, name) = (&mix.manifest.cost, &mix.name);
+            // Every language's part falls short of its share by less than a row, and a row here is below a fifth of C.
+            let short = cost.budget as f64 - cost.amount as f64;
+            let bound = least_row * plan.c as f64 * mix.languages.len() as f64;
+            assert!((0.0..bound).contains(&short), "{budget}, {name}: {} of {}", cost.amount, cost.budget);
+            assert_eq!(
+                cost.budget,
+                plan.c * if mix.recipe == "multilingual" { 3 } else { 1 },
+                "{budget}, {name}"
+            );
+        }
+    }
+    let (plan, mixes) = held("held = \"updates\"\nc = 4");
+    assert_eq!(plan.c, 4);
+    for mix in &mixes {
+        assert_eq!(
+            mix.manifest.updates,
+            Some(if mix.recipe == "multilingual" { 12 } else { 4 }),
+            "{}",
+            mix.name
+        );
     }
 }
 

@@ -183,7 +183,7 @@ impl Maker<'_> {
                 description: "Norwegian accepts no, nb and nob.".to_owned(),
             },
             budget: Budget {
-                rows: 512,
+                c: 512,
                 held: "rows".to_owned(),
                 description: "C is the smallest set; the other sets were cut to it.".to_owned(),
             },

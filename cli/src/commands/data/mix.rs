@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -15,7 +14,7 @@ use instructions::record::Record;
 use instructions::template::TemplateChoice;
 use serde::Serialize;
 use tune::cost::{Shape, sequence_flops};
-use tune::{Method, Preset, Settings, count_tokens};
+use tune::{Method, Preset, Settings, TokenCounter};
 
 use super::{Read, SetFile, Tokenized, read};
 use crate::commands::tune::{load_template, named, open};
@@ -99,16 +98,8 @@ impl Mix {
         let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
         let tokenizer =
             model.as_ref().map(model::BaseModel::tokenizer).or(tokenized.as_ref().map(Tokenized::tokenizer));
-        let refused = Mutex::new(None);
-        let count = |record: &Record| {
-            let counted = tokenizer.map(|tokenizer| count_tokens(record, &template, tokenizer, self.cutoff));
-            counted.transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
-                if let Ok(mut refused) = refused.lock() {
-                    refused.get_or_insert(error);
-                }
-                0
-            })
-        };
+        let counter = tokenizer.map(|tokenizer| TokenCounter::new(tokenizer, &template, self.cutoff));
+        let count = |record: &Record| counter.as_ref().map_or(0, |counter| counter.count(record));
         // Every token is taken as supervised, as in the paper's LoRA.
         let settings = Settings::preset(Preset::Paper, self.method);
         let shape = model.as_ref().map(|base| Shape::of(base, &settings)).transpose();
@@ -120,7 +111,7 @@ impl Mix {
             budget,
             validation_rows: self.validation_rows,
             split: self.split,
-            tokens: tokenizer.is_some().then_some(&count as CountTokens),
+            tokens: counter.is_some().then_some(&count as CountTokens),
             flops: model.is_some().then_some(&flops_of as CountFlops),
         };
         let held = options.budget.held;
@@ -133,9 +124,7 @@ impl Mix {
         });
         written.map_err(Failure::failed)?;
         made.map_err(Failure::wrong_input)?;
-        if let Ok(Some(error)) = refused.into_inner() {
-            return Err(Failure::failed(error));
-        }
+        counter.map_or(Ok(()), TokenCounter::finish).map_err(Failure::failed)?;
         let tunings: HashSet<_> = told.iter().map(|mix| (&mix.hash, mix.updates)).collect();
         let tunings = tunings.len();
         if output.json() {

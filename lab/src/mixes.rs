@@ -1,0 +1,118 @@
+//! An experiment's mixes: its recipes under its budget.
+
+use anyhow::{Context, Result};
+use instructions::budget::{Budget, CountFlops, CountTokens, Held};
+use instructions::language::Language;
+use instructions::mix::{Mix, MixOptions, Sets, Split};
+use instructions::recipe::Recipe;
+use instructions::record::Record;
+use instructions::template::Template;
+use model::BaseModel;
+use tune::TokenCounter;
+use tune::cost::{Shape, sequence_flops};
+
+use crate::experiment::{self, Experiment};
+use crate::settings;
+
+/// The paper holds 1,000 rows out.
+const PAPER_VALIDATION_ROWS: usize = 1000;
+
+/// What all mixes of an experiment are made under.
+pub struct Mixing {
+    languages: Vec<Language>,
+    budget: Budget,
+    validation_rows: usize,
+    split: Split,
+    counting: Option<Counting>,
+}
+
+/// What a row's tokens and operations are counted by.
+struct Counting {
+    model: BaseModel,
+    template: Template,
+    cutoff: usize,
+    shape: Shape,
+}
+
+impl Mixing {
+    /// What an experiment's mixes are made under. Opens the base model that counts, where tokens or FLOPs are held.
+    ///
+    /// # Errors
+    /// A language code that is none; a base model that cannot be opened.
+    pub fn new(experiment: &Experiment) -> Result<Self> {
+        let languages: Result<Vec<Language>, _> =
+            experiment.experiment.languages.iter().map(|code| code.parse()).collect();
+        let given = &experiment.budget;
+        let budget = Budget {
+            held: held(given.held),
+            c: given.c.or(given.rows.map(|rows| rows as u64)),
+            ..Budget::default()
+        };
+        Ok(Self {
+            languages: languages?,
+            budget,
+            validation_rows: experiment.tune.validation_rows.unwrap_or(PAPER_VALIDATION_ROWS),
+            split: match given.split {
+                experiment::Split::Id => Split::Id,
+                experiment::Split::Row => Split::Row,
+            },
+            counting: given.counts_tokens().then(|| Counting::new(experiment)).transpose()?,
+        })
+    }
+
+    /// A recipe's mixes under one seed.
+    ///
+    /// # Errors
+    /// As [`Recipe::mixes`]; a row that cannot be cut into tokens.
+    pub fn of(&self, recipe: &Recipe, sets: &Sets, seed: u64) -> Result<Vec<Mix>> {
+        let options = MixOptions {
+            languages: self.languages.clone(),
+            seed,
+            budget: self.budget.clone(),
+            validation_rows: self.validation_rows,
+            split: self.split,
+            ..MixOptions::default()
+        };
+        let Some(counting) = &self.counting else { return recipe.mixes(sets, &options) };
+        let counter = TokenCounter::new(counting.model.tokenizer(), &counting.template, counting.cutoff);
+        let count = |record: &Record| counter.count(record);
+        let flops = |tokens: usize| sequence_flops(&counting.shape, tokens) as u64;
+        let mixes = recipe.mixes(
+            sets,
+            &MixOptions { tokens: Some(&count as CountTokens), flops: Some(&flops as CountFlops), ..options },
+        );
+        counter.finish()?;
+        mixes
+    }
+}
+
+impl Counting {
+    fn new(experiment: &Experiment) -> Result<Self> {
+        let models = &experiment.base_model;
+        let model = match &experiment.budget.base_model {
+            Some(name) => models.iter().find(|model| model.name == *name),
+            None => models.first(),
+        };
+        let model = model.context("no base model counts the budget")?;
+        let path =
+            model.path.as_deref().with_context(|| format!("base model `{}` has no path", model.name))?;
+        let base = BaseModel::open(path)
+            .with_context(|| format!("base model `{}`, which counts the budget", model.name))?;
+        let grid = &experiment.experiment;
+        let method = *grid.methods.first().context("no method")?;
+        let given = experiment.tune.for_method(method);
+        let settings = settings::tuning(grid.preset, method, &given, 0);
+        let template = settings::template(grid.preset, Some(method), given.template.as_deref()).load(None)?;
+        let shape = Shape::of(&base, &settings)?;
+        Ok(Self { model: base, template, cutoff: settings.cutoff, shape })
+    }
+}
+
+fn held(held: experiment::Held) -> Held {
+    match held {
+        experiment::Held::Rows => Held::Rows,
+        experiment::Held::Tokens => Held::Tokens,
+        experiment::Held::Updates => Held::Updates,
+        experiment::Held::Flops => Held::Flops,
+    }
+}
