@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use model::Tokenizer;
 use serde_json::Value;
 
 /// The quickstart's data and shape at a size that is tuned in a second.
@@ -88,6 +89,14 @@ fn cell(folder: &Path, name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no cell {name}"))
 }
 
+/// What went through a model at least: each prompt (its template left out), and each response on both beams.
+fn tokens_of(tokenizer: &Tokenizer, responses: &Path) -> u64 {
+    let lines = fs::read_to_string(responses).unwrap();
+    let count = |text: &Value| tokenizer.encode_bare(text.as_str().unwrap()).unwrap().len() as u64;
+    let responses = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    responses.map(|response| count(&response["prompt"]) + 2 * count(&response["response"])).sum()
+}
+
 #[test]
 fn what_is_planned_is_what_is_run() {
     let folder = tempfile::tempdir().unwrap();
@@ -122,6 +131,25 @@ fn what_is_planned_is_what_is_run() {
         }
     }
     assert_eq!(tunings, 2 * 4);
+    let base = Tokenizer::from_folder(&cell(folder, "base-model/small").join("model")).unwrap();
+    let mut bounded = 0;
+    for planned in before["cells"].as_array().unwrap() {
+        let name = planned["cell"].as_str().unwrap();
+        if !name.starts_with("answers/") && !name.starts_with("scores/") {
+            continue;
+        }
+        let (cost, kept) = (&planned["cost"], cell(folder, name));
+        assert_eq!(cost["at_most"], true, "{name}");
+        let written = |file: &str| fs::read_to_string(kept.join(file)).map_or(0, |text| text.len() as u64);
+        let disk: u64 = ["responses.jsonl", "scores.jsonl", "ratings.jsonl"].map(written).iter().sum();
+        assert!(disk > 0 && disk <= cost["disk_bytes"].as_u64().unwrap(), "{name}: {disk} bytes, {cost}");
+        if name.starts_with("answers/") {
+            let tokens = tokens_of(&base, &kept.join("responses.jsonl"));
+            assert!(tokens <= cost["tokens"].as_u64().unwrap(), "{name}: {tokens} tokens, {cost}");
+        }
+        bounded += 1;
+    }
+    assert!(bounded > 0);
     let after = json(&["plan", "planned.toml", "--json"], folder);
     assert_eq!((&after["missing"], &after["stale"]), (&Value::from(0), &Value::from(0)));
     assert_eq!(after["left"]["flops"], 0.0);

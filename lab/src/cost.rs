@@ -2,7 +2,8 @@
 //!
 //! A tuning's tokens and operations are exact: its rows are cut into tokens by its own tokenizer, and the rooms count
 //! by the same functions when they work. Answers and judging are bounded from above: every response as long as it may
-//! be, on every beam, every search begun once. Hours come from finished cells of the kind, or from a
+//! be, of the longest tokens, on every beam; every search begun once, and every rating asked for once. (What asking again
+//! costs, the judge's `cap` bounds.) Hours come from finished cells of the kind, or from a
 //! [`calibration`].
 
 pub mod calibration;
@@ -30,6 +31,7 @@ use crate::local::Prepared;
 use crate::mixes::Mixing;
 use crate::plan::{Answerer, Cell, Work};
 use crate::rooms::{self, NewModel};
+use crate::run::side_by_side;
 use crate::settings;
 use crate::store::Store;
 use crate::work::{MODEL_FOLDER, SMALL_MODEL, TUNING_FILE, TuningRecord, bytes};
@@ -77,6 +79,8 @@ pub struct Estimator<'a> {
 struct Base {
     model: BaseModel,
     small: bool,
+    /// The bytes of the longest text that one token comes to.
+    longest_token: u64,
     /// For a model that is not trained yet.
     new: Option<NewModel>,
 }
@@ -148,9 +152,9 @@ impl<'a> Estimator<'a> {
                 let prompts = self.prepared.inputs.prompts.get(language).map(Vec::as_slice);
                 self.answers(answerer, prompts.unwrap_or_default())
             }
-            Work::Scores { language, .. } => {
+            Work::Scores { answers, language, .. } => {
                 let prompts = self.prepared.inputs.prompts.get(language).map(Vec::as_slice);
-                self.scores(prompts.unwrap_or_default())
+                self.scores(*answers, prompts.unwrap_or_default())
             }
         }
     }
@@ -256,7 +260,8 @@ impl<'a> Estimator<'a> {
             ..settings::tuning(preset, Method::Lora, &given, 0)
         };
         let weights = self.shape(*base_model, Method::Lora, &lora)?.weight_bytes() as u64;
-        let model = &self.base(*base_model)?.model;
+        let base = self.base(*base_model)?;
+        let (model, longest_token) = (&base.model, base.longest_token);
         let config = model.config();
         let (mut tokens, mut flops) = (0, 0u128);
         for prompt in prompts {
@@ -276,18 +281,25 @@ impl<'a> Estimator<'a> {
             at_most: true,
             memory_bytes: self.process + weights + cache,
             at_once: 1,
-            disk_bytes: prompts.len() as u64 * RESPONSE_BYTES * decoding.new_tokens as u64,
+            disk_bytes: kept_bytes(prompts, decoding.new_tokens as u64 * longest_token),
             ..CellCost::default()
         })
     }
 
-    fn scores(&self, prompts: &[Prompt]) -> Result<CellCost> {
+    fn scores(&mut self, answers: usize, prompts: &[Prompt]) -> Result<CellCost> {
+        let longest_token = match &self.prepared.plan.cells[answers].work {
+            Work::Answers { answerer: Answerer::Model { base_model, .. }, .. } => {
+                self.base(*base_model)?.longest_token
+            }
+            _ => ENDPOINT_TOKEN_BYTES,
+        };
         let experiment = &self.prepared.experiment;
         let judge = &experiment.judge;
         let preset = experiment.experiment.preset;
         let new_tokens = settings::decoding(preset, None, &experiment.answer).new_tokens as u64;
         let mut cost = CellCost { at_once: 1, at_most: true, ..CellCost::default() };
-        cost.disk_bytes = prompts.len() as u64 * (RESPONSE_BYTES * new_tokens + RECORD_BYTES);
+        let response_bytes = new_tokens * longest_token;
+        cost.disk_bytes = kept_bytes(prompts, response_bytes + JUDGE_TOKENS * ENDPOINT_TOKEN_BYTES);
         if judge.kind == JudgeKind::Reference {
             return Ok(cost);
         }
@@ -298,7 +310,7 @@ impl<'a> Estimator<'a> {
         cost.requests = prompts.len() as u64;
         let asked = prompts.iter().map(|prompt| template.fill(&prompt.prompt, "").len() as u64);
         // Every byte a token: no byte-level tokenizer makes more of them.
-        let read = asked.sum::<u64>() + prompts.len() as u64 * new_tokens * RESPONSE_BYTES;
+        let read = asked.sum::<u64>() + prompts.len() as u64 * response_bytes;
         let written = prompts.len() as u64 * JUDGE_TOKENS;
         cost.tokens = read + written;
         cost.dollars = judge.price.map(|price| price.of(read, written) as f64 / 1e9);
@@ -325,18 +337,21 @@ impl<'a> Estimator<'a> {
         };
         if let Some(path) = path {
             let small = bytes(&path) <= SMALL_MODEL;
-            return Ok(Base { model: BaseModel::open(&path)?, small, new: None });
+            let model = BaseModel::open(&path)?;
+            let longest_token = model.tokenizer().longest_token() as u64;
+            return Ok(Base { model, small, longest_token, new: None });
         }
         let seed = given.pretraining.as_ref().map_or(0, |pretraining| pretraining.seed);
         let new = NewModel::make(given)?;
         let model = BaseModel::fresh(&new.config, new.folder.path(), seed)?;
         let small = 4 * model.parameters() as u64 <= SMALL_MODEL;
-        Ok(Base { model, small, new: Some(new) })
+        let longest_token = model.tokenizer().longest_token() as u64;
+        Ok(Base { model, small, longest_token, new: Some(new) })
     }
 
     /// How many tunings of a base model are worked on at once: as [`crate::work::Rooms`] has it.
     fn at_once(&self, number: usize) -> usize {
-        if self.bases.get(&number).is_some_and(|base| base.small) { self.threads } else { 1 }
+        if self.bases.get(&number).is_some_and(|base| base.small) { side_by_side(self.threads) } else { 1 }
     }
 
     /// Takes note of how long a finished cell took.
@@ -419,10 +434,18 @@ pub(crate) struct Job {
     pub(crate) lengths: RowLengths,
 }
 
-/// Bytes of a response's token, seldom reached on the average of a response.
-const RESPONSE_BYTES: u64 = 8;
-/// What is written beside a response.
+/// What is written of each prompt: the prompt itself, so much text made for it, and what stands beside them. In JSON a
+/// byte of text takes six at most (`\u0000`).
+fn kept_bytes(prompts: &[Prompt], made: u64) -> u64 {
+    let of_prompt = |prompt: &Prompt| JSON_BYTES * (prompt.prompt.len() as u64 + made) + RECORD_BYTES;
+    prompts.iter().map(of_prompt).sum()
+}
+
+const JSON_BYTES: u64 = 6;
+/// What is written beside a prompt and what was made for it.
 const RECORD_BYTES: u64 = 1024;
+/// The bytes of a token whose vocabulary is not known, seldom reached on the average of a text.
+const ENDPOINT_TOKEN_BYTES: u64 = 16;
 /// As long as a judge's answer may be.
 const JUDGE_TOKENS: u64 = 512;
 

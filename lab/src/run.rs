@@ -129,6 +129,18 @@ struct Doing {
     elsewhere: BTreeSet<usize>,
     /// How many cells' work is under way.
     running: usize,
+    /// How many cells of one thread may be.
+    slots: usize,
+}
+
+/// More than a cell takes that is worth one thread: its base model has 16 million parameters at most, each with its
+/// gradient and moments in full tuning, and the activations of a micro-batch.
+const ONE_THREAD_BYTES: u64 = 1 << 30;
+
+/// How many cells that are worth one thread are done side by side: as many as threads, or as memory has room for.
+pub(crate) fn side_by_side(threads: usize) -> usize {
+    let room = tune::memory::available().map_or(threads, |bytes| (bytes / ONE_THREAD_BYTES) as usize);
+    threads.min(room).max(1)
 }
 
 impl<'a> Run<'a> {
@@ -162,7 +174,8 @@ impl<'a> Run<'a> {
     where
         'a: 'scope,
     {
-        let mut doing = Doing::default();
+        let slots = side_by_side(rayon::current_num_threads());
+        let mut doing = Doing { slots, ..Doing::default() };
         self.look_at_the_others(&waiting, &mut doing)?;
         while !waiting.is_empty() || doing.running > 0 {
             if self.stop.asked() {
@@ -277,12 +290,11 @@ impl<'a> Run<'a> {
     /// How many threads a cell's work is to have, if there is room for it beside what is under way.
     fn room(&self, place: usize, doing: &Doing) -> Option<Threads> {
         let cell = &self.plan.cells[place];
-        let slots = rayon::current_num_threads();
         let needs = needs(cell, &doing.outcome);
-        let threads = if slots == 1 { Threads::All } else { self.worker.threads(cell, &needs) };
+        let threads = if doing.slots == 1 { Threads::All } else { self.worker.threads(cell, &needs) };
         let room = match threads {
             Threads::All => doing.running == 0,
-            Threads::One => doing.running < slots,
+            Threads::One => doing.running < doing.slots,
         };
         room.then_some(threads)
     }

@@ -59,8 +59,8 @@ pub struct Cluster<'a> {
     pub scheduler: &'a dyn Scheduler,
     /// The job's program with its arguments, each quoted for the shell, as far as `--record FILE --cells KEY...`.
     pub command: &'a str,
-    /// What a cell is thought to take.
-    pub estimate: &'a dyn Fn(&Cell) -> Estimate,
+    /// What each cell is thought to take, in the plan's order.
+    pub estimates: &'a [Estimate],
     /// Whether a cell is done by this program.
     pub here: &'a dyn Fn(&Cell) -> bool,
     /// Does cells in this program.
@@ -495,7 +495,7 @@ impl Cluster<'_> {
         for need in cell.needs.iter().filter(|need| !state.outcome.finished.contains_key(*need)) {
             parents.insert(*made_by.get(need)?);
         }
-        let estimate = (self.estimate)(cell);
+        let estimate = self.estimates.get(place)?;
         let seconds = (estimate.seconds * 2.0 / 60.0).ceil() as u64;
         let first = Wish {
             memory: self.settings.memory.map_or(estimate.memory, |memory| memory.mebibytes),

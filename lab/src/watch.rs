@@ -1,12 +1,13 @@
 //! A run as others see it: a journal that a run keeps of itself, and what can be told from it.
 //!
 //! The journal is `progress.jsonl` in the results' folder: a JSON line whenever something happens, each written whole,
-//! so that several programs may write into one and any number may read it. Nothing of it determines a result, and a run
-//! that cannot write it goes on without.
+//! so that any number of programs may read it as it grows. The jobs of a cluster each have one of their own in the
+//! folder `progress`, for lines that several machines append to one file of a shared file system get lost. Nothing of
+//! it determines a result, and a run that cannot write it goes on without.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,6 +18,8 @@ use crate::progress::Progress;
 
 /// In the results' folder.
 pub const JOURNAL_FILE: &str = "progress.jsonl";
+/// In the results' folder: the journals of jobs.
+pub const JOBS_FOLDER: &str = "progress";
 
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +85,8 @@ pub enum Event {
 pub struct Recorded {
     inner: Box<dyn Progress>,
     file: Mutex<Option<File>>,
+    /// Whether this is a whole run, whose beginning and end are the page's.
+    whole: bool,
     /// When each cell's steps were last written.
     last: Mutex<BTreeMap<String, Instant>>,
 }
@@ -92,10 +97,18 @@ const BETWEEN_STEPS: Duration = Duration::from_secs(1);
 impl Recorded {
     /// Writes into the journal of the results in `out`, behind what is there.
     pub fn new(inner: Box<dyn Progress>, out: &Path) -> Self {
-        let path = out.join(JOURNAL_FILE);
+        Self::at(inner, &out.join(JOURNAL_FILE), true)
+    }
+
+    /// Writes into a job's own journal, by the job's name. A job begins and ends within a run.
+    pub fn job(inner: Box<dyn Progress>, out: &Path, name: &str) -> Self {
+        Self::at(inner, &out.join(JOBS_FOLDER).join(format!("{name}.jsonl")), false)
+    }
+
+    fn at(inner: Box<dyn Progress>, path: &Path, whole: bool) -> Self {
         let open = || {
-            fs::create_dir_all(out)?;
-            File::options().create(true).append(true).open(&path)
+            path.parent().map(fs::create_dir_all).transpose()?;
+            File::options().create(true).append(true).open(path)
         };
         let file = open()
             .inspect_err(|error| {
@@ -105,7 +118,7 @@ impl Recorded {
                 ));
             })
             .ok();
-        Self { inner, file: Mutex::new(file), last: Mutex::default() }
+        Self { inner, file: Mutex::new(file), whole, last: Mutex::default() }
     }
 
     fn write(&self, event: Event) {
@@ -122,7 +135,9 @@ impl Recorded {
 
 impl Progress for Recorded {
     fn begin(&self, cells: usize, missing: usize) {
-        self.write(Event::Begin { cells, missing });
+        if self.whole {
+            self.write(Event::Begin { cells, missing });
+        }
         self.inner.begin(cells, missing);
     }
 
@@ -171,7 +186,9 @@ impl Progress for Recorded {
     }
 
     fn end(&self) {
-        self.write(Event::End);
+        if self.whole {
+            self.write(Event::End);
+        }
         self.inner.end();
     }
 }
@@ -199,6 +216,9 @@ pub struct Page {
     pub last: VecDeque<(String, f64)>,
     /// The last warnings, newest first.
     pub warnings: VecDeque<String>,
+    /// All of those done: a job tells of its cell, and so does the program that submitted it.
+    #[serde(skip)]
+    finished: BTreeSet<String>,
 }
 
 /// A cell that is being worked on.
@@ -239,9 +259,11 @@ impl Page {
             }
             Event::Done { cell, seconds } => {
                 self.under_way.retain(|other| other.cell != cell);
-                self.done += 1;
-                self.last.push_front((cell, seconds));
-                self.last.truncate(KEPT);
+                if self.finished.insert(cell.clone()) {
+                    self.done += 1;
+                    self.last.push_front((cell, seconds));
+                    self.last.truncate(KEPT);
+                }
             }
             Event::Failed { cell, reason } => {
                 self.under_way.retain(|other| other.cell != cell);
@@ -271,35 +293,47 @@ impl Page {
     }
 }
 
-/// Reads a journal as it grows.
+/// Reads the journals of a run as they grow.
 #[derive(Debug)]
 pub struct Reader {
-    path: PathBuf,
-    read: u64,
+    out: PathBuf,
+    /// How far each file was read.
+    read: BTreeMap<PathBuf, u64>,
 }
 
 impl Reader {
     /// Of the results in `out`.
     pub fn new(out: &Path) -> Self {
-        Self { path: out.join(JOURNAL_FILE), read: 0 }
+        Self { out: out.to_owned(), read: BTreeMap::new() }
     }
 
-    /// The entries that have come since the last call. A line that is not whole yet waits for the next; one that is no
-    /// entry is left out.
+    /// The entries that have come since the last call, the run's own and its jobs', in the order of their times. A line
+    /// that is not whole yet waits for the next call; one that is no entry is left out.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// A file cannot be read; the run's own is not there.
     pub fn news(&mut self) -> std::io::Result<Vec<Entry>> {
-        use std::io::{Read, Seek, SeekFrom};
-        let mut file = File::open(&self.path)?;
-        if file.metadata()?.len() < self.read {
-            self.read = 0; // another file has taken its place
+        let mut news = self.news_of(self.out.join(JOURNAL_FILE))?;
+        let jobs = fs::read_dir(self.out.join(JOBS_FOLDER));
+        for job in jobs.into_iter().flatten().flatten() {
+            news.extend(self.news_of(job.path())?);
         }
-        file.seek(SeekFrom::Start(self.read))?;
+        // Stable: entries of one file and one time keep their order.
+        news.sort_by(|a, b| a.time.total_cmp(&b.time));
+        Ok(news)
+    }
+
+    fn news_of(&mut self, path: PathBuf) -> std::io::Result<Vec<Entry>> {
+        let mut file = File::open(&path)?;
+        let read = self.read.entry(path).or_default();
+        if file.metadata()?.len() < *read {
+            *read = 0; // another file has taken its place
+        }
+        file.seek(SeekFrom::Start(*read))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-        self.read += whole as u64;
+        *read += whole as u64;
         let lines = text[..whole].split(|byte| *byte == b'\n');
         Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
     }
@@ -340,6 +374,17 @@ mod tests {
         file.write_all(b"nt\":\"end\"}\nno entry\n").unwrap();
         reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
         assert!(page.ended && page.under_way.is_empty());
+        // A job tells of its own cells, and its beginning and end are not the run's.
+        let job = Recorded::job(Box::new(Silent), folder.path(), "12_3");
+        job.begin(10, 1);
+        job.cell("tuning/c");
+        job.end();
+        recorded.begin(10, 3);
+        job.cell("tuning/d");
+        job.done("tuning/d", Duration::from_secs(1));
+        recorded.done("tuning/d", Duration::from_secs(1));
+        reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
+        assert_eq!((page.missing, page.done, page.under_way.len(), page.ended), (3, 1, 0, false));
         // The next run begins anew.
         recorded.begin(10, 3);
         reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));

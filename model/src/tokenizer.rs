@@ -269,6 +269,12 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The bytes of the longest text that a token comes to; at least 1.
+    pub fn longest_token(&self) -> usize {
+        let bytes = |id| self.inner.decode(&[id], false).map_or(0, |text| text.len());
+        (0..self.vocabulary as u32).map(bytes).max().unwrap_or(0).max(1)
+    }
+
     /// One more than the highest id. Models often have a few more embeddings.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary

@@ -11,7 +11,7 @@ use lab::local::{Finished, Machinery, Places, Prepared, Ready, hold, ready, read
 use lab::progress::{self, Progress, Within};
 use lab::rooms::{Answers, TuneRoom, open_model};
 use lab::run::Outcome;
-use lab::slurm::estimate::estimate;
+use lab::slurm::estimate::estimates;
 use lab::slurm::journal::{Journal, Record};
 use lab::slurm::scheduler::Programs;
 use lab::slurm::{Cluster, check, job_name, quoted};
@@ -123,8 +123,10 @@ fn some(
     }
     let ready = ready_for(prepared, places, machinery, &cells).map_err(Failure::wrong_input)?;
     let store = Store::share(&places.store).map_err(Failure::failed)?;
-    let progress = progress::on_standard_error();
-    let outcome = ready.run(&store, Some(&cells), &*progress, &stop).map_err(Failure::failed)?;
+    let name = record.and_then(Path::file_stem).and_then(std::ffi::OsStr::to_str);
+    let name = name.map_or_else(|| std::process::id().to_string(), str::to_owned);
+    let progress = Recorded::job(progress::on_standard_error(), &places.out, &name);
+    let outcome = ready.run(&store, Some(&cells), &progress, &stop).map_err(Failure::failed)?;
     let failed = outcome.failed.iter().filter(|(cell, _)| cells.contains(cell));
     keep(&Record {
         ended: true,
@@ -158,10 +160,10 @@ impl OnSlurm<'_> {
         progress: &dyn Progress,
         stop: &Stop,
     ) -> Result<Outcome, Failure> {
-        let Prepared { experiment, inputs, plan } = self.prepared;
+        let Prepared { experiment, plan, .. } = self.prepared;
         let scheduler = Programs::new().map_err(Failure::failed)?;
         let journal = Journal::open(&self.absolute("slurm")).map_err(Failure::failed)?;
-        let estimated = |cell: &_| estimate(experiment, inputs, plan, cell, self.settings.cores);
+        let estimated = estimates(self.prepared, store, self.settings.cores).map_err(Failure::failed)?;
         let within = Within(progress);
         let cluster = Cluster {
             plan,
@@ -171,7 +173,7 @@ impl OnSlurm<'_> {
             settings: self.settings,
             scheduler: &scheduler,
             command: &self.command().map_err(Failure::failed)?,
-            estimate: &estimated,
+            estimates: &estimated,
             here: &|cell| lab::local::is_done_by_the_submitter(experiment, cell),
             run_here: &|cells| ready.run(store, Some(cells), &within, stop),
             progress,

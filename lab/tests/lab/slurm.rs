@@ -191,7 +191,7 @@ fn run(cluster: &MadeUp, settings: &Slurm) -> Outcome {
         settings,
         scheduler: cluster,
         command: "polypaca run small.toml",
-        estimate: &|_| Estimate { memory: 100, seconds: 60.0, small: false },
+        estimates: &vec![Estimate { memory: 100, seconds: 60.0, small: false }; cluster.plan.cells.len()],
         here: &|cell| matches!(cell.work, Work::Mix { .. }),
         run_here: &|cells| {
             let stop = Stop::default();
