@@ -5,26 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use answer::{Answer, AnswerModel, Decoding, EarlyStopping, Request};
+use model::test_support::TINY_MODELS;
 use serde_json::Value;
-
-/// Gemma-2's block is not one that the decoder computes.
-const MODELS: [&str; 15] = [
-    "llama-grouped",
-    "llama-tied",
-    "llama-bf16",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gpt-neox-parallel",
-    "gpt-neox-sequential",
-    "gpt-neox-wide",
-    "bloom",
-    "bloom-one-head",
-    "bloom-four-heads",
-    "baichuan-7b-like",
-    "baichuan-13b-like",
-    "baichuan-one-head",
-];
 
 /// Below this the sums' order decides, not the model: a first difference there is rounding's.
 const MARGIN: f64 = 1e-4;
@@ -116,7 +98,7 @@ fn compare(name: &str, model: &AnswerModel, generation: &Value) -> (usize, Vec<S
 #[test]
 fn tokens_equal_transformers() {
     let (mut count, mut rounding) = (0, Vec::new());
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         let model = AnswerModel::open(&golden(name).join("model"), &[]).unwrap();
         let found = compare(name, &model, &json(&golden(name).join("generation.json")));
         count += found.0;
@@ -126,7 +108,7 @@ fn tokens_equal_transformers() {
         "{count} answers, {} first differences at margins below {MARGIN:.0e}: {rounding:#?}",
         rounding.len()
     );
-    assert_eq!(count, 15 * 5 * 20);
+    assert_eq!(count, TINY_MODELS.len() * 5 * 20);
     // At most one in a hundred.
     assert!(100 * rounding.len() <= count);
 }

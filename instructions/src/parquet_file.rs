@@ -1,10 +1,11 @@
 //! Records in Parquet, as Hugging Face datasets keep them: read with any of the codecs, written with Snappy's.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::BufWriter;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use ::parquet::basic::{Compression, ConvertedType, LogicalType, Type as PhysicalType};
 use ::parquet::data_type::{ByteArray, ByteArrayType};
@@ -36,12 +37,34 @@ const ROWS_A_GROUP: usize = 20_000;
 /// Where the file is broken, has none of the columns, or has binary ones where text is expected.
 pub(crate) fn read_rows(path: &Path, bytes: Vec<u8>, reader: &mut RowReader) -> Result<()> {
     // The library's decoders check most of what they read, not all: what they stumble over is a broken file.
-    let read = catch_unwind(AssertUnwindSafe(|| read_columns(bytes, reader)));
+    let read = without_a_word(|| catch_unwind(AssertUnwindSafe(|| read_columns(bytes, reader))));
     let broken = || format!("{}: a Parquet file that is broken or cut short", path.display());
     match read {
         Ok(read) => read.with_context(broken),
         Err(_) => bail!("{}", broken()),
     }
+}
+
+thread_local! {
+    /// Whether a panic on this thread is a file's fault, and told as an error.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls a function whose panics are caught, and not printed.
+fn without_a_word<T>(call: impl FnOnce() -> T) -> T {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !EXPECTED.get() {
+                print(panic);
+            }
+        }));
+    });
+    EXPECTED.set(true);
+    let come_to = call();
+    EXPECTED.set(false);
+    come_to
 }
 
 fn read_columns(bytes: Vec<u8>, reader: &mut RowReader) -> Result<()> {

@@ -145,6 +145,12 @@ impl AnswerRoom for Answers {
         };
         job.prompts.iter().map(text).collect()
     }
+
+    fn rest(&self) {
+        if let Ok(mut last) = self.last.lock() {
+            *last = None;
+        }
+    }
 }
 
 /// The responses of a cell as they come, a line each.

@@ -6,9 +6,36 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::families::Family;
 use crate::gguf::{Pieces, sentencepiece_json};
 use crate::stored::numbers;
 use crate::tokenizer::template;
+
+/// The tiny models of `oracle/`, each with its family: one head and many, grouped and not, tied and not. Gemma-2's block
+/// (four norms, capped scores, a window) is not one that the decoder computes.
+pub const TINY_MODELS: [(&str, Family); 21] = [
+    ("llama-grouped", Family::Llama),
+    ("llama-tied", Family::Llama),
+    ("llama-bf16", Family::Llama),
+    ("mistral", Family::Mistral),
+    ("mistral-one-head", Family::Mistral),
+    ("mistral-four-heads", Family::Mistral),
+    ("qwen2", Family::Qwen2),
+    ("qwen2-one-head", Family::Qwen2),
+    ("qwen2-six-heads", Family::Qwen2),
+    ("qwen3", Family::Qwen3),
+    ("qwen3-one-head", Family::Qwen3),
+    ("qwen3-four-heads", Family::Qwen3),
+    ("gpt-neox-parallel", Family::GptNeox),
+    ("gpt-neox-sequential", Family::GptNeox),
+    ("gpt-neox-wide", Family::GptNeox),
+    ("bloom", Family::Bloom),
+    ("bloom-one-head", Family::Bloom),
+    ("bloom-four-heads", Family::Bloom),
+    ("baichuan-7b-like", Family::Baichuan),
+    ("baichuan-13b-like", Family::Baichuan),
+    ("baichuan-one-head", Family::Baichuan),
+];
 
 /// Test material that is not part of the project: `POLYPACA_REAL`, or `shared/real` beside the workspace. None, said
 /// on standard error, where there is no such folder.

@@ -11,27 +11,9 @@ use engine::decoder::{Adapter, AdapterRows, Decoder, Weights};
 use engine::kernels::DropoutKey;
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use model::BaseModel;
+use model::test_support::TINY_MODELS;
 use safetensors::SafeTensors;
 use serde_json::Value;
-
-/// All tiny models. Gemma-2's block (four norms, capped scores, a window) is not one that the decoder computes.
-const MODELS: [&str; 15] = [
-    "llama-grouped",
-    "llama-tied",
-    "llama-bf16",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gpt-neox-parallel",
-    "gpt-neox-sequential",
-    "gpt-neox-wide",
-    "bloom",
-    "bloom-one-head",
-    "bloom-four-heads",
-    "baichuan-7b-like",
-    "baichuan-13b-like",
-    "baichuan-one-head",
-];
 
 /// f32 sums in another order, through a few blocks: the bound for every family.
 const TOLERANCE: f64 = 1e-4;
@@ -115,7 +97,7 @@ fn plan(tokens: usize, training: bool, recompute: bool) -> WorkspacePlan {
 
 #[test]
 fn logits_equal_transformers() {
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         let Loaded { decoder, adapter, .. } = load(name, false);
         let file = golden(name).join("forward.safetensors");
         let expected = tensors(&file);
@@ -145,7 +127,7 @@ fn logits_equal_transformers() {
 
 #[test]
 fn losses_equal_transformers() {
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         let Loaded { decoder, adapter, .. } = load(name, false);
         for labels in ["labels_all", "labels_response"] {
             let (batch, expected) = rows(name, labels);
@@ -164,7 +146,7 @@ fn losses_equal_transformers() {
 
 #[test]
 fn lora_gradients_equal_pefts() {
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         for recompute in [false, true] {
             let Loaded { base, decoder, adapter, mut peft } = load(name, false);
             let (batch, _) = rows(name, "labels_all");
@@ -192,7 +174,7 @@ fn lora_gradients_equal_pefts() {
 
 #[test]
 fn full_gradients_equal_transformers() {
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         for recompute in [false, true] {
             let Loaded { base, decoder, .. } = load(name, true);
             let (batch, _) = rows(name, "labels_all");

@@ -10,26 +10,9 @@ use common::golden;
 use engine::decoder::weights::slots;
 use model::adapter::{Adapter, AdapterConfig};
 use model::folder::{Precision, copy, write_sharded};
+use model::test_support::TINY_MODELS;
 use model::{BaseModel, Family};
 use safetensors::SafeTensors;
-
-const MODELS: [(&str, Family); 15] = [
-    ("llama-grouped", Family::Llama),
-    ("llama-tied", Family::Llama),
-    ("llama-bf16", Family::Llama),
-    ("gpt-neox-parallel", Family::GptNeox),
-    ("gpt-neox-sequential", Family::GptNeox),
-    ("gpt-neox-wide", Family::GptNeox),
-    ("bloom", Family::Bloom),
-    ("bloom-one-head", Family::Bloom),
-    ("bloom-four-heads", Family::Bloom),
-    ("baichuan-7b-like", Family::Baichuan),
-    ("baichuan-13b-like", Family::Baichuan),
-    ("baichuan-one-head", Family::Baichuan),
-    ("mistral", Family::Mistral),
-    ("qwen2", Family::Qwen2),
-    ("qwen3", Family::Qwen3),
-];
 
 /// Every tensor of `model.safetensors` is the same, byte for byte.
 fn assert_same_weights(found: &Path, expected: &Path) {
@@ -49,7 +32,7 @@ fn assert_same_weights(found: &Path, expected: &Path) {
 
 #[test]
 fn every_family_is_read_and_written_without_a_change() {
-    for (name, family) in MODELS {
+    for (name, family) in TINY_MODELS {
         let source = golden(name).join("model");
         let model = BaseModel::open(&source).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(model.family(), family, "{name}");
@@ -96,7 +79,7 @@ fn a_folder_in_shards_is_the_same_model_and_a_later_writing_leaves_no_old_shard(
 
 #[test]
 fn adapters_are_read_and_written_without_a_change() {
-    for (name, family) in MODELS {
+    for (name, family) in TINY_MODELS {
         let model = BaseModel::open(golden(name).join("model")).unwrap();
         let source = golden(name).join("adapter");
         let adapter =

@@ -10,6 +10,7 @@ use instructions::record::{Record, read_records};
 use instructions::template::Template;
 use model::BaseModel;
 use model::adapter::Adapter;
+use model::test_support::TINY_MODELS;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tune::run::Places;
@@ -17,24 +18,6 @@ use tune::{
     Error, FrozenWeights, Keep, Length, Method, Order, Preset, Progress, Rows, Schedule, Settings, Supervise,
     UpdateMetrics, ValidationMetrics, tune,
 };
-
-const MODELS: [&str; 15] = [
-    "llama-grouped",
-    "llama-tied",
-    "llama-bf16",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gpt-neox-parallel",
-    "gpt-neox-sequential",
-    "gpt-neox-wide",
-    "bloom",
-    "bloom-one-head",
-    "bloom-four-heads",
-    "baichuan-7b-like",
-    "baichuan-13b-like",
-    "baichuan-one-head",
-];
 
 fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens").join(model)
@@ -163,7 +146,7 @@ const KINDS: [(Supervise, &str, bool); 3] =
 
 #[test]
 fn three_lora_updates_equal_pefts() {
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         let updates = updates(name);
         for (supervise, kind, recompute) in KINDS {
             let folder = tempfile::tempdir().unwrap();
@@ -185,7 +168,7 @@ fn three_lora_updates_equal_pefts() {
 
 #[test]
 fn three_full_updates_equal_transformers() {
-    for name in MODELS {
+    for (name, _) in TINY_MODELS {
         let updates = updates(name);
         for (supervise, kind, recompute) in KINDS {
             let folder = tempfile::tempdir().unwrap();
@@ -228,12 +211,12 @@ fn three_updates_on_real_rows_equal_pefts() {
     }
 }
 
-/// Slow: fifty updates of a real model. Its file is placed by `scripts/fetch-smollm2`.
+/// Slow: fifty updates of a real model are ten minutes and more. Its file is placed by `scripts/fetch-smollm2`.
 #[test]
 fn fifty_updates_of_smollm2_follow_pefts() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/smollm2-135m-instruct.gguf");
-    if !file.exists() {
-        eprintln!("skipped: {} is not there; scripts/fetch-smollm2 places it", file.display());
+    if !file.exists() || std::env::var_os("POLYPACA_LONG_TESTS").is_none() {
+        eprintln!("skipped: it takes minutes (scripts/fetch-smollm2, and set POLYPACA_LONG_TESTS)");
         return;
     }
     let Some(path) = real("instructions/alpaca_en_demo.json") else { return };

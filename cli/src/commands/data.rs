@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use anyhow::anyhow;
 use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::recipe::Origin;
@@ -110,6 +111,35 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
         of_language.into_iter().for_each(|(_, set)| sets.add(set));
     }
     Ok(Read { sets, left_out })
+}
+
+/// A bar of the rows that were worked on; where standard error is no terminal, nothing. It is gone when it is dropped.
+struct RowBar(ProgressBar);
+
+impl RowBar {
+    /// `doing` says what is done: `telling languages`. Of so many rows, where it is known.
+    fn new(doing: &'static str, rows: Option<u64>) -> Self {
+        let bar = rows.map_or_else(ProgressBar::no_length, ProgressBar::new);
+        let template = match rows {
+            Some(_) => "{msg} {bar:30} {pos}/{len} rows {eta}",
+            None => "{msg} {pos} rows {elapsed}",
+        };
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(doing);
+        Self(bar)
+    }
+
+    fn row(&self) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for RowBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
 }
 
 /// Something that has a tokenizer: a model, or a tokenizer's file alone.

@@ -74,6 +74,9 @@ pub trait Answerer: Sync {
     /// # Errors
     /// Why they could not be answered.
     fn answer(&self, job: &AnswerJob, progress: &CellProgress) -> Result<Vec<String>>;
+
+    /// Gives back what it keeps between two jobs: a cell that needs the memory for itself comes next.
+    fn rest(&self) {}
 }
 
 /// Prompts of one language for one system.

@@ -18,7 +18,7 @@ use instructions::record::write_set;
 use judge::identify::identifier;
 use serde_json::{Map, Value, json};
 
-use super::{Read, SetFile, Tokenized, read};
+use super::{Read, RowBar, SetFile, Tokenized, read};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -138,7 +138,10 @@ impl Check {
             true => None,
             false => Some(identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?),
         };
+        let rows = sets.iter().map(|set| set.records.len() as u64).sum();
+        let bar = RowBar::new("telling languages", Some(rows));
         let identify = |text: &str| {
+            bar.row();
             let identified = identifier.as_ref()?.identify(text);
             Some((identified.language, f64::from(identified.probability)))
         };

@@ -16,7 +16,7 @@ use serde::Serialize;
 use tune::cost::{Shape, sequence_flops};
 use tune::{Method, Preset, Settings, TokenCounter};
 
-use super::{Read, SetFile, Tokenized, read};
+use super::{Read, RowBar, SetFile, Tokenized, read};
 use crate::commands::tune::{load_template, named, open};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -99,7 +99,11 @@ impl Mix {
         let tokenizer =
             model.as_ref().map(model::BaseModel::tokenizer).or(tokenized.as_ref().map(Tokenized::tokenizer));
         let counter = tokenizer.map(|tokenizer| TokenCounter::new(tokenizer, &template, self.cutoff));
-        let count = |record: &Record| counter.as_ref().map_or(0, |counter| counter.count(record));
+        let bar = RowBar::new("counting tokens", None);
+        let count = |record: &Record| {
+            bar.row();
+            counter.as_ref().map_or(0, |counter| counter.count(record))
+        };
         // Every token is taken as supervised, as in the paper's LoRA.
         let settings = Settings::preset(Preset::Paper, self.method);
         let shape = model.as_ref().map(|base| Shape::of(base, &settings)).transpose();
@@ -122,6 +126,7 @@ impl Mix {
             told.push(Told::new(&mix));
             if written.is_err() { bail!("a mix could not be written") } else { Ok(()) }
         });
+        drop(bar);
         written.map_err(Failure::failed)?;
         made.map_err(Failure::wrong_input)?;
         counter.map_or(Ok(()), TokenCounter::finish).map_err(Failure::failed)?;
