@@ -1,4 +1,4 @@
-//! `polypaca tune` killed at random moments, and in the middle of writing a checkpoint: the same bytes in the end.
+//! `polypaca tune` killed at moments spread over its time, and in the middle of writing a checkpoint: the same bytes in the end.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Kills while a checkpoint is being written, and kills at moments without a pattern.
+/// Kills while a checkpoint is being written, and attempts at moments spread over a run.
 const INSIDE: u32 = 4;
 const ANYWHERE: u32 = 4;
 
@@ -83,15 +83,15 @@ fn killed_inside_the_writing_of_a_checkpoint_a_tuning_comes_to_the_same_bytes() 
         let (mut inside, mut anywhere, mut ended) = (0, 0, 0);
         while inside < INSIDE || anywhere < ANYWHERE {
             let mut child = start(&out, method);
-            let at_random = anywhere < ANYWHERE;
+            let spread = anywhere < ANYWHERE;
             let until = Instant::now() + took.mul_f64(0.3 + 0.15 * f64::from(anywhere));
             loop {
-                if at_random && Instant::now() >= until {
+                if spread && Instant::now() >= until {
                     anywhere += 1;
                     inside += u32::from(kill(&mut child, &out));
                     break;
                 }
-                if !at_random && !half_written(&out).is_empty() {
+                if !spread && !half_written(&out).is_empty() {
                     inside += u32::from(kill(&mut child, &out));
                     break;
                 }
@@ -105,10 +105,10 @@ fn killed_inside_the_writing_of_a_checkpoint_a_tuning_comes_to_the_same_bytes() 
                         ended < 50,
                         "{method}: {inside} of {INSIDE} kills inside a checkpoint in {ended} runs"
                     );
-                    anywhere += u32::from(at_random);
+                    anywhere += u32::from(spread);
                     break;
                 }
-                std::thread::sleep(Duration::from_micros(if at_random { 1000 } else { 20 }));
+                std::thread::sleep(Duration::from_micros(if spread { 1000 } else { 20 }));
             }
         }
         assert!(start(&out, method).wait().unwrap().success(), "{method}");

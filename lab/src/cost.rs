@@ -28,7 +28,6 @@ pub use within::{Budget, Drops, drops};
 
 use crate::experiment::{JudgeKind, Method};
 use crate::local::Prepared;
-use crate::mixes::Mixing;
 use crate::plan::{Answerer, Cell, Work};
 use crate::rooms::{self, NewModel};
 use crate::run::side_by_side;
@@ -98,11 +97,10 @@ impl<'a> Estimator<'a> {
     ) -> Result<Self> {
         let mut mixes = BTreeMap::new();
         let experiment = &prepared.experiment;
-        let mixing = Mixing::new(experiment)?;
         for &seed in &experiment.experiment.seeds {
             for name in &experiment.experiment.recipes {
                 let recipe = experiment.recipe(name).with_context(|| format!("unknown recipe `{name}`"))?;
-                for mix in mixing.of(&recipe, &prepared.inputs.sets, seed)? {
+                for mix in prepared.mixing.of(&recipe, &prepared.inputs.sets, seed)? {
                     mixes.insert((mix.name.clone(), seed), mix);
                 }
             }

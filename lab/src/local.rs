@@ -18,6 +18,7 @@ use judge::reference::{ReferenceJudge, References, Thresholds};
 use crate::experiment::{Experiment, JudgeKind};
 use crate::inputs::{Inputs, Prompts};
 use crate::local_judge;
+use crate::mixes::Mixing;
 use crate::plan::{Answerer, Cell, Plan, Work};
 use crate::progress::Progress;
 use crate::records::{self, ModelFacts};
@@ -56,6 +57,8 @@ pub struct Prepared {
     pub experiment: Experiment,
     /// Its sets and prompts.
     pub inputs: Inputs,
+    /// What its mixes are made under.
+    pub mixing: Mixing,
     /// Its cells.
     pub plan: Plan,
 }
@@ -98,8 +101,9 @@ pub struct Machinery<'a> {
 pub fn prepare(path: &Path) -> Result<Prepared> {
     let experiment = Experiment::load(path)?;
     let inputs = Inputs::read(&experiment)?;
-    let plan = Plan::new(&experiment, &inputs)?;
-    Ok(Prepared { experiment, inputs, plan })
+    let mixing = Mixing::new(&experiment)?;
+    let plan = Plan::new(&experiment, &inputs, &mixing)?;
+    Ok(Prepared { experiment, inputs, mixing, plan })
 }
 
 /// What a run needs beside the plan, opened before anything starts.
@@ -207,10 +211,11 @@ impl Ready<'_> {
         progress: &dyn Progress,
         stop: &Stop,
     ) -> Result<Outcome, StoreError> {
-        let Prepared { experiment, inputs, plan } = self.prepared;
+        let Prepared { experiment, inputs, mixing, plan } = self.prepared;
         let rooms = Rooms {
             experiment,
             inputs,
+            mixing,
             plan,
             tuner: self.machinery.tuner,
             answerer: self.machinery.answerer,
@@ -226,7 +231,7 @@ impl Ready<'_> {
     /// # Errors
     /// What cannot be read or written.
     pub fn report(mut self, outcome: &Outcome, places: &Places) -> Result<Finished> {
-        let Prepared { experiment, inputs, plan } = self.prepared;
+        let Prepared { experiment, inputs, plan, .. } = self.prepared;
         for (place, cell) in plan.cells.iter().enumerate() {
             if let (Work::BaseModel { base_model }, Some(folder)) = (&cell.work, outcome.finished.get(&place))
             {

@@ -1,5 +1,9 @@
 //! An experiment's mixes: its recipes under its budget.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::RwLock;
+
 use anyhow::{Context, Result};
 use instructions::budget::{Budget, CountFlops, CountTokens, Held};
 use instructions::language::Language;
@@ -18,6 +22,7 @@ use crate::settings;
 const PAPER_VALIDATION_ROWS: usize = 1000;
 
 /// What all mixes of an experiment are made under.
+#[derive(Debug)]
 pub struct Mixing {
     languages: Vec<Language>,
     budget: Budget,
@@ -32,6 +37,8 @@ struct Counting {
     template: Template,
     cutoff: usize,
     shape: Shape,
+    /// The tokens of each record that was counted, by its hash: every recipe and seed measures the same ones.
+    counted: RwLock<HashMap<blake3::Hash, usize>>,
 }
 
 impl Mixing {
@@ -75,7 +82,7 @@ impl Mixing {
         };
         let Some(counting) = &self.counting else { return recipe.mixes(sets, &options) };
         let counter = TokenCounter::new(counting.model.tokenizer(), &counting.template, counting.cutoff);
-        let count = |record: &Record| counter.count(record);
+        let count = |record: &Record| counting.count(record, &counter);
         let flops = |tokens: usize| sequence_flops(&counting.shape, tokens) as u64;
         let mixes = recipe.mixes(
             sets,
@@ -104,7 +111,26 @@ impl Counting {
         let settings = settings::tuning(grid.preset, method, &given, 0);
         let template = settings::template(grid.preset, Some(method), given.template.as_deref()).load(None)?;
         let shape = Shape::of(&base, &settings)?;
-        Ok(Self { model: base, template, cutoff: settings.cutoff, shape })
+        Ok(Self { model: base, template, cutoff: settings.cutoff, shape, counted: RwLock::default() })
+    }
+
+    fn count(&self, record: &Record, counter: &TokenCounter) -> usize {
+        let Ok(json) = serde_json::to_vec(record) else { return counter.count(record) };
+        let hash = blake3::hash(&json);
+        if let Some(tokens) = self.counted.read().ok().and_then(|counted| counted.get(&hash).copied()) {
+            return tokens;
+        }
+        let tokens = counter.count(record);
+        if let Ok(mut counted) = self.counted.write() {
+            counted.insert(hash, tokens);
+        }
+        tokens
+    }
+}
+
+impl fmt::Debug for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counting").field("cutoff", &self.cutoff).finish_non_exhaustive()
     }
 }
 

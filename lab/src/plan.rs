@@ -189,14 +189,13 @@ impl Plan {
     ///
     /// # Errors
     /// A file that cannot be read or hashed; a set that is too small for C.
-    pub fn new(experiment: &Experiment, inputs: &Inputs) -> Result<Self> {
+    pub fn new(experiment: &Experiment, inputs: &Inputs, mixing: &Mixing) -> Result<Self> {
         let mut plan = Self::default();
         let hashes = Hashes::new(experiment, inputs)?;
         let bases = plan.base_models(experiment)?;
-        let mixing = Mixing::new(experiment)?;
         let mut mixes = Vec::new();
         for &seed in &experiment.experiment.seeds {
-            mixes.push((seed, plan.mixes(experiment, inputs, &mixing, seed)?));
+            mixes.push((seed, plan.mixes(experiment, inputs, mixing, seed)?));
         }
         for base in &bases {
             if experiment.experiment.include_base {

@@ -48,6 +48,8 @@ pub struct Rooms<'a> {
     pub experiment: &'a Experiment,
     /// Its sets and prompts.
     pub inputs: &'a Inputs,
+    /// What its mixes are made under.
+    pub mixing: &'a Mixing,
     /// Its cells.
     pub plan: &'a Plan,
     /// Trains base models and tunes them.
@@ -143,7 +145,7 @@ impl Rooms<'_> {
     /// Makes one of a recipe's mixes.
     fn mix(&self, name: &str, recipe: &str, seed: u64) -> Result<Mix> {
         let recipe = self.experiment.recipe(recipe).with_context(|| format!("unknown recipe `{recipe}`"))?;
-        let mixes = Mixing::new(self.experiment)?.of(&recipe, &self.inputs.sets, seed)?;
+        let mixes = self.mixing.of(&recipe, &self.inputs.sets, seed)?;
         let found = mixes.into_iter().find(|mix| mix.name == name);
         found.with_context(|| format!("the recipe `{}` makes no mix `{name}`", recipe.name))
     }

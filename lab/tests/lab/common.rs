@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lab::experiment::Experiment;
 use lab::inputs::Inputs;
+use lab::mixes::Mixing;
 use lab::plan::Plan;
 
 pub(crate) const EXPERIMENT: &str = r#"
@@ -67,5 +68,5 @@ pub(crate) fn write(folder: &Path, text: &str) -> PathBuf {
 pub(crate) fn plan(path: &Path) -> Plan {
     let experiment = Experiment::load(path).unwrap_or_else(|error| panic!("{error}"));
     let inputs = Inputs::read(&experiment).expect("a small experiment can be written");
-    Plan::new(&experiment, &inputs).expect("a plan")
+    Plan::new(&experiment, &inputs, &Mixing::new(&experiment).expect("its budget")).expect("a plan")
 }

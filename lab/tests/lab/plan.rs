@@ -185,7 +185,7 @@ fn held(budget: &str) -> (Plan, Vec<Mix>) {
     let mixing = Mixing::new(&experiment).expect("a golden model");
     let recipes = experiment.experiment.recipes.iter().map(|name| experiment.recipe(name).expect("a recipe"));
     let mixes = recipes.flat_map(|recipe| mixing.of(&recipe, &inputs.sets, 1).expect("mixes")).collect();
-    (Plan::new(&experiment, &inputs).expect("a plan"), mixes)
+    (Plan::new(&experiment, &inputs, &mixing).expect("a plan"), mixes)
 }
 
 #[test]

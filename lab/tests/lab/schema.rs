@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lab::experiment::{Experiment, Source, schema};
 use lab::inputs::Inputs;
+use lab::mixes::Mixing;
 use lab::plan::Plan;
 use serde_json::Value;
 
@@ -185,7 +186,8 @@ fn the_papers_grid_is_planned_whole() {
     }
     let experiment = Experiment::load(&path).unwrap_or_else(|error| panic!("{error}"));
     let inputs = Inputs::read(&experiment).expect("the inputs");
-    let plan = Plan::new(&experiment, &inputs).expect("a plan");
+    let plan =
+        Plan::new(&experiment, &inputs, &Mixing::new(&experiment).expect("its budget")).expect("a plan");
     let count = |kind: &str| plan.cells.iter().filter(|cell| cell.determinants.kind == kind).count();
     // Eight mixes: six languages (English's serves two recipes), multilingual and downsampled. Sixteen base models by
     // two methods.
