@@ -4,7 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use engine::decoder::weights::Precision;
+use engine::decoder::{self, AdapterRows, Decoder, Weights};
+use engine::kernels::DropoutKey;
+use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use instructions::language::Language;
 use instructions::record::{Record, read_records};
 use instructions::template::Template;
@@ -12,6 +17,7 @@ use model::BaseModel;
 use model::adapter::Adapter;
 use model::test_support::TINY_MODELS;
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use tune::run::Places;
 use tune::{
@@ -164,6 +170,57 @@ fn three_lora_updates_equal_pefts() {
             }
         }
     }
+}
+
+/// PEFT itself, where Python has it (`POLYPACA_PYTHON`, or `python3`): an adapter that was tuned and saved here.
+#[test]
+fn peft_loads_what_was_tuned_and_gives_the_same_logits() {
+    let python = std::env::var("POLYPACA_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import peft"]).stderr(Stdio::null()).status();
+    if !has.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {python} has no package peft (set POLYPACA_PYTHON)");
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/check_peft_loads.py");
+    for (name, _) in TINY_MODELS {
+        let folder = tempfile::tempdir().unwrap();
+        run(name, &own_rows(), &three_updates(Method::Lora, Supervise::All, 64), folder.path());
+        let logits = folder.path().join("logits.safetensors");
+        write_logits(name, folder.path(), &logits);
+        let mut check = Command::new(&python);
+        check.arg(&script).arg(folder.path()).arg(golden(name).join("model")).arg(&logits);
+        assert!(check.status().unwrap().success(), "{name}");
+    }
+}
+
+/// Logits of three texts with an adapter, as `check_peft_loads.py` reads them.
+fn write_logits(name: &str, adapter: &Path, file: &Path) {
+    let base = BaseModel::open(golden(name).join("model")).unwrap();
+    let peft = Adapter::read(adapter, base.family(), base.config()).unwrap();
+    let frozen = Weights::Frozen(Precision::Published);
+    let decoder = Decoder::load(Cpu, base.config(), frozen, |slot| base.tensor(slot)).unwrap();
+    let adapter = decoder::Adapter::load(&Cpu, base.config(), &peft.modules).unwrap();
+    let mut tensors = Vec::new();
+    for (number, text) in ["A", "Name a sea.", "Nimeä meri: Itämeri! Назови море."].into_iter().enumerate()
+    {
+        let ids = base.tokenizer().encode(text).unwrap();
+        let mut batch = Batch::default();
+        batch.push(&ids, &vec![true; ids.len()], DropoutKey::new(0, 0, 0));
+        let plan = WorkspacePlan { tokens: batch.rows(), training: false, recompute: false };
+        let mut workspace = Workspace::new(&decoder, &[&adapter], plan);
+        let rows: Vec<usize> = (0..batch.rows()).collect();
+        let adapters = [AdapterRows { adapter: &adapter, rows: 0..batch.rows() }];
+        let logits = decoder.logits(&adapters, &batch, &rows, &mut workspace);
+        let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let wide = ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect::<Vec<u8>>();
+        tensors.push((format!("input_ids.{number}"), Dtype::I64, vec![ids.len()], wide));
+        let shape = vec![ids.len(), base.config().vocabulary];
+        tensors.push((format!("logits.{number}"), Dtype::F32, shape, bytes(&logits)));
+    }
+    let views = tensors.iter().map(|(name, kind, shape, bytes)| {
+        (name.as_str(), TensorView::new(*kind, shape.clone(), bytes).unwrap())
+    });
+    std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 #[test]
