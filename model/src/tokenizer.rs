@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::write::write_atomically;
 
+/// Words whose tokens each thread remembers: the library's 10,000 are less than what an instruction set of one language
+/// holds, and merging a word anew takes as long as all that is done to it otherwise.
+const WORDS_REMEMBERED: usize = 100_000;
+
 /// A tokenizer, the ids that have a meaning of their own, and the template of conversations.
 pub struct Tokenizer {
     path: PathBuf,
@@ -91,6 +95,9 @@ impl Tokenizer {
         // Transformers sets both aside unless a call asks for them.
         inner.with_truncation(None).map_err(Error::tokenizer(path))?;
         inner.with_padding(None);
+        let mut model = inner.get_model().clone();
+        model.resize_cache(WORDS_REMEMBERED);
+        inner.with_model(model);
         let highest = inner.get_vocab(true).into_values().max();
         Ok(Self {
             path: path.to_owned(),

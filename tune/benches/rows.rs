@@ -20,6 +20,10 @@ use model::Tokenizer;
 use tune::rows::{micro_batches, pack};
 use tune::{Method, Preset, Rows, Settings};
 
+/// The program's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Which part took how long, told at once.
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let begin = Instant::now();
