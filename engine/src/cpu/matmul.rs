@@ -78,6 +78,10 @@ impl<'a> Out<'a> {
     }
 }
 
+/// The last tiles of a panel's block during which the next block is fetched: with more of them the same lines would be
+/// asked for again and again, with fewer they would not come in time.
+const FETCHING_TILES: usize = 4;
+
 /// Multiplications below which a product is not worth a second thread: waking one costs some tens of microseconds,
 /// in which a thread does about a million of them.
 const PRODUCT_WORTH_A_THREAD: usize = 1024 * 1024;
@@ -201,9 +205,12 @@ pub(crate) fn multiply_packed(
             for start in (0..depth).step_by(DEPTH_BLOCK) {
                 let stretch = start..depth.min(start + DEPTH_BLOCK);
                 let length = stretch.len();
+                let unpacked = scratch.as_ptr();
                 let block = right.block(panel, stretch, scratch);
                 assert!(block.len() >= length * PANEL, "a panel's block is too short");
-                for rows in &blocks[part.clone()] {
+                // Where the panel is read in place, what comes next lies behind it.
+                let next = if block.as_ptr() == unpacked { 0 } else { length * PANEL };
+                for (number, rows) in blocks[part.clone()].iter().enumerate() {
                     let left = &packed[rows.start * depth + start * rows.len()..][..length * rows.len()];
                     let tile = Tile {
                         left: left.as_ptr(),
@@ -214,6 +221,7 @@ pub(crate) fn multiply_packed(
                         columns: PANEL.min(columns - panel * PANEL),
                         depth: length,
                         accumulate: accumulate || start > 0,
+                        ahead: if part.len() - number <= FETCHING_TILES { next } else { 0 },
                     };
                     // SAFETY: `left` and `block` hold `length` steps (checked above); the outputs of all tiles lie
                     // inside `out.values` and do not overlap (checked above), and each tile belongs to one task.
