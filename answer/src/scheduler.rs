@@ -21,10 +21,6 @@ use crate::scores::Candidate;
 use crate::search::{Found, NotNumbers, Search, Step, Stops};
 use crate::settings::Decoding;
 
-/// Bytes of keys and values where nobody says how many: as many as the weights take, within these, so that answering
-/// takes about twice the memory of the model.
-const CACHE_BYTES: std::ops::RangeInclusive<usize> = 256 << 20..=1 << 30;
-
 /// How much a scheduler may take at once. No response depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -42,9 +38,8 @@ impl Limits {
         let expected: usize = prompts.map(|prompt| expected_pages(prompt, decoding)).sum();
         let preambles: usize =
             common_beginnings(requests).values().map(|tokens| pages(tokens.len()) + 1).sum();
-        let with_weights = || model.decoder.weight_bytes().clamp(*CACHE_BYTES.start(), *CACHE_BYTES.end());
-        let cache_bytes = decoding.cache_bytes.unwrap_or_else(with_weights);
-        let affordable = cache_bytes / KeyValueCache::page_bytes(&model.decoder).max(1);
+        let affordable = decoding.key_value_bytes(model.decoder.weight_bytes())
+            / KeyValueCache::page_bytes(&model.decoder).max(1);
         Self {
             batch_tokens: decoding.batch_tokens.max(decoding.beams),
             pages: affordable.min(expected.max(largest)).max(largest) + preambles,

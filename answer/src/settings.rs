@@ -28,8 +28,8 @@ pub struct Decoding {
     /// Most tokens of one pass over the model, of all prompts together. Changes the speed and the memory, and no
     /// response.
     pub batch_tokens: usize,
-    /// Most bytes of keys and values, but never less than one prompt needs; none: as many as the weights take, within
-    /// 256 MiB and 1 GiB. Changes the speed and the memory, and no response.
+    /// Most bytes of keys and values, but never less than one prompt needs; none: by the weights, as
+    /// [`Decoding::key_value_bytes`] has it. Changes the speed and the memory, and no response.
     pub cache_bytes: Option<usize>,
 }
 
@@ -54,6 +54,13 @@ impl Decoding {
             batch_tokens: 256,
             cache_bytes: None,
         }
+    }
+
+    /// Most bytes of keys and values beside so many bytes of weights: where nobody says how many, half as many again as
+    /// the weights, within 256 MiB and 1 GiB. With more prompts at once the weights are read less often, and answering
+    /// takes about two and a half times the model's memory.
+    pub fn key_value_bytes(&self, weight_bytes: usize) -> usize {
+        self.cache_bytes.unwrap_or_else(|| (weight_bytes / 2 * 3).clamp(256 << 20, 1 << 30))
     }
 
     /// What is wrong with these settings, if anything.

@@ -43,6 +43,8 @@ pub struct CellCost {
     pub tokens: u64,
     /// Floating-point operations, a multiply-add counted as two.
     pub flops: f64,
+    /// Those of a tuning's measurements of the validation loss, which are not among `flops` and take time all the same.
+    pub validation_flops: f64,
     /// Whether tokens and operations are upper bounds; otherwise they are exact.
     pub at_most: bool,
     /// The process at its largest, in bytes; 0 where the work is small.
@@ -57,6 +59,13 @@ pub struct CellCost {
     pub dollars: Option<f64>,
     /// What it leaves on the disk, in bytes.
     pub disk_bytes: u64,
+}
+
+impl CellCost {
+    /// The operations that take the cell's time.
+    fn timed_flops(&self) -> f64 {
+        self.flops + self.validation_flops
+    }
 }
 
 /// Works costs out, cell by cell.
@@ -193,8 +202,8 @@ impl<'a> Estimator<'a> {
         let cost = tune::cost::cost(shape, training, validation, &job.settings, threads);
         Ok(CellCost {
             tokens: cost.tokens,
-            // The record of a tuning counts its updates alone; its time has the measurements as well.
             flops: cost.flops,
+            validation_flops: cost.validation_flops,
             memory_bytes: self.process + cost.memory.total(),
             at_once: self.at_once(number),
             disk_bytes: cost.result_bytes,
@@ -257,7 +266,7 @@ impl<'a> Estimator<'a> {
             weights: tune::FrozenWeights::Published,
             ..settings::tuning(preset, Method::Lora, &given, 0)
         };
-        let weights = self.shape(*base_model, Method::Lora, &lora)?.weight_bytes() as u64;
+        let weights = self.shape(*base_model, Method::Lora, &lora)?.weight_bytes();
         let base = self.base(*base_model)?;
         let (model, longest_token) = (&base.model, base.longest_token);
         let config = model.config();
@@ -271,13 +280,12 @@ impl<'a> Estimator<'a> {
         // A key and a value a layer, key-value head and place, in f32.
         let longest = tokens / prompts.len().max(1) as u64;
         let of_token = (8 * config.layers * config.key_value_heads * config.head_size) as u64;
-        let cache = (longest * of_token)
-            .max((tokens * of_token).min(decoding.cache_bytes.map_or(weights, |bytes| bytes as u64)));
+        let cache = (tokens * of_token).min(decoding.key_value_bytes(weights) as u64).max(longest * of_token);
         Ok(CellCost {
             tokens,
             flops: flops as f64,
             at_most: true,
-            memory_bytes: self.process + weights + cache,
+            memory_bytes: self.process + weights as u64 + cache,
             at_once: 1,
             disk_bytes: kept_bytes(prompts, decoding.new_tokens as u64 * longest_token),
             ..CellCost::default()
@@ -370,7 +378,7 @@ impl<'a> Estimator<'a> {
         let sums = self.finished.entry((kind(cell), number)).or_default();
         if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
             sums.0 += seconds;
-            sums.1 += cost.flops;
+            sums.1 += cost.timed_flops();
         }
     }
 
@@ -382,10 +390,10 @@ impl<'a> Estimator<'a> {
         let kind = kind(cell);
         let finished = self.finished.get(&(kind.clone(), number)).filter(|(seconds, _)| *seconds > 0.0);
         if let Some((seconds, flops)) = finished {
-            return Some(cost.flops * seconds / flops);
+            return Some(cost.timed_flops() * seconds / flops);
         }
         let rate = self.calibration.rate(&self.identity(number), &kind)?;
-        Some(cost.flops * rate.seconds_per_flop)
+        Some(cost.timed_flops() * rate.seconds_per_flop)
     }
 
     /// A base model's content: the hash of its files, or the key of the cell that trains it.
