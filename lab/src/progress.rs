@@ -10,8 +10,8 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 /// Told how a run goes on.
 pub trait Progress: Sync {
-    /// So many cells in all, so many to be done.
-    fn begin(&self, _cells: usize, _missing: usize) {}
+    /// So many cells in all, and the labels of those to be done.
+    fn begin(&self, _cells: usize, _missing: &[&str]) {}
     /// A cell is begun.
     fn cell(&self, _label: &str) {}
     /// Within a cell: `done` of `total`, and what there is to say.
@@ -113,8 +113,8 @@ pub struct Lines {
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
 impl Progress for Lines {
-    fn begin(&self, cells: usize, missing: usize) {
-        eprintln!("{cells} cells, {missing} to do");
+    fn begin(&self, cells: usize, missing: &[&str]) {
+        eprintln!("{cells} cells, {} to do", missing.len());
     }
 
     fn cell(&self, label: &str) {
@@ -195,9 +195,9 @@ impl Default for Bars {
 }
 
 impl Progress for Bars {
-    fn begin(&self, cells: usize, missing: usize) {
+    fn begin(&self, cells: usize, missing: &[&str]) {
         self.cells.set_length(cells as u64);
-        self.cells.set_position(cells.saturating_sub(missing) as u64);
+        self.cells.set_position(cells.saturating_sub(missing.len()) as u64);
         self.cells.enable_steady_tick(Duration::from_secs(1));
     }
 

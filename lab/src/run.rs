@@ -151,8 +151,10 @@ impl<'a> Run<'a> {
     /// Only what stops every cell: a store that cannot be written. A failed cell is in [`Outcome::failed`].
     pub fn all(&self) -> Result<Outcome, StoreError> {
         let cells = self.cells();
-        let missing = cells.iter().filter(|cell| !self.store.has(&self.plan.cells[**cell].key)).count();
-        self.progress.begin(cells.len(), missing);
+        let all = cells.iter().map(|cell| &self.plan.cells[*cell]);
+        let missing = all.filter(|cell| !self.store.has(&cell.key));
+        let missing: Vec<&str> = missing.map(|cell| cell.determinants.label.as_str()).collect();
+        self.progress.begin(cells.len(), &missing);
         let (sender, ended) = mpsc::channel();
         let outcome = std::thread::scope(|scope| self.every(cells, scope, &sender, &ended))?;
         self.progress.end();

@@ -117,7 +117,11 @@ impl Cluster<'_> {
         let mut state = State { arrays: self.journal.arrays()?, ..State::default() };
         self.look_at_the_store(&mut state, true)?;
         state.outcome.kept = state.outcome.finished.len();
-        self.progress.begin(self.plan.cells.len(), self.plan.cells.len() - state.outcome.kept);
+        let finished = &state.outcome.finished;
+        let cells = self.plan.cells.iter().enumerate();
+        let missing = cells.filter(|(place, _)| !finished.contains_key(place));
+        let missing: Vec<&str> = missing.map(|(_, cell)| cell.determinants.label.as_str()).collect();
+        self.progress.begin(self.plan.cells.len(), &missing);
         self.find_again(&mut state)?;
         while !self.stop.asked() {
             self.look_at_the_jobs(&mut state)?;

@@ -41,6 +41,9 @@ pub enum Event {
         cells: usize,
         /// Those to be done.
         missing: usize,
+        /// The same by kind.
+        #[serde(default)]
+        kinds: BTreeMap<String, usize>,
     },
     /// A cell is begun.
     Cell {
@@ -134,9 +137,11 @@ impl Recorded {
 }
 
 impl Progress for Recorded {
-    fn begin(&self, cells: usize, missing: usize) {
+    fn begin(&self, cells: usize, missing: &[&str]) {
         if self.whole {
-            self.write(Event::Begin { cells, missing });
+            let mut kinds = BTreeMap::new();
+            missing.iter().for_each(|label| *kinds.entry(kind(label).to_owned()).or_default() += 1);
+            self.write(Event::Begin { cells, missing: missing.len(), kinds });
         }
         self.inner.begin(cells, missing);
     }
@@ -219,6 +224,25 @@ pub struct Page {
     /// All of those done: a job tells of its cell, and so does the program that submitted it.
     #[serde(skip)]
     finished: BTreeSet<String>,
+    /// What the run's beginning and its finished cells tell of each kind.
+    #[serde(skip)]
+    kinds: BTreeMap<String, Kind>,
+}
+
+/// Cells of one kind, which take about as long as each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Kind {
+    /// Those to be done when the run began.
+    missing: usize,
+    /// Those done since.
+    done: usize,
+    /// What these took, in seconds.
+    seconds: f64,
+}
+
+/// A cell's kind: what its label begins with.
+fn kind(label: &str) -> &str {
+    label.split_once('/').map_or(label, |(kind, _)| kind)
 }
 
 /// A cell that is being worked on.
@@ -244,8 +268,11 @@ impl Page {
     pub fn add(&mut self, entry: Entry) {
         self.heard = entry.time;
         match entry.event {
-            Event::Begin { cells, missing } => {
-                *self = Self { begun: entry.time, heard: entry.time, cells, missing, ..Self::default() };
+            Event::Begin { cells, missing, kinds } => {
+                let of_kind = |(name, missing)| (name, Kind { missing, ..Kind::default() });
+                let kinds = kinds.into_iter().map(of_kind).collect();
+                *self =
+                    Self { begun: entry.time, heard: entry.time, cells, missing, kinds, ..Self::default() };
             }
             Event::Cell { cell } => {
                 self.failed.remove(&cell);
@@ -261,6 +288,9 @@ impl Page {
                 self.under_way.retain(|other| other.cell != cell);
                 if self.finished.insert(cell.clone()) {
                     self.done += 1;
+                    let kind = self.kinds.entry(kind(&cell).to_owned()).or_default();
+                    kind.done += 1;
+                    kind.seconds += seconds;
                     self.last.push_front((cell, seconds));
                     self.last.truncate(KEPT);
                 }
@@ -280,16 +310,39 @@ impl Page {
         }
     }
 
-    /// Seconds until the run is over, if the cells that are left take as long as those that are done; nothing before
-    /// the first one is.
+    /// Seconds until the run is over, if the cells that are left take as long as those of their kind that are done
+    /// (of all kinds, where none is), and as many are worked on at once as so far. Nothing before a cell is done.
     pub fn seconds_left(&self) -> Option<f64> {
         if self.ended || self.done == 0 {
             return None;
         }
-        let part = |cell: &UnderWay| cell.done as f64 / cell.total.max(1) as f64;
-        let done = self.done as f64 + self.under_way.iter().map(part).sum::<f64>();
-        let left = (self.missing.saturating_sub(self.failed.len()) as f64 - done).max(0.0);
-        Some((self.heard - self.begun) / done * left)
+        let done: f64 = self.kinds.values().map(|kind| kind.seconds).sum();
+        let mean = |name: &str| match self.kinds.get(name) {
+            Some(kind) if kind.done > 0 => kind.seconds / kind.done as f64,
+            _ => done / self.done as f64,
+        };
+        let begun = |name: &str| self.under_way.iter().filter(|cell| kind(&cell.cell) == name).count();
+        let failed = |name: &str| self.failed.keys().filter(|cell| kind(cell) == name).count();
+        let waiting: f64 = self
+            .kinds
+            .iter()
+            .map(|(name, kind)| {
+                let gone = kind.done + begun(name) + failed(name);
+                kind.missing.saturating_sub(gone) as f64 * mean(name)
+            })
+            .sum();
+        let (mut spent, mut left) = (done, waiting);
+        for cell in &self.under_way {
+            let took = (self.heard - cell.begun).max(0.0);
+            spent += took;
+            left += match cell.done as f64 / cell.total.max(1) as f64 {
+                part if part > 0.0 => took * (1.0 - part).max(0.0) / part,
+                _ => (mean(kind(&cell.cell)) - took).max(0.0),
+            };
+        }
+        // How many cells were worked on at once, on the average.
+        let at_once = spent / (self.heard - self.begun).max(f64::EPSILON);
+        Some(left / at_once.max(f64::EPSILON))
     }
 }
 
@@ -348,7 +401,7 @@ mod tests {
     fn a_journal_tells_how_a_run_stands() {
         let folder = tempfile::tempdir().unwrap();
         let recorded = Recorded::new(Box::new(Silent), folder.path());
-        recorded.begin(10, 4);
+        recorded.begin(10, &["mix/a", "tuning/b", "tuning/c", "tuning/d"]);
         recorded.cell("mix/a");
         recorded.done("mix/a", Duration::from_secs(2));
         recorded.cell("tuning/b");
@@ -376,18 +429,51 @@ mod tests {
         assert!(page.ended && page.under_way.is_empty());
         // A job tells of its own cells, and its beginning and end are not the run's.
         let job = Recorded::job(Box::new(Silent), folder.path(), "12_3");
-        job.begin(10, 1);
+        job.begin(10, &["tuning/c"]);
         job.cell("tuning/c");
         job.end();
-        recorded.begin(10, 3);
+        recorded.begin(10, &["tuning/b", "tuning/c", "tuning/d"]);
         job.cell("tuning/d");
         job.done("tuning/d", Duration::from_secs(1));
         recorded.done("tuning/d", Duration::from_secs(1));
         reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
         assert_eq!((page.missing, page.done, page.under_way.len(), page.ended), (3, 1, 0, false));
         // The next run begins anew.
-        recorded.begin(10, 3);
+        recorded.begin(10, &["tuning/b", "tuning/c", "tuning/d"]);
         reader.news().unwrap().into_iter().for_each(|entry| page.add(entry));
         assert_eq!((page.missing, page.done, page.failed.len(), page.ended), (3, 0, 0, false));
+    }
+
+    #[test]
+    fn what_is_left_is_told_by_kind_and_by_how_many_are_worked_on_at_once() {
+        let mut page = Page::default();
+        let mut at = |time: f64, event: Event| {
+            page.add(Entry { time, event });
+            page.seconds_left()
+        };
+        let cell = |cell: &str| Event::Cell { cell: cell.to_owned() };
+        let done = |cell: &str, seconds: f64| Event::Done { cell: cell.to_owned(), seconds };
+        let kinds = [("mix", 1), ("tuning", 4), ("answers", 2)];
+        let kinds = kinds.map(|(kind, count)| (kind.to_owned(), count)).into();
+        assert_eq!(at(100.0, Event::Begin { cells: 7, missing: 7, kinds }), None);
+        at(100.0, cell("mix/a"));
+        at(101.0, done("mix/a", 1.0));
+        for name in ["tuning/a", "tuning/b"] {
+            at(101.0, cell(name));
+        }
+        at(111.0, done("tuning/a", 10.0));
+        // Two tunings of ten seconds and two sets of answers, of which the mean of all is known: (1 + 20) / 3 seconds.
+        // So far 21 seconds of work were done in 11.
+        let left = at(111.0, done("tuning/b", 10.0));
+        assert!((left.unwrap() - (20.0 + 2.0 * 7.0) * 11.0 / 21.0).abs() < 1e-9, "{left:?}");
+        // Half of a tuning is done after four seconds: four more, and a whole one of ten.
+        at(111.0, cell("tuning/c"));
+        let step = Event::Step { cell: "tuning/c".into(), done: 5, total: 10, message: String::new() };
+        let left = at(115.0, step);
+        assert!((left.unwrap() - (4.0 + 10.0 + 14.0) * 15.0 / 25.0).abs() < 1e-9, "{left:?}");
+        // One that failed is not waited for.
+        at(115.0, Event::Failed { cell: "tuning/c".into(), reason: String::new() });
+        let left = at(115.0, Event::Failed { cell: "answers/a".into(), reason: String::new() });
+        assert!((left.unwrap() - (10.0 + 7.0) * 15.0 / 21.0).abs() < 1e-9, "{left:?}");
     }
 }

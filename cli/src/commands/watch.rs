@@ -108,7 +108,7 @@ fn code(page: &Page) -> ExitCode {
 /// What happened, as a line of a log.
 fn tell(entry: &Entry, output: &Output) -> io::Result<()> {
     let line = match &entry.event {
-        Event::Begin { cells, missing } => format!("{cells} cells, {missing} to do"),
+        Event::Begin { cells, missing, .. } => format!("{cells} cells, {missing} to do"),
         Event::Cell { cell } => format!("{cell} ..."),
         Event::Step { cell, done, total, message } => format!("  {cell} {done}/{total} {message}"),
         Event::Done { cell, seconds } => format!("{cell} done in {seconds:.1} s"),
