@@ -435,15 +435,10 @@ fn set_apart(records: Vec<Record>, ids: usize) -> (Vec<Record>, Vec<Record>) {
     records.into_iter().partition(|record| !apart.contains(&record.id))
 }
 
-/// Opens a base model, and tells what there is to know of it. Where there is no such file or folder, `owner/name` is
-/// looked for on the Hugging Face Hub.
+/// Opens a base model. Where there is no such file or folder, `owner/name` is looked for on the Hugging Face Hub.
 pub(super) fn open(path: &Path, output: &Output) -> Result<BaseModel, Failure> {
     let fetched = fetch_by_name(path, output)?;
-    let base = BaseModel::open(fetched.as_deref().unwrap_or(path)).map_err(Failure::wrong_input)?;
-    for note in base.notes() {
-        output.warning(note);
-    }
-    Ok(base)
+    BaseModel::open(fetched.as_deref().unwrap_or(path)).map_err(Failure::wrong_input)
 }
 
 /// The files of a base model that is named and not there.
