@@ -310,39 +310,43 @@ impl Page {
         }
     }
 
-    /// Seconds until the run is over, if the cells that are left take as long as those of their kind that are done
-    /// (of all kinds, where none is), and as many are worked on at once as so far. Nothing before a cell is done.
+    /// Seconds until the run is over, if the cells that are left take as long as those of their kind that are done,
+    /// or as one under way will, and as many are worked on at once as so far. Nothing as long as there is a kind of
+    /// which neither is known.
     pub fn seconds_left(&self) -> Option<f64> {
-        if self.ended || self.done == 0 {
+        if self.ended {
             return None;
         }
-        let done: f64 = self.kinds.values().map(|kind| kind.seconds).sum();
-        let mean = |name: &str| match self.kinds.get(name) {
-            Some(kind) if kind.done > 0 => kind.seconds / kind.done as f64,
-            _ => done / self.done as f64,
+        let took = |cell: &UnderWay| (self.heard - cell.begun).max(0.0);
+        let whole = |cell: &UnderWay| {
+            (cell.done > 0).then(|| took(cell) * cell.total.max(cell.done) as f64 / cell.done as f64)
         };
-        let begun = |name: &str| self.under_way.iter().filter(|cell| kind(&cell.cell) == name).count();
-        let failed = |name: &str| self.failed.keys().filter(|cell| kind(cell) == name).count();
-        let waiting: f64 = self
-            .kinds
-            .iter()
-            .map(|(name, kind)| {
-                let gone = kind.done + begun(name) + failed(name);
-                kind.missing.saturating_sub(gone) as f64 * mean(name)
-            })
-            .sum();
-        let (mut spent, mut left) = (done, waiting);
-        for cell in &self.under_way {
-            let took = (self.heard - cell.begun).max(0.0);
-            spent += took;
-            left += match cell.done as f64 / cell.total.max(1) as f64 {
-                part if part > 0.0 => took * (1.0 - part).max(0.0) / part,
-                _ => (mean(kind(&cell.cell)) - took).max(0.0),
+        let mut spent: f64 = self.under_way.iter().map(took).sum();
+        let mut left = 0.0;
+        for (name, of_kind) in &self.kinds {
+            let each = match of_kind.done {
+                0 => self.under_way_of(name).find_map(whole),
+                done => Some(of_kind.seconds / done as f64),
             };
+            let failed = self.failed.keys().filter(|cell| kind(cell) == name).count();
+            let gone = of_kind.done + failed + self.under_way_of(name).count();
+            let waiting = of_kind.missing.saturating_sub(gone);
+            if waiting > 0 {
+                left += waiting as f64 * each?;
+            }
+            for cell in self.under_way_of(name) {
+                left += (whole(cell).or(each)? - took(cell)).max(0.0);
+            }
+            spent += of_kind.seconds;
         }
         // How many cells were worked on at once, on the average.
         let at_once = spent / (self.heard - self.begun).max(f64::EPSILON);
-        Some(left / at_once.max(f64::EPSILON))
+        (at_once > 0.0).then(|| left / at_once)
+    }
+
+    /// The cells of a kind that are being worked on.
+    fn under_way_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a UnderWay> {
+        self.under_way.iter().filter(move |cell| kind(&cell.cell) == name)
     }
 }
 
@@ -462,18 +466,22 @@ mod tests {
             at(101.0, cell(name));
         }
         at(111.0, done("tuning/a", 10.0));
-        // Two tunings of ten seconds and two sets of answers, of which the mean of all is known: (1 + 20) / 3 seconds.
-        // So far 21 seconds of work were done in 11.
-        let left = at(111.0, done("tuning/b", 10.0));
-        assert!((left.unwrap() - (20.0 + 2.0 * 7.0) * 11.0 / 21.0).abs() < 1e-9, "{left:?}");
-        // Half of a tuning is done after four seconds: four more, and a whole one of ten.
-        at(111.0, cell("tuning/c"));
-        let step = Event::Step { cell: "tuning/c".into(), done: 5, total: 10, message: String::new() };
-        let left = at(115.0, step);
-        assert!((left.unwrap() - (4.0 + 10.0 + 14.0) * 15.0 / 25.0).abs() < 1e-9, "{left:?}");
-        // One that failed is not waited for.
-        at(115.0, Event::Failed { cell: "tuning/c".into(), reason: String::new() });
-        let left = at(115.0, Event::Failed { cell: "answers/a".into(), reason: String::new() });
-        assert!((left.unwrap() - (10.0 + 7.0) * 15.0 / 21.0).abs() < 1e-9, "{left:?}");
+        // Nobody knows yet how long answers take.
+        assert_eq!(at(111.0, done("tuning/b", 10.0)), None);
+        at(111.0, cell("answers/a"));
+        // A quarter is done after one second: three more, and another four. Two tunings of ten seconds. So far 22 seconds
+        // of work were done in 12.
+        let step = |cell: &str, done: u64, total: u64| {
+            let (cell, message) = (cell.to_owned(), String::new());
+            Event::Step { cell, done, total, message }
+        };
+        let left = at(112.0, step("answers/a", 5, 20));
+        assert!((left.unwrap() - (20.0 + 3.0 + 4.0) * 12.0 / 22.0).abs() < 1e-9, "{left:?}");
+        // One that failed is not waited for, and neither is the time that it took.
+        let left = at(112.0, Event::Failed { cell: "tuning/c".into(), reason: String::new() });
+        assert!((left.unwrap() - (10.0 + 3.0 + 4.0) * 12.0 / 22.0).abs() < 1e-9, "{left:?}");
+        // Done at last, it tells of its kind: five seconds.
+        let left = at(116.0, done("answers/a", 5.0));
+        assert!((left.unwrap() - (10.0 + 5.0) * 16.0 / 26.0).abs() < 1e-9, "{left:?}");
     }
 }
