@@ -12,6 +12,7 @@ mod within;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use engine::decoder::config::DecoderConfig;
@@ -378,7 +379,8 @@ impl<'a> Estimator<'a> {
         let sums = self.finished.entry((kind(cell), number)).or_default();
         if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
             sums.0 += seconds;
-            sums.1 += cost.timed_flops();
+            // A tuning's record has the seconds of its updates alone.
+            sums.1 += cost.flops;
         }
     }
 
@@ -472,12 +474,16 @@ fn kind(cell: &Cell) -> String {
     }
 }
 
-/// What this process holds now: the program, before any model. 0 where the system does not say.
+/// What this process held when it was first asked: the program, before any model. Later it would count what a
+/// calibration has left behind. 0 where the system does not say.
 fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
+    static AT_FIRST: OnceLock<u64> = OnceLock::new();
+    *AT_FIRST.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kibibytes.unwrap_or(0) * 1024
+    })
 }
 
 /// Where a store keeps its calibrations.
