@@ -13,7 +13,7 @@ use crate::gguf::Gguf;
 use crate::write::write_atomically;
 
 /// Words whose tokens each thread remembers: the library's 10,000 are less than what an instruction set of one language
-/// holds, and merging a word anew takes as long as all that is done to it otherwise.
+/// holds, and the others would be merged anew each time.
 const WORDS_REMEMBERED: usize = 100_000;
 
 /// A tokenizer, the ids that have a meaning of their own, and the template of conversations.

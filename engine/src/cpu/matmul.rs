@@ -78,8 +78,8 @@ impl<'a> Out<'a> {
     }
 }
 
-/// The last tiles of a panel's block during which the next block is fetched: with more of them the same lines would be
-/// asked for again and again, with fewer they would not come in time.
+/// The last tiles of a panel's block during which the next block is fetched: not all of them, for each asks for the same
+/// lines, and not one alone, in whose time they might not come.
 const FETCHING_TILES: usize = 4;
 
 /// Multiplications below which a product is not worth a second thread: waking one costs some tens of microseconds,
