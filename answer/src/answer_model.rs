@@ -40,6 +40,7 @@ impl<K: Kernels> AnswerModel<K> {
         let weights = Weights::Frozen(Precision::Published);
         let decoder = Decoder::load(kernels, base.config(), weights, |slot| base.tensor(slot))
             .map_err(|error| Error::Decoder { path, reason: error.to_string() })?;
+        base.forget_what_was_read();
         let mut model = Self { base, decoder, adapters: Vec::new() };
         for (name, folder) in adapters {
             model.add_adapter(name, folder)?;

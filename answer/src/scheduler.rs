@@ -33,17 +33,23 @@ pub struct Limits {
 impl Limits {
     /// As `decoding` says, for these requests: no more pages than they need, no fewer than the largest needs.
     pub fn plan<K: Kernels>(model: &AnswerModel<K>, decoding: &Decoding, requests: &[Request]) -> Self {
-        let prompts = requests.iter().map(|request| request.prompt_tokens.len());
-        let largest = prompts.clone().map(|prompt| worst_pages(prompt, decoding)).max().unwrap_or(0);
-        let expected: usize = prompts.map(|prompt| expected_pages(prompt, decoding)).sum();
+        let prompts: Vec<usize> = requests.iter().map(|request| request.prompt_tokens.len()).collect();
         let preambles: usize =
             common_beginnings(requests).values().map(|tokens| pages(tokens.len()) + 1).sum();
         let affordable = decoding.key_value_bytes(model.decoder.weight_bytes())
             / KeyValueCache::page_bytes(&model.decoder).max(1);
         Self {
             batch_tokens: decoding.batch_tokens.max(decoding.beams),
-            pages: affordable.min(expected.max(largest)).max(largest) + preambles,
+            pages: Self::pages_for(&prompts, decoding, affordable) + preambles,
         }
+    }
+
+    /// Pages for prompts of these lengths, those of a common beginning apart: no more than they need and `affordable`,
+    /// no fewer than the largest needs.
+    pub fn pages_for(prompts: &[usize], decoding: &Decoding, affordable: usize) -> usize {
+        let largest = prompts.iter().map(|prompt| worst_pages(*prompt, decoding)).max().unwrap_or(0);
+        let expected: usize = prompts.iter().map(|prompt| expected_pages(*prompt, decoding)).sum();
+        affordable.min(expected.max(largest)).max(largest)
     }
 }
 

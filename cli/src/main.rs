@@ -1,5 +1,6 @@
 //! The program `polypaca`: flags to calls, and nothing else.
 
+mod allocator;
 mod arguments;
 mod commands;
 mod failure;
@@ -13,9 +14,8 @@ use arguments::Arguments;
 use failure::Failure;
 use output::Output;
 
-/// For the tokenizers' sake, whose words are a few small allocations each: the system's had a third of their time.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

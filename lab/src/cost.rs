@@ -14,7 +14,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use answer::Limits;
 use anyhow::{Context, Result};
+use engine::WorkspacePlan;
+use engine::decoder::cache::PAGE_SIZE;
 use engine::decoder::config::DecoderConfig;
 use engine::decoder::cost::{self as passes, Lengths, ModuleShape};
 use instructions::mix::Mix;
@@ -78,7 +81,7 @@ pub struct Estimator<'a> {
     process: u64,
     encoder: Encoder,
     bases: BTreeMap<usize, Base>,
-    shapes: BTreeMap<(usize, Method), Shape>,
+    shapes: BTreeMap<(usize, Method, tune::FrozenWeights), Shape>,
     mixes: BTreeMap<(String, u64), Mix>,
     /// Seconds by operation of finished cells of a kind and base model: `(seconds, operations)` in all.
     finished: BTreeMap<(String, usize), (f64, f64)>,
@@ -88,6 +91,8 @@ pub struct Estimator<'a> {
 struct Base {
     model: BaseModel,
     small: bool,
+    /// What is held of it beside its weights, in bytes: the tokenizer above all.
+    opened: u64,
     /// The bytes of the longest text that one token comes to.
     longest_token: u64,
     /// For a model that is not trained yet.
@@ -120,7 +125,7 @@ impl<'a> Estimator<'a> {
             store,
             calibration,
             threads,
-            process: resident_bytes(),
+            process: program_bytes(),
             encoder: Encoder::default(),
             bases: BTreeMap::new(),
             shapes: BTreeMap::new(),
@@ -177,10 +182,11 @@ impl<'a> Estimator<'a> {
         let rows = tune::Rows::from_text(&documents, base.model.tokenizer(), settings.cutoff)?;
         let shape = Shape::of(&base.model, &settings)?;
         let cost = tune::cost::cost(&shape, &RowLength::of(&rows.rows), &[], &settings, threads);
+        let opened = base.opened;
         Ok(CellCost {
             tokens: cost.tokens,
             flops: cost.flops,
-            memory_bytes: self.process + cost.memory.total(),
+            memory_bytes: self.process + opened + cost.memory.total(),
             at_once: 1,
             disk_bytes: cost.result_bytes,
             ..CellCost::default()
@@ -205,7 +211,7 @@ impl<'a> Estimator<'a> {
             tokens: cost.tokens,
             flops: cost.flops,
             validation_flops: cost.validation_flops,
-            memory_bytes: self.process + cost.memory.total(),
+            memory_bytes: self.process + self.base(number)?.opened + cost.memory.total(),
             at_once: self.at_once(number),
             disk_bytes: cost.result_bytes,
             ..CellCost::default()
@@ -231,11 +237,12 @@ impl<'a> Estimator<'a> {
     }
 
     fn shape(&mut self, number: usize, method: Method, settings: &tune::Settings) -> Result<&Shape> {
-        if !self.shapes.contains_key(&(number, method)) {
+        let key = (number, method, settings.weights);
+        if !self.shapes.contains_key(&key) {
             let shape = Shape::of(&self.base(number)?.model, settings)?;
-            self.shapes.insert((number, method), shape);
+            self.shapes.insert(key, shape);
         }
-        self.shapes.get(&(number, method)).context("no shape")
+        self.shapes.get(&key).context("no shape")
     }
 
     fn answers(&mut self, answerer: &Answerer, prompts: &[Prompt]) -> Result<CellCost> {
@@ -262,31 +269,33 @@ impl<'a> Estimator<'a> {
             _ => Vec::new(),
         };
         let given = experiment.tune.for_method(Method::Lora);
-        // Whatever the tuning kept them in, answers are given with the weights as they were published.
-        let lora = tune::Settings {
-            weights: tune::FrozenWeights::Published,
-            ..settings::tuning(preset, Method::Lora, &given, 0)
+        // Whatever the tuning kept them in, answers are given with the weights as they were published, and full tuning
+        // writes them in f32.
+        let weights = match method {
+            Some(Method::Full) => tune::FrozenWeights::F32,
+            _ => tune::FrozenWeights::Published,
         };
+        let lora = tune::Settings { weights, ..settings::tuning(preset, Method::Lora, &given, 0) };
         let weights = self.shape(*base_model, Method::Lora, &lora)?.weight_bytes();
+        let process = self.process;
         let base = self.base(*base_model)?;
         let (model, longest_token) = (&base.model, base.longest_token);
         let config = model.config();
         let (mut tokens, mut flops) = (0, 0u128);
+        let mut lengths = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             let read = answer::prompt_tokens(model.tokenizer(), &template, prompt)?.len() as u64;
+            lengths.push(read as usize);
             let of_prompt = bound(config, &modules, &decoding, read);
             tokens += of_prompt.0;
             flops += of_prompt.1;
         }
-        // A key and a value a layer, key-value head and place, in f32.
-        let longest = tokens / prompts.len().max(1) as u64;
-        let of_token = (8 * config.layers * config.key_value_heads * config.head_size) as u64;
-        let cache = (tokens * of_token).min(decoding.key_value_bytes(weights) as u64).max(longest * of_token);
+        let held = answering_bytes(config, &modules, &decoding, &lengths, weights);
         Ok(CellCost {
             tokens,
             flops: flops as f64,
             at_most: true,
-            memory_bytes: self.process + weights as u64 + cache,
+            memory_bytes: process + base.opened + weights as u64 + held,
             at_once: 1,
             disk_bytes: kept_bytes(prompts, decoding.new_tokens as u64 * longest_token),
             ..CellCost::default()
@@ -344,16 +353,16 @@ impl<'a> Estimator<'a> {
         };
         if let Some(path) = path {
             let small = bytes(&path) <= SMALL_MODEL;
-            let model = BaseModel::open(&path)?;
+            let (model, opened) = opened(|| BaseModel::open(&path))?;
             let longest_token = model.tokenizer().longest_token() as u64;
-            return Ok(Base { model, small, longest_token, new: None });
+            return Ok(Base { model, small, opened, longest_token, new: None });
         }
         let seed = given.pretraining.as_ref().map_or(0, |pretraining| pretraining.seed);
         let new = NewModel::make(given)?;
-        let model = BaseModel::fresh(&new.config, new.folder.path(), seed)?;
+        let (model, opened) = opened(|| BaseModel::fresh(&new.config, new.folder.path(), seed))?;
         let small = 4 * model.parameters() as u64 <= SMALL_MODEL;
         let longest_token = model.tokenizer().longest_token() as u64;
-        Ok(Base { model, small, longest_token, new: Some(new) })
+        Ok(Base { model, small, opened, longest_token, new: Some(new) })
     }
 
     /// How many tunings of a base model are worked on at once: as [`crate::work::Rooms`] has it.
@@ -436,6 +445,32 @@ pub(crate) fn bound(
     (all.tokens, 2 * passes::loss(config, modules, all))
 }
 
+/// What answering holds beside the weights, in bytes, at most: keys and values, an adapter, and a pass's buffers.
+fn answering_bytes(
+    config: &DecoderConfig,
+    modules: &[ModuleShape],
+    decoding: &answer::Decoding,
+    prompts: &[usize],
+    weights: usize,
+) -> u64 {
+    // A key and a value a layer, key-value head and place, in f32.
+    let page = PAGE_SIZE * 8 * config.layers * config.key_value_heads * config.head_size;
+    let affordable = decoding.key_value_bytes(weights) / page.max(1);
+    // What all prompts begin with is no longer than the shortest of them.
+    let beginning = prompts.iter().min().map_or(0, |shortest| shortest.div_ceil(PAGE_SIZE) + 1);
+    let cache = page * (Limits::pages_for(prompts, decoding, affordable) + beginning);
+    let tokens = decoding.batch_tokens.max(decoding.beams);
+    let plan = WorkspacePlan { tokens, training: false, recompute: false };
+    let ranks = modules.iter().map(|module| module.rank).sum();
+    // As many rows of logits as there are beams at once, or what 32 MiB hold, or 32.
+    let rows = tokens.min(decoding.beams * prompts.len()).min(((8 << 20) / config.vocabulary.max(1)).max(32));
+    // A product's left-hand side lies packed beside it.
+    let widest = config.hidden.max(config.intermediate).max(config.query_key_value_rows());
+    let adapter: usize = modules.iter().map(ModuleShape::parameters).sum();
+    let floats = plan.floats(config, ranks) + rows * config.vocabulary + tokens * widest + adapter;
+    (cache + 4 * floats) as u64
+}
+
 /// A tuning to be reckoned or measured.
 pub(crate) struct Job {
     pub(crate) settings: tune::Settings,
@@ -474,16 +509,18 @@ fn kind(cell: &Cell) -> String {
     }
 }
 
+/// Opens a model, and tells by how much the process has grown: no shape says what a tokenizer takes.
+fn opened(open: impl FnOnce() -> model::Result<BaseModel>) -> Result<(BaseModel, u64)> {
+    let before = tune::memory::resident_bytes();
+    let model = open()?;
+    Ok((model, tune::memory::resident_bytes().saturating_sub(before)))
+}
+
 /// What this process held when it was first asked: the program, before any model. Later it would count what a
 /// calibration has left behind. 0 where the system does not say.
-fn resident_bytes() -> u64 {
+fn program_bytes() -> u64 {
     static AT_FIRST: OnceLock<u64> = OnceLock::new();
-    *AT_FIRST.get_or_init(|| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kibibytes.unwrap_or(0) * 1024
-    })
+    *AT_FIRST.get_or_init(tune::memory::resident_bytes)
 }
 
 /// Where a store keeps its calibrations.

@@ -31,6 +31,9 @@ pub trait Worker: Sync {
         Threads::All
     }
 
+    /// Gives up what was kept from earlier cells and is of no use to this one: asked before its work begins.
+    fn make_room(&self, _cell: &Cell) {}
+
     /// Does the work of a cell: reads the finished cells that it needs, and writes its files into `folder`.
     ///
     /// The folder holds what an earlier attempt left, which was killed or failed: a worker goes on from there,
@@ -267,6 +270,12 @@ impl<'a> Run<'a> {
             return Ok(true);
         }
         doing.claims.insert(cell, claim);
+        self.worker.make_room(planned);
+        // A cell that is worked on alone has a peak of memory of its own; those that are worked on side by side share
+        // the process's, from where the first of them began.
+        if doing.running == 0 {
+            tune::memory::restart_peak();
+        }
         doing.running += 1;
         self.begin(cell, threads, &doing.outcome, scope, sender)?;
         Ok(true)

@@ -78,11 +78,14 @@ impl Worker for Rooms<'_> {
         }
     }
 
-    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, progress: &CellProgress) -> Result<()> {
+    fn make_room(&self, cell: &Cell) {
         // A model that was kept for further answers would stand beside the one that is trained.
         if matches!(cell.work, Work::BaseModel { .. } | Work::Tuning { .. }) {
             self.answerer.rest();
         }
+    }
+
+    fn work(&self, cell: &Cell, needs: &Needs, folder: &Path, progress: &CellProgress) -> Result<()> {
         match &cell.work {
             Work::BaseModel { base_model } => {
                 self.tuner.pretrain(&self.experiment.base_model[*base_model], folder, progress)

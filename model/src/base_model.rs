@@ -256,8 +256,9 @@ impl BaseModel {
     }
 
     /// Gives the memory back that files take which have been read. Whoever loads a model makes a copy of each tensor,
-    /// and would hold it twice; a tensor that is still borrowed is read again where it is used.
-    fn forget_what_was_read(&self) {
+    /// and would hold it twice; a tensor that is still borrowed is read again where it is used. Each tensor that is asked
+    /// for gives back those before it, and so the last one is left.
+    pub fn forget_what_was_read(&self) {
         match &self.source {
             Source::Folder { weights, .. } => {
                 for file in weights.files() {

@@ -180,7 +180,7 @@ pub fn cost(
     let values_and_moments = 3 * 4 * trained;
     let keeps_best = measured > 0 && settings.keep == Keep::Best;
     let best = if keeps_best { 4 * trained } else { 0 };
-    let most = work.most_tokens.max(largest(validation, settings, usize::MAX));
+    let most = largest_of_all(&work, validation, settings);
     Cost {
         updates: work.updates,
         tokens: work.tokens,
@@ -251,6 +251,15 @@ fn all(rows: &[RowLength]) -> Lengths {
     sum
 }
 
+/// Tokens of the largest micro-batch that a run meets, in its updates or its measurements.
+pub(crate) fn most_tokens(rows: &[RowLength], validation: &[RowLength], settings: &Settings) -> usize {
+    largest_of_all(&updates(rows, settings, settings.updates(rows.len())), validation, settings)
+}
+
+fn largest_of_all(work: &Work, validation: &[RowLength], settings: &Settings) -> usize {
+    work.most_tokens.max(largest(validation, settings, usize::MAX))
+}
+
 /// Tokens of the largest micro-batch of rows in their own order.
 fn largest(rows: &[RowLength], settings: &Settings, most: usize) -> usize {
     let lengths: Vec<usize> = rows.iter().map(|row| row.tokens).collect();
@@ -284,14 +293,20 @@ fn memory(
     } else {
         0
     };
+    // Of 512 rows a thread has the hidden state, the logits of 256 rows of the vocabulary, and those once more as the
+    // product reads them.
     let tile = 512 * (512 + config.hidden);
     // The logits of so many rows exist at once where the head is trained.
-    let logits = if shape.modules.is_none() { 128 * config.vocabulary } else { 0 };
+    let logit_rows = if shape.modules.is_none() { 128.min(most_tokens) } else { 0 };
+    let logits = logit_rows * config.vocabulary;
+    // A product's left-hand side lies packed beside it: the widest rows that are multiplied, or those logits.
+    let widest = config.hidden.max(config.intermediate).max(config.query_key_value_rows());
+    let packed = (most_tokens * widest).max(logits);
     Memory {
         weights: shape.weight_bytes() as u64,
         workspace: 4 * plan.floats(config, ranks) as u64,
         optimizer: (4 * kept * trained) as u64,
         checkpoint: (4 * copies * shape.trained_parameters()) as u64,
-        scratch: (4 * (threads * tile + logits)) as u64,
+        scratch: (4 * (threads * tile + logits + packed)) as u64,
     }
 }

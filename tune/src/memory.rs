@@ -99,6 +99,30 @@ pub fn available() -> Option<u64> {
     Some(left.map_or(system, |(most, current)| system.min(most.saturating_sub(current))))
 }
 
+/// The most memory that this process has held, in bytes, since it began or since [`restart_peak`]; 0 where the system
+/// does not say.
+pub fn peak_bytes() -> u64 {
+    of_process("VmHWM:")
+}
+
+/// What this process holds now, in bytes; 0 where the system does not say.
+pub fn resident_bytes() -> u64 {
+    of_process("VmRSS:")
+}
+
+/// Lets [`peak_bytes`] begin anew from what the process holds now. Linux alone can, and a sandbox may forbid it: then the
+/// peak stays that of the process's whole life.
+pub fn restart_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn of_process(key: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -131,5 +155,36 @@ mod tests {
         assert!(message.contains("--recompute would fit"), "{message}");
         let message = found(Some(1));
         assert!(message.contains("a smaller model"), "{message}");
+    }
+
+    #[test]
+    fn a_peak_begins_anew_where_the_system_lets_it() {
+        const PIECE: usize = 512 << 20;
+        // Written to, so that it is held; other tests take little beside it.
+        drop(std::hint::black_box(vec![1u8; PIECE]));
+        let peak = peak_bytes();
+        restart_peak();
+        if peak == 0 || std::fs::write("/proc/self/clear_refs", "5").is_err() {
+            eprintln!("skipped: this system does not begin a process's peak anew");
+            return;
+        }
+        assert!(peak >= PIECE as u64, "{peak}");
+        assert!(peak_bytes() < peak - PIECE as u64 / 2, "{peak} is still {}", peak_bytes());
+        assert!(resident_bytes() <= peak_bytes());
+    }
+
+    #[test]
+    fn a_run_holds_no_larger_micro_batch_than_it_meets() {
+        let rows = [20, 30, 40].map(|tokens| RowLength { tokens, supervised: tokens - 1 });
+        let settings = Settings {
+            batch: 3,
+            micro_batch_tokens: 64,
+            order: crate::settings::Order::File,
+            ..Settings::preset(Preset::Paper, Method::Lora)
+        };
+        let long = [RowLength { tokens: 70, supervised: 1 }];
+        let most = |validation: &[RowLength]| crate::cost::most_tokens(&rows, validation, &settings);
+        assert_eq!(most(&[]), 50);
+        assert_eq!(most(&long), 70);
     }
 }

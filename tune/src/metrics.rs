@@ -25,7 +25,7 @@ pub struct UpdateMetrics {
     pub tokens_per_second: f64,
     /// Of the update.
     pub seconds: f64,
-    /// The most memory that the process has held so far.
+    /// The most memory that the process has held so far, or since [`crate::memory::restart_peak`] was last called.
     pub peak_bytes: u64,
 }
 
@@ -74,12 +74,4 @@ impl Progress for Quiet {
     fn update(&mut self, _: &UpdateMetrics) {}
     fn validation(&mut self, _: &ValidationMetrics) {}
     fn note(&mut self, _: &str) {}
-}
-
-/// The most memory that this process has held, in bytes; 0 where the system does not say.
-pub fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
 }

@@ -55,10 +55,10 @@ impl Rows {
         tokenizer: &Tokenizer,
         settings: &Settings,
     ) -> Result<Self> {
-        let encoded: Vec<(TrainingRow, bool)> = records
-            .par_iter()
-            .map(|record| encode(record, template, tokenizer, settings))
-            .collect::<Result<_>>()?;
+        let encoded: Vec<(TrainingRow, bool)> = on_passing_threads(|| {
+            let encoded = records.par_iter().map(|record| encode(record, template, tokenizer, settings));
+            encoded.collect::<Result<_>>()
+        })?;
         let mut rows = Self::default();
         for (row, shortened) in encoded {
             if row.supervised() == 0 {
@@ -77,8 +77,9 @@ impl Rows {
     /// # Errors
     /// A text that the tokenizer refuses.
     pub fn from_text(documents: &[String], tokenizer: &Tokenizer, cutoff: usize) -> Result<Self> {
-        let ids: Vec<Vec<u32>> =
-            documents.par_iter().map(|text| tokenizer.encode(text)).collect::<Result<_, _>>()?;
+        let ids: Vec<Vec<u32>> = on_passing_threads(|| {
+            documents.par_iter().map(|text| tokenizer.encode(text)).collect::<Result<_, _>>()
+        })?;
         let mut stream = Vec::new();
         for document in ids {
             stream.extend(document);
@@ -96,6 +97,16 @@ impl Rows {
     /// Real tokens of all rows.
     pub fn tokens(&self) -> usize {
         self.rows.iter().map(|row| row.tokens.len()).sum()
+    }
+}
+
+/// Does something on as many threads as there are here, which end with it. What a thread remembers of a tokenizer's
+/// words, megabytes of them, the library keeps until the thread ends, even where the tokenizer is long gone.
+fn on_passing_threads<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    match rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build() {
+        Ok(pool) => pool.install(work),
+        // No thread is to be had: those of the program do it.
+        Err(_) => work(),
     }
 }
 

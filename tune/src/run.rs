@@ -18,8 +18,8 @@ use model::folder::Precision;
 use crate::checkpoint::{Checkpoints, State};
 use crate::cost::{self, RowLength, Shape};
 use crate::error::{Error, Result};
-use crate::memory;
-use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics, peak_bytes};
+use crate::memory::{self, peak_bytes};
+use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics};
 use crate::order::RowOrder;
 use crate::rows::{Rows, TrainingRow, micro_batches, pack};
 use crate::schedule::learning_rate;
@@ -153,6 +153,7 @@ struct Run<'a> {
     places: &'a Places,
     checkpoints: Checkpoints,
     config: Option<AdapterConfig>,
+    shape: Shape,
     decoder: Decoder<Cpu>,
     trained: Trained,
     workspace: Workspace<Cpu>,
@@ -185,6 +186,7 @@ impl<'a> Run<'a> {
             Method::Full => Weights::Trained,
             Method::Lora => Weights::Frozen(settings.weights.precision()),
         };
+        let mut shape = Shape::of(base, settings)?;
         let decoder = load(base, weights)?;
         let (config, trained) = match &peft {
             None => (None, Trained::full(&decoder)),
@@ -193,12 +195,11 @@ impl<'a> Run<'a> {
                 (Some(config), Trained::adapter(upload(base, peft)?))
             }
         };
-        let longest = lengths.iter().chain(&held_out).map(|row| row.tokens).max().unwrap_or(0);
-        let plan = WorkspacePlan {
-            tokens: settings.micro_batch_tokens.max(longest),
-            training: true,
-            recompute: settings.recompute,
-        };
+        // No more than is used: the allocator may write zeros into all of it, and then it is all held.
+        let tokens = cost::most_tokens(&lengths, &held_out, settings);
+        let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
+        // An adapter that it began with has its own modules.
+        shape.modules = trained.as_adapter().map(module_shapes);
         let adapters: Vec<&Adapter<Cpu>> = trained.as_adapter().into_iter().collect();
         let workspace = Workspace::new(&decoder, &adapters, plan);
         let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
@@ -210,6 +211,7 @@ impl<'a> Run<'a> {
             places,
             checkpoints: Checkpoints::new(places.checkpoints.clone()),
             config,
+            shape,
             decoder,
             trained,
             workspace,
@@ -380,52 +382,36 @@ impl<'a> Run<'a> {
                 reason: "a tensor of the best checkpoint is missing or has another size".into(),
             })?;
         }
-        let trained_parameters = match (&self.trained, self.config.take()) {
+        let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update);
+        let flops = cost::flops(&self.shape, &work, self.settings);
+        let Self { base, places, checkpoints, config, decoder, trained, workspace, state, .. } = self;
+        // No step follows: what steps took makes room for the copies that are written.
+        drop(workspace);
+        let trained_parameters = match (trained, config) {
             (Trained::Adapter { adapter, .. }, Some(config)) => {
                 let peft = PeftAdapter { config, modules: adapter.to_host(&Cpu) };
-                peft.write(&self.places.out, self.base.family(), self.base.config())?;
+                peft.write(&places.out, base.family(), base.config())?;
                 adapter.parameters()
             }
-            _ => {
-                model::folder::write(&self.places.out, self.base, Precision::F32, |slot| {
-                    let data = HostData::F32(self.decoder.tensor(slot).into());
-                    Ok(HostTensor { shape: slot.shape(self.base.config()), data })
+            (trained, _) => {
+                drop(trained);
+                model::folder::write(&places.out, base, Precision::F32, |slot| {
+                    let data = HostData::F32(decoder.tensor(slot).into());
+                    Ok(HostTensor { shape: slot.shape(base.config()), data })
                 })?;
-                self.base.config().parameters()
+                base.config().parameters()
             }
         };
-        let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update);
         let outcome = Outcome {
-            updates: self.state.update,
+            updates: state.update,
             kept_update,
             tokens: work.tokens,
-            flops: cost::flops(&self.shape()?, &work, self.settings),
+            flops,
             trained_parameters,
-            validations: self.state.validations.clone(),
+            validations: state.validations,
         };
-        self.checkpoints.remove()?;
+        checkpoints.remove()?;
         Ok(outcome)
-    }
-
-    /// What it computes on: an adapter that it began with has its own modules.
-    fn shape(&self) -> Result<Shape> {
-        let modules = self.trained.as_adapter().map(|adapter| {
-            let modules = adapter.blocks.iter().enumerate();
-            let of_block = |(layer, block): (usize, &Vec<LoraModule<Cpu>>)| -> Vec<ModuleShape> {
-                let shape = |module: &LoraModule<Cpu>| ModuleShape {
-                    layer,
-                    linear: module.linear,
-                    inputs: module.inputs,
-                    rows: module.rows,
-                    rank: module.rank,
-                };
-                block.iter().map(shape).collect()
-            };
-            modules.flat_map(of_block).collect()
-        });
-        let mut shape = Shape::of(self.base, self.settings)?;
-        shape.modules = modules;
-        Ok(shape)
     }
 
     fn open_metrics(&self) -> Result<Option<File>> {
@@ -459,7 +445,9 @@ fn check(rows: &Rows, settings: &Settings) -> Result<()> {
 
 /// The base model's weights in the engine.
 fn load(base: &BaseModel, weights: Weights) -> Result<Decoder<Cpu>> {
-    Decoder::load(Cpu, base.config(), weights, |slot| base.tensor(slot)).map_err(|error| match error {
+    let loaded = Decoder::load(Cpu, base.config(), weights, |slot| base.tensor(slot));
+    base.forget_what_was_read();
+    loaded.map_err(|error| match error {
         LoadError::Source(error) => Error::Model(error),
         other => Error::Decoder { model: base.name(), reason: other.to_string() },
     })
@@ -469,6 +457,22 @@ fn load(base: &BaseModel, weights: Weights) -> Result<Decoder<Cpu>> {
 fn upload(base: &BaseModel, peft: &PeftAdapter) -> Result<Adapter<Cpu>> {
     Adapter::load(&Cpu, base.config(), &peft.modules)
         .map_err(|reason| Error::Decoder { model: base.name(), reason })
+}
+
+/// The shapes of an adapter's modules.
+fn module_shapes(adapter: &Adapter<Cpu>) -> Vec<ModuleShape> {
+    let modules = adapter.blocks.iter().enumerate();
+    let of_block = |(layer, block): (usize, &Vec<LoraModule<Cpu>>)| -> Vec<ModuleShape> {
+        let shape = |module: &LoraModule<Cpu>| ModuleShape {
+            layer,
+            linear: module.linear,
+            inputs: module.inputs,
+            rows: module.rows,
+            rank: module.rank,
+        };
+        block.iter().map(shape).collect()
+    };
+    modules.flat_map(of_block).collect()
 }
 
 /// The settings' adapter, with PEFT's names for the modules.

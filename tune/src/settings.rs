@@ -77,7 +77,7 @@ pub enum BestOver {
 }
 
 /// In what frozen weights are kept; what is trained is kept in 32 bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenWeights {
     /// The type in which they were published.
