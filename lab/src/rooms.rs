@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use answer::{AnswerModel, System, respond};
+use engine::Cpu;
 use anyhow::{Context, Result};
 use instructions::check::fertility;
 use instructions::prompt::Prompt;
@@ -59,7 +60,7 @@ impl Tuner for TuneRoom {
             metrics: Some(folder.join(METRICS_FILE)),
             tensorboard: None,
         };
-        let trained = tune::pretrain(&base, &rows, &settings, &places, &mut Told(progress));
+        let trained = tune::pretrain(&Cpu, &base, &rows, &settings, &places, &mut Told(progress));
         trained.map_err(stopped)?;
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
     }
@@ -86,7 +87,7 @@ impl Tuner for TuneRoom {
             metrics: Some(metrics.clone()),
             tensorboard: job.tensorboard.then(|| folder.join(TENSORBOARD_FOLDER)),
         };
-        let outcome = tune::tune(&base, &rows, &validation, None, &settings, &places, &mut Told(progress));
+        let outcome = tune::tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut Told(progress));
         let outcome = outcome.map_err(stopped)?;
         let (curve, seconds) = read_metrics(&metrics)?;
         Ok(TuningRecord {

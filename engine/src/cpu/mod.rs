@@ -14,7 +14,7 @@ mod math;
 mod matmul;
 pub(crate) mod norm;
 mod panels;
-mod quantised;
+pub(crate) mod quantised;
 pub(crate) mod rotary;
 mod rows;
 mod tile;
@@ -82,6 +82,10 @@ impl Kernels for Cpu {
 
     fn download(&self, buffer: &Buffer, length: usize) -> Vec<f32> {
         buffer[..length].to_vec()
+    }
+
+    fn length(&self, buffer: &Buffer) -> usize {
+        buffer.len()
     }
 
     fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Matrix {
