@@ -9,13 +9,16 @@ fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
     println!("cargo:rerun-if-changed=../engine/src/cuda");
     println!("cargo:rerun-if-changed=src");
-    // The order of `KERNELS` in the backend.
-    let files = include_str!("../engine/src/cuda/mod.rs").lines().filter_map(|line| {
-        line.trim().strip_prefix("include_str!(\"kernels/")?.strip_suffix("\"),").map(str::to_owned)
-    });
+    // In the backend's order; a file that several programs have comes once.
+    let mut files: Vec<&str> = Vec::new();
+    for line in include_str!("../engine/src/cuda/mod.rs").lines() {
+        let file =
+            line.trim().strip_prefix("include_str!(\"kernels/").and_then(|line| line.strip_suffix("\"),"));
+        files.extend(file.filter(|file| !files.contains(file)));
+    }
     let (mut includes, mut entries) = (String::new(), String::new());
     for file in files {
-        let path = kernels.join(&file);
+        let path = kernels.join(file);
         let path = path.canonicalize().unwrap_or(path);
         let text = fs::read_to_string(&path).unwrap_or_default();
         let _ = writeln!(includes, "#include \"{}\"", path.display());

@@ -72,8 +72,14 @@ struct Runner {
 
 thread_local Runner runner;
 
-// What threads of a warp hand each other: 8 words each.
-thread_local uint32_t handed[MOST_THREADS][8];
+// What a thread hands the others of its warp, 8 words, in two places by turns: what was handed before is overwritten when
+// all have read it, for all have then come to the next time.
+struct Handed {
+    uint32_t words[2][8];
+    unsigned turn;
+};
+
+thread_local Handed handed[MOST_THREADS];
 
 // Leaves the current thread until the scheduler goes back to it.
 __attribute__((noinline)) void leave(State state) {
@@ -172,11 +178,10 @@ int max(int a, int b) { return a > b ? a : b; }
 
 float __shfl_xor_sync(uint32_t, float value, int offset) {
     size_t thread = threadIdx.x;
-    handed[thread][0] = __float_as_uint(value);
+    unsigned turn = handed[thread].turn++ % 2;
+    handed[thread].words[turn][0] = __float_as_uint(value);
     wait_for_warp();
-    float other = __uint_as_float(handed[thread ^ static_cast<size_t>(offset)][0]);
-    wait_for_warp();
-    return other;
+    return __uint_as_float(handed[thread ^ static_cast<size_t>(offset)].words[turn][0]);
 }
 
 void __syncwarp() { wait_for_warp(); }
@@ -185,19 +190,21 @@ void __syncwarp() { wait_for_warp(); }
 // them out (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type").
 void multiply_tiles(float* sums, const uint32_t* left, const uint32_t* right) {
     size_t thread = threadIdx.x, warp = thread / LANES * LANES, lane = thread % LANES;
-    for (int i = 0; i < 4; i++) handed[thread][i] = left[i];
-    for (int i = 0; i < 2; i++) handed[thread][4 + i] = right[i];
+    unsigned turn = handed[thread].turn++ % 2;
+    for (int i = 0; i < 4; i++) handed[thread].words[turn][i] = left[i];
+    for (int i = 0; i < 2; i++) handed[thread].words[turn][4 + i] = right[i];
     wait_for_warp();
     auto half = [](uint32_t pair, size_t which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); };
     auto left_at = [&](size_t row, size_t k) {
-        return half(handed[warp + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
+        return half(handed[warp + row % 8 * 4 + k % 8 / 2].words[turn][row / 8 + k / 8 * 2], k % 2);
     };
-    auto right_at = [&](size_t k, size_t column) { return half(handed[warp + column * 4 + k % 8 / 2][4 + k / 8], k % 2); };
+    auto right_at = [&](size_t k, size_t column) {
+        return half(handed[warp + column * 4 + k % 8 / 2].words[turn][4 + k / 8], k % 2);
+    };
     for (size_t i = 0; i < 4; i++) {
         size_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         for (size_t k = 0; k < 16; k++) sums[i] += left_at(row, k) * right_at(k, column);
     }
-    wait_for_warp();
 }
 
 #include "kernels.inc"
@@ -268,6 +275,7 @@ int emulator_launch(const char* name, unsigned grid_x, unsigned grid_y, unsigned
     runner.arguments = arguments;
     gridDim = {grid_x, grid_y, 1};
     blockDim = {threads, 1, 1};
+    for (unsigned t = 0; t < threads; t++) handed[t].turn = 0;
     block_memory = shared_bytes ? emulator_allocate(shared_bytes) : nullptr;
     bool finished = true;
     for (unsigned y = 0; y < grid_y && finished; y++) {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engine::Cuda;
 use engine::cuda::Arithmetic;
 use engine::cuda::device::{Address, Argument, Device, DeviceError, Launch, Operand, Product};
+use engine::cuda::driver::Driver;
 use half::bf16;
 
 unsafe extern "C" {
@@ -35,9 +36,18 @@ pub struct Emulator {
     allocated: Mutex<HashMap<Address, usize>>,
 }
 
-/// The CUDA backend on an emulated GPU.
+/// The CUDA backend that tests run: on an emulated GPU or, with `POLYPACA_CUDA` set, on the machine's first.
+///
+/// # Panics
+/// If a real one is asked for and cannot be had.
 pub fn cuda(arithmetic: Arithmetic) -> Cuda {
-    Cuda::new(Arc::new(Emulator::default()), arithmetic)
+    if std::env::var_os("POLYPACA_CUDA").is_none() {
+        return Cuda::new(Arc::new(Emulator::default()), arithmetic);
+    }
+    match Driver::open(0, None) {
+        Ok(driver) => Cuda::new(Arc::new(driver), arithmetic),
+        Err(error) => panic!("POLYPACA_CUDA is set: {error}"),
+    }
 }
 
 impl Device for Emulator {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use emulator::cuda;
 use engine::Cpu;
-use engine::cuda::Arithmetic;
+use engine::cuda::{Arithmetic, Program, driver};
 use engine::decoder::config::{Activation, Norm, NormKind};
 use engine::decoder::weights::{HostData, HostTensor, Precision};
 use engine::kernels::{AdamW, AttentionShape, CachedRow, DropoutKey, DropoutPlace, Kernels, LoraView};
@@ -156,10 +156,19 @@ fn norms_and_their_gradients() {
 }
 
 /// Head counts, head sizes and whether there is ALiBi: odd ones, one head, and grouped ones.
-const SHAPES: [(usize, usize, usize, bool); 7] =
-    [(1, 1, 40, false), (4, 2, 8, true), (6, 6, 5, false), (8, 1, 64, false), (2, 1, 80, true), (3, 3, 128, false), (2, 2, 136, true)];
+const SHAPES: [(usize, usize, usize, bool); 7] = [
+    (1, 1, 40, false),
+    (4, 2, 8, true),
+    (6, 6, 5, false),
+    (8, 1, 64, false),
+    (2, 1, 80, true),
+    (3, 3, 128, false),
+    (2, 2, 136, true),
+];
 
-fn attention_shape((heads, key_value_heads, head_size, alibi): (usize, usize, usize, bool)) -> AttentionShape {
+fn attention_shape(
+    (heads, key_value_heads, head_size, alibi): (usize, usize, usize, bool),
+) -> AttentionShape {
     let slopes = if alibi { AttentionShape::alibi_slopes(heads) } else { Vec::new() };
     AttentionShape { heads, key_value_heads, head_size, slopes }
 }
@@ -242,10 +251,8 @@ fn attention_over_cached_pages() {
                 let mut cache = k.buffer(6 * length);
                 // Two sequences that share their first page.
                 let pages: [Arc<[u32]>; 2] = [[0, 4, 2].into(), [0, 5].into()];
-                let row = |sequence: usize, position| CachedRow {
-                    pages: Arc::clone(&pages[sequence]),
-                    position,
-                };
+                let row =
+                    |sequence: usize, position| CachedRow { pages: Arc::clone(&pages[sequence]), position };
                 let first: Vec<CachedRow> = (0..40).map(|position| row(0, position)).collect();
                 let x = k.upload(&numbers(1, 40 * full));
                 k.store_key_values(&shape, page_size, &first, &x, &mut cache);
@@ -302,15 +309,19 @@ fn dropout_draws_the_same_mask() {
 
 #[test]
 fn products_of_every_kept_type_forward_and_backward() {
-    for precision in
-        [Precision::F32, Precision::Bf16, Precision::F16, Precision::Bits8, Precision::Nf4, Precision::Published]
-    {
+    for precision in [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::F16,
+        Precision::Bits8,
+        Precision::Nf4,
+        Precision::Published,
+    ] {
         for (rows, inputs, outputs) in [(1, 1, 1), (5, 33, 19), (40, 128, 70)] {
             agree_in_both!(
                 format!("{precision:?}, {rows} × {inputs} × {outputs}"),
                 |k, precision: Precision, rows: usize, inputs: usize, outputs: usize| {
-                    let weight =
-                        k.matrix(&tensor(outputs, inputs, numbers(1, outputs * inputs)), precision);
+                    let weight = k.matrix(&tensor(outputs, inputs, numbers(1, outputs * inputs)), precision);
                     let x = k.upload(&numbers(2, rows * inputs));
                     let bias = k.upload(&numbers(3, outputs));
                     let mut out = k.upload(&numbers(4, rows * outputs));
@@ -381,7 +392,8 @@ fn cross_entropy_and_its_gradients() {
         agree_in_both!(
             format!("{rows} × {hidden}, {vocabulary}"),
             |k, rows: usize, hidden: usize, vocabulary: usize| {
-                let head = k.matrix(&tensor(vocabulary, hidden, numbers(1, vocabulary * hidden)), Precision::F32);
+                let head =
+                    k.matrix(&tensor(vocabulary, hidden, numbers(1, vocabulary * hidden)), Precision::F32);
                 let x = k.upload(&numbers(2, rows * hidden));
                 let targets: Vec<u32> = (0..rows).map(|row| (row * 97 % vocabulary) as u32).collect();
                 let losses = k.cross_entropy(&x, &head, &targets, 0.0, None);
@@ -458,21 +470,23 @@ fn two_runs_give_the_same_bytes() {
 /// says so.
 #[test]
 fn nvrtc_compiles_the_kernels() {
-    for architecture in ["sm_80", "sm_89", "sm_90"] {
-        match engine::cuda::driver::compile(architecture) {
+    // The oldest that has bf16 on tensor cores, and an H100; attention's programs take seconds each.
+    let all = Program::all().map(|program| ("sm_90", program)).chain([("sm_80", Program::Base)]);
+    for (architecture, program) in all {
+        match driver::compile(architecture, program) {
             Ok(binary) => assert!(binary.starts_with(b"\x7fELF"), "{architecture}: no binary"),
             Err(error) if error.to_string().contains("was not found") => {
                 eprintln!("skipped: {error}");
                 return;
             }
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{program:?} for {architecture}: {error}"),
         }
     }
 }
 
 #[test]
 fn without_a_driver_the_error_names_what_is_missing() {
-    if let Err(error) = engine::cuda::driver::Driver::open(0, None) {
+    if let Err(error) = driver::Driver::open(0, None) {
         assert!(error.to_string().contains("NVIDIA") || error.to_string().contains("CUDA"), "{error}");
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use answer::{AnswerModel, System, respond};
-use engine::Cpu;
 use anyhow::{Context, Result};
+use engine::Cpu;
 use instructions::check::fertility;
 use instructions::prompt::Prompt;
 use model::BaseModel;
@@ -87,7 +87,8 @@ impl Tuner for TuneRoom {
             metrics: Some(metrics.clone()),
             tensorboard: job.tensorboard.then(|| folder.join(TENSORBOARD_FOLDER)),
         };
-        let outcome = tune::tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut Told(progress));
+        let outcome =
+            tune::tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut Told(progress));
         let outcome = outcome.map_err(stopped)?;
         let (curve, seconds) = read_metrics(&metrics)?;
         Ok(TuningRecord {

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use engine::cuda::Arithmetic;
 use engine::decoder::backward::Trained;
 use engine::decoder::weights::{HostData, HostTensor, Precision, slots};
 use engine::decoder::{Adapter, AdapterRows, Decoder, Weights};
-use engine::cuda::Arithmetic;
 use engine::kernels::{AdamW, DropoutKey, Kernels};
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use model::BaseModel;
@@ -238,8 +238,8 @@ on_backends!(
     full_gradients_equal_transformers
 );
 
-/// Fifty updates of a tiny model of each family; the losses of the batch before each.
-fn losses_of_fifty_updates<K: Kernels + Clone>(kernels: &K, name: &str) -> Vec<f64> {
+/// Updates of a tiny model; the losses of the batch before each.
+fn losses_of_updates<K: Kernels + Clone>(kernels: &K, name: &str, updates: u64) -> Vec<f64> {
     let Loaded { decoder, mut adapter, .. } = load(kernels, name, false);
     let (batch, _) = rows(name, "labels_all");
     let mut workspace = Workspace::new(&decoder, &[&adapter], plan(batch.rows(), true, false));
@@ -274,15 +274,23 @@ fn losses_of_fifty_updates<K: Kernels + Clone>(kernels: &K, name: &str) -> Vec<f
         }
         losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() * f64::from(scale)
     };
-    (1..=50).map(update).collect()
+    (1..=updates).map(update).collect()
 }
 
 #[test]
-fn fifty_updates_in_bf16_stay_within_a_hundredth_of_the_cpus_losses() {
-    for name in ["llama-grouped", "gpt-neox-parallel", "bloom", "baichuan-7b-like", "qwen3"] {
-        let expected = losses_of_fifty_updates(&Cpu, name);
-        let found = losses_of_fifty_updates(&emulator::cuda(Arithmetic::Bf16), name);
-        assert!(expected[49] < expected[0], "{name}: the loss does not fall");
+fn updates_in_bf16_stay_within_a_hundredth_of_the_cpus_losses() {
+    // Tensor cores are emulated lane by lane: fifty updates of all would take minutes.
+    let runs = [
+        ("llama-grouped", 50),
+        ("gpt-neox-parallel", 6),
+        ("bloom", 6),
+        ("baichuan-7b-like", 6),
+        ("qwen3", 6),
+    ];
+    for (name, updates) in runs {
+        let expected = losses_of_updates(&Cpu, name, updates);
+        let found = losses_of_updates(&emulator::cuda(Arithmetic::Bf16), name, updates);
+        assert!(expected.last() < expected.first(), "{name}: the loss does not fall");
         for (update, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let error = (found - expected).abs() / expected;
             assert!(error < 0.01, "{name}, update {update}: {found} against {expected}");

@@ -465,9 +465,11 @@ fn check(rows: &Rows, settings: &Settings) -> Result<()> {
 
 /// The base model's weights in the engine.
 fn load<K: Kernels + Clone>(kernels: &K, base: &BaseModel, weights: Weights) -> Result<Decoder<K>> {
-    Decoder::load(kernels.clone(), base.config(), weights, |slot| base.tensor(slot)).map_err(|error| match error {
-        LoadError::Source(error) => Error::Model(error),
-        other => Error::Decoder { model: base.name(), reason: other.to_string() },
+    Decoder::load(kernels.clone(), base.config(), weights, |slot| base.tensor(slot)).map_err(|error| {
+        match error {
+            LoadError::Source(error) => Error::Model(error),
+            other => Error::Decoder { model: base.name(), reason: other.to_string() },
+        }
     })
 }
 

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use answer::Conversation;
 use anyhow::{Context, anyhow};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::Cpu;
 use engine::kernels::Kernels;
 use instructions::hub::{Repository, fetch_model};

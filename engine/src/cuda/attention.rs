@@ -52,6 +52,11 @@ const TENSOR_KERNELS: [TensorKernels; 5] = [
     tensor_kernels!(256, 2, 32, 128),
 ];
 
+/// The widths that heads are padded to on tensor cores.
+pub(super) fn tensor_sizes() -> impl Iterator<Item = usize> {
+    TENSOR_KERNELS.iter().map(|kernels| kernels.size)
+}
+
 impl TensorKernels {
     /// The narrowest that take a head of this width.
     fn of(head_size: usize) -> &'static Self {

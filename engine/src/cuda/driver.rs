@@ -14,14 +14,16 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys as nvrtc_sys};
 
-use super::KERNELS;
+use super::Program;
 use super::device::{Address, Argument, Arithmetic, Device, DeviceError, Heads, Launch, Product};
 
 /// An NVIDIA GPU.
 pub struct Driver {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    module: Arc<CudaModule>,
+    architecture: String,
+    cache: Option<PathBuf>,
+    modules: Mutex<HashMap<Program, Arc<CudaModule>>>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
     products: Mutex<Products>,
 }
@@ -43,7 +45,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 unsafe impl DeviceRepr for Heads {}
 
 impl Driver {
-    /// The GPU of this number, with its kernels compiled. Compiled kernels are kept under `cache`, where it is given.
+    /// The GPU of this number. Its kernels are compiled when they are first asked for, and kept under `cache`, where it is given.
     ///
     /// # Errors
     /// What is missing: a driver, a GPU, NVRTC or cuBLASLt.
@@ -65,12 +67,20 @@ impl Driver {
         let (major, minor) = context.compute_capability().map_err(error)?;
         let stream = context.new_stream().map_err(error)?;
         let architecture = format!("sm_{major}{minor}");
-        let module = load_module(&context, &architecture, cache)?;
         let handle = blas::create_handle().map_err(error)?;
         // SAFETY: the context is this thread's current one, and the stream is its own.
-        let workspace = unsafe { driver::malloc_async(stream.cu_stream(), WORKSPACE_BYTES) }.map_err(error)?;
+        let workspace =
+            unsafe { driver::malloc_async(stream.cu_stream(), WORKSPACE_BYTES) }.map_err(error)?;
         let products = Mutex::new(Products { handle, workspace, plans: HashMap::new() });
-        Ok(Self { context, stream, module, functions: Mutex::default(), products })
+        Ok(Self {
+            context,
+            stream,
+            architecture,
+            cache: cache.map(Path::to_path_buf),
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            products,
+        })
     }
 
     fn function(&self, name: &'static str) -> Result<CudaFunction, DeviceError> {
@@ -78,7 +88,8 @@ impl Driver {
         if let Some(function) = functions.get(name) {
             return Ok(function.clone());
         }
-        let function = self.module.load_function(&format!("kernel_{name}")).map_err(error)?;
+        let module = self.module(Program::of(name))?;
+        let function = module.load_function(&format!("kernel_{name}")).map_err(error)?;
         // What a block may have beyond 48 KiB has to be asked for.
         let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let most = self.context.attribute(most).map_err(error)?;
@@ -86,12 +97,24 @@ impl Driver {
         let dynamic = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is the module's, which is loaded.
         unsafe {
-            let fixed = driver::function::get_function_attribute(function.cu_function(), fixed).map_err(error)?;
+            let fixed =
+                driver::function::get_function_attribute(function.cu_function(), fixed).map_err(error)?;
             driver::function::set_function_attribute(function.cu_function(), dynamic, most - fixed)
                 .map_err(error)?;
         }
         functions.insert(name, function.clone());
         Ok(function)
+    }
+
+    fn module(&self, program: Program) -> Result<Arc<CudaModule>, DeviceError> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(&program) {
+            return Ok(Arc::clone(module));
+        }
+        self.bind()?;
+        let module = load_module(&self.context, &self.architecture, program, self.cache.as_deref())?;
+        modules.insert(program, Arc::clone(&module));
+        Ok(module)
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -401,7 +424,9 @@ fn pointer_to<T>(value: &T) -> *const c_void {
 
 fn refused(product: &Product, source: blas::CublasError) -> DeviceError {
     let Product { rows, columns, depth, arithmetic, .. } = product;
-    DeviceError(format!("cuBLASLt refused {rows} × {depth} by {depth} × {columns} in {arithmetic:?}: {source}"))
+    DeviceError(format!(
+        "cuBLASLt refused {rows} × {depth} by {depth} × {columns} in {arithmetic:?}: {source}"
+    ))
 }
 
 /// An error of any of NVIDIA's libraries, in its own words.
@@ -413,18 +438,19 @@ fn error(source: impl std::fmt::Display) -> DeviceError {
 fn load_module(
     context: &Arc<CudaContext>,
     architecture: &str,
+    program: Program,
     cache: Option<&Path>,
 ) -> Result<Arc<CudaModule>, DeviceError> {
     let load = |binary: Vec<u8>| -> Result<Arc<CudaModule>, DriverError> {
         context.load_module(Ptx::from_binary(binary))
     };
-    let kept = cache.map(|folder| folder.join(cache_name(architecture)));
+    let kept = cache.map(|folder| folder.join(cache_name(architecture, program)));
     if let Some(module) =
         kept.as_ref().and_then(|path| std::fs::read(path).ok()).and_then(|binary| load(binary).ok())
     {
         return Ok(module);
     }
-    let binary = compile(architecture)?;
+    let binary = compile(architecture, program)?;
     if let Some(path) = &kept {
         // A cache that cannot be written costs a second at the next start, and no more.
         let _ = keep(path, &binary);
@@ -433,11 +459,11 @@ fn load_module(
 }
 
 /// The name of compiled kernels: all that determines them is in it.
-fn cache_name(architecture: &str) -> String {
+fn cache_name(architecture: &str, program: Program) -> String {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the two places are this function's own.
     unsafe { nvrtc_sys::nvrtcVersion(&raw mut major, &raw mut minor) };
-    let hash = blake3::hash(KERNELS.as_bytes()).to_hex();
+    let hash = blake3::hash(program.text().as_bytes()).to_hex();
     format!("{architecture}-nvrtc{major}.{minor}-{}.cubin", &hash[..16])
 }
 
@@ -450,17 +476,18 @@ fn keep(path: &Path, binary: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&unfinished, path)
 }
 
-/// The kernels as a binary for an architecture (`sm_90`), by NVRTC; no GPU is needed.
+/// A program as a binary for an architecture (`sm_90`), by NVRTC; no GPU is needed.
 ///
 /// # Errors
 /// NVRTC's, with its log.
-pub fn compile(architecture: &str) -> Result<Vec<u8>, DeviceError> {
+pub fn compile(architecture: &str, program: Program) -> Result<Vec<u8>, DeviceError> {
     // SAFETY: as in `Driver::open`.
     if !unsafe { nvrtc_sys::is_culib_present() } {
         return Err(DeviceError("NVIDIA's compiler of kernels (libnvrtc) was not found".to_owned()));
     }
-    let text = CString::new(KERNELS).map_err(error)?;
-    let program = nvrtc::create_program(&text, Some(c"polypaca.cu")).map_err(|source| nvrtc_error(&source))?;
+    let text = CString::new(program.text()).map_err(error)?;
+    let program =
+        nvrtc::create_program(&text, Some(c"polypaca.cu")).map_err(|source| nvrtc_error(&source))?;
     let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_owned()];
     // SAFETY: the program was just made, and is destroyed once, after its last use.
     unsafe {
@@ -481,7 +508,9 @@ fn binary_of(program: nvrtc_sys::nvrtcProgram) -> Result<Vec<u8>, DeviceError> {
     let mut bytes = 0;
     // SAFETY: the program is compiled; the binary's place has the length that was asked for.
     unsafe {
-        nvrtc_sys::nvrtcGetCUBINSize(program, &raw mut bytes).result().map_err(|source| nvrtc_error(&source))?;
+        nvrtc_sys::nvrtcGetCUBINSize(program, &raw mut bytes)
+            .result()
+            .map_err(|source| nvrtc_error(&source))?;
         let mut binary = vec![0u8; bytes];
         nvrtc_sys::nvrtcGetCUBIN(program, binary.as_mut_ptr().cast())
             .result()

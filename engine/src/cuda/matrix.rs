@@ -73,7 +73,12 @@ impl Matrix {
         let narrowed = match &kept {
             Kept::F32(values) if precision == Precision::F32 && arithmetic == Arithmetic::Bf16 => {
                 let narrowed = gpu.allocate(2 * rows * columns);
-                narrow(gpu, rows * columns, values.at(0..4 * rows * columns), narrowed.at(0..2 * rows * columns));
+                narrow(
+                    gpu,
+                    rows * columns,
+                    values.at(0..4 * rows * columns),
+                    narrowed.at(0..2 * rows * columns),
+                );
                 Some(narrowed)
             }
             _ => None,

@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 
-use self::device::{Address, Argument, Device, Gpu, Memory, Operand, Product};
 pub use self::device::Arithmetic;
+use self::device::{Address, Argument, Device, Gpu, Memory, Operand, Product};
 use self::matrix::Kept;
 pub use self::matrix::Matrix;
 use self::scratch::Scratch;
@@ -29,8 +29,39 @@ use crate::decoder::config::{Activation, Norm, NormKind};
 use crate::decoder::weights::{HostTensor, Precision};
 use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView};
 
-/// The text of all kernels, in the order in which they are compiled.
-pub const KERNELS: &str = concat!(
+/// The kernels that are compiled together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// All but attention on tensor cores.
+    Base,
+    /// Attention on tensor cores for heads padded to this width.
+    TensorAttention(usize),
+}
+
+impl Program {
+    /// The program that has a kernel.
+    pub fn of(kernel: &str) -> Self {
+        let size = || kernel.strip_prefix("attention_tensor_")?.rsplit('_').next()?.parse().ok();
+        size().map_or(Self::Base, Self::TensorAttention)
+    }
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Base).chain(attention::tensor_sizes().map(Self::TensorAttention))
+    }
+
+    /// Its text.
+    pub fn text(self) -> String {
+        match self {
+            Self::Base => BASE_KERNELS.to_owned(),
+            Self::TensorAttention(size) => {
+                format!("#define ATTENTION_SIZE {size}\n{TENSOR_ATTENTION_KERNELS}")
+            }
+        }
+    }
+}
+
+const BASE_KERNELS: &str = concat!(
     include_str!("kernels/common.cuh"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/quantised.cu"),
@@ -38,10 +69,16 @@ pub const KERNELS: &str = concat!(
     include_str!("kernels/rotary.cu"),
     include_str!("kernels/activation.cu"),
     include_str!("kernels/dropout.cu"),
+    include_str!("kernels/heads.cuh"),
     include_str!("kernels/attention.cu"),
-    include_str!("kernels/attention_tensor.cu"),
     include_str!("kernels/cross_entropy.cu"),
     include_str!("kernels/adamw.cu"),
+);
+
+const TENSOR_ATTENTION_KERNELS: &str = concat!(
+    include_str!("kernels/common.cuh"),
+    include_str!("kernels/heads.cuh"),
+    include_str!("kernels/attention_tensor.cu"),
 );
 
 /// Bytes of logits that exist at once.
@@ -230,11 +267,21 @@ impl Cuda {
             gpu.launch("cross_entropy", [rows, 1], 512, 0, &arguments);
             if let Some(dx) = dx.as_deref_mut() {
                 let (left, right) = (Operand::rows(dlogits, vocabulary), Operand::rows(weight, hidden));
-                gpu.multiply(&product(rows, hidden, vocabulary, left, right, dx.at(part.clone()), hidden, false));
+                gpu.multiply(&product(
+                    rows,
+                    hidden,
+                    vocabulary,
+                    left,
+                    right,
+                    dx.at(part.clone()),
+                    hidden,
+                    false,
+                ));
             }
             if let Some(dhead) = dhead.as_deref_mut() {
                 // `left` holds this part of x still.
-                let x = if narrowed { scratch.narrow_right(gpu, rows * hidden, x.at(part)) } else { x.at(part) };
+                let x =
+                    if narrowed { scratch.narrow_right(gpu, rows * hidden, x.at(part)) } else { x.at(part) };
                 let (left, right) = (Operand::transposed(dlogits, vocabulary), Operand::rows(x, hidden));
                 let out = dhead.at(0..vocabulary * hidden);
                 gpu.multiply(&product(vocabulary, hidden, rows, left, right, out, hidden, true));
@@ -924,7 +971,8 @@ impl Kernels for Cuda {
     ) {
         let length = values.rows * values.columns;
         let Kept::F32(masters) = &values.kept else { unreachable!("a trained matrix is kept in f32") };
-        let narrowed = values.narrowed.as_ref().map_or(0, |narrowed| narrowed.at(0..size_of::<bf16>() * length));
+        let narrowed =
+            values.narrowed.as_ref().map_or(0, |narrowed| narrowed.at(0..size_of::<bf16>() * length));
         self.move_values(settings, length, masters.at(0..4 * length), gradient, moments, narrowed);
     }
 
@@ -940,7 +988,14 @@ impl Kernels for Cuda {
 
 impl Cuda {
     /// `out (+)= x mask / (1 - rate)`
-    fn drop_out(&self, place: &DropoutPlace<'_>, width: usize, x: &Buffer, out: &mut Buffer, accumulate: bool) {
+    fn drop_out(
+        &self,
+        place: &DropoutPlace<'_>,
+        width: usize,
+        x: &Buffer,
+        out: &mut Buffer,
+        accumulate: bool,
+    ) {
         let rows = place.sequences.last().map_or(0, |last| last.end);
         let mut starts: Vec<u32> = place.sequences.iter().map(|sequence| sequence.start as u32).collect();
         starts.push(rows as u32);

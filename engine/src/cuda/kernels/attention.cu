@@ -4,22 +4,9 @@
 // A block of threads has a tile of QUERIES rows of one sequence and one head, or (for the gradients of keys and values)
 // a tile of KEYS rows of one sequence and one key-value head; so every sum belongs to one block, and has one order.
 // `tiles` has three numbers a tile: the sequence's first row, its length, and the tile's first row in it.
-//
-// A row of `qkv` has the queries of all heads, then the keys, then the values of the key-value heads.
 
 #define QUERIES 16
 #define KEYS 16
-
-// What all of attention's kernels know of the heads; as `kernel.rs` lays it out.
-struct Heads {
-    int heads, key_value_heads, size;
-    float scale;
-    const float* slopes;  // ALiBi's, one a query head, or null
-};
-
-DEVICE int qkv_width(Heads h) { return (h.heads + 2 * h.key_value_heads) * h.size; }
-DEVICE int key_column(Heads h, int key_head) { return (h.heads + key_head) * h.size; }
-DEVICE int value_column(Heads h, int key_head) { return (h.heads + h.key_value_heads + key_head) * h.size; }
 
 // Rows of a sequence into a tile of `count` rows of `size`; those beyond its end are zeros.
 DEVICE void load_tile(const float* x, int stride, int column, int start, int length, int first, int count, int size,

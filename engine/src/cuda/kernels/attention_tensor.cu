@@ -330,8 +330,19 @@ DEVICE void attention_tensor_backward_keys(Heads h, const u32* tiles, const floa
         attention_tensor_backward_keys<SIZE, WARPS, OUT>(h, tiles, qkv, log_sums, along, dout, dqkv, (u16*)memory);        \
     }
 
+// NVRTC takes seconds for each: it is given one width at a time, when the first head of that width is met.
+#if !defined(ATTENTION_SIZE) || ATTENTION_SIZE == 32
 ATTENTION_FOR(32, 4, 64, 32)
+#endif
+#if !defined(ATTENTION_SIZE) || ATTENTION_SIZE == 64
 ATTENTION_FOR(64, 4, 64, 64)
+#endif
+#if !defined(ATTENTION_SIZE) || ATTENTION_SIZE == 96
 ATTENTION_FOR(96, 4, 64, 96)
+#endif
+#if !defined(ATTENTION_SIZE) || ATTENTION_SIZE == 128
 ATTENTION_FOR(128, 4, 64, 128)
+#endif
+#if !defined(ATTENTION_SIZE) || ATTENTION_SIZE == 256
 ATTENTION_FOR(256, 2, 32, 128)
+#endif
