@@ -45,5 +45,7 @@ fn main() {
         // A product and a sum are rounded apart or together as the compiler likes, here as on a GPU.
         .flag_if_supported("-Wno-unused-function")
         .flag_if_supported("-Wno-unknown-pragmas")
+        // Tiles of 16-bit elements are read in pairs, as a GPU's compiler lets them be.
+        .flag_if_supported("-fno-strict-aliasing")
         .compile("emulator");
 }

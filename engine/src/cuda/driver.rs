@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result as blas;
 use cudarc::cublaslt::sys as blas_sys;
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUmemPool_attribute};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
     result as driver,
@@ -67,6 +67,7 @@ impl Driver {
         let (major, minor) = context.compute_capability().map_err(error)?;
         let stream = context.new_stream().map_err(error)?;
         let architecture = format!("sm_{major}{minor}");
+        keep_freed_memory(&context).map_err(error)?;
         let handle = blas::create_handle().map_err(error)?;
         // SAFETY: the context is this thread's current one, and the stream is its own.
         let workspace =
@@ -260,6 +261,18 @@ impl Device for Driver {
             )
         }
         .map_err(|source| refused(product, source))
+    }
+}
+
+/// Lets the driver keep what is freed for what is allocated next: else it goes back to the system whenever the host waits,
+/// which is once a micro-batch.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    let all = u64::MAX;
+    let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is the context's, and the attribute is a 64-bit number.
+    unsafe {
+        let pool = driver::device::get_default_mem_pool(context.cu_device())?;
+        driver::mem_pool::set_attribute(pool, threshold, std::ptr::from_ref(&all).cast_mut().cast())
     }
 }
 
