@@ -286,7 +286,11 @@ fn memory(
     };
     let tile = 512 * (512 + config.hidden);
     // The logits of so many rows exist at once where the head is trained.
-    let logits = if shape.modules.is_none() { 128 * config.vocabulary } else { 0 };
+    let logits = if shape.modules.is_none() {
+        engine::cpu::full_rows(config.vocabulary, plan.tokens) * config.vocabulary
+    } else {
+        0
+    };
     Memory {
         weights: shape.weight_bytes() as u64,
         workspace: 4 * plan.floats(config, ranks) as u64,
