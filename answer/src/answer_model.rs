@@ -1,6 +1,7 @@
 //! A base model ready to answer, with any number of adapters.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use engine::Cpu;
 use engine::decoder::weights::Precision;
@@ -13,7 +14,7 @@ use crate::error::Error;
 /// A base model ready to answer, and the adapters that can be put on it.
 pub struct AnswerModel<K: Kernels = Cpu> {
     /// Where the weights came from; has the tokenizer.
-    pub base: BaseModel,
+    pub base: Arc<BaseModel>,
     /// The weights.
     pub decoder: Decoder<K>,
     /// Adapters by name; a request names one by its place.
@@ -41,7 +42,7 @@ impl<K: Kernels> AnswerModel<K> {
         let decoder = Decoder::load(kernels, base.config(), weights, |slot| base.tensor(slot))
             .map_err(|error| Error::Decoder { path, reason: error.to_string() })?;
         base.forget_what_was_read();
-        let mut model = Self { base, decoder, adapters: Vec::new() };
+        let mut model = Self { base: Arc::new(base), decoder, adapters: Vec::new() };
         for (name, folder) in adapters {
             model.add_adapter(name, folder)?;
         }

@@ -32,27 +32,62 @@ fn best(mut run: impl FnMut()) -> f64 {
     least
 }
 
-/// Multiply-adds on registers alone: `steps` of them on each of [`SUMS`] registers of `LANES` values.
-#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
-fn chains<const LANES: usize>(steps: usize, factor: f32, summand: f32) -> f32 {
-    let mut sums = [[1.0f32; LANES]; SUMS];
-    for _ in 0..steps {
-        for sums in &mut sums {
-            for sum in sums.iter_mut() {
-                *sum = sum.mul_add(factor, summand);
+/// Multiply-adds on registers alone: `steps` of them on each of [`SUMS`] registers. Written with intrinsics: of plain
+/// loops the compiler makes what it likes.
+#[cfg(target_arch = "x86_64")]
+mod chains {
+    use std::arch::x86_64::*;
+
+    use super::SUMS;
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512(steps: usize, factor: f32, summand: f32) -> f32 {
+        let (factor, summand) = (_mm512_set1_ps(factor), _mm512_set1_ps(summand));
+        let mut sums = [_mm512_set1_ps(1.0); SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, summand);
             }
         }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
     }
-    sums.iter().flatten().sum()
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn avx2(steps: usize, factor: f32, summand: f32) -> f32 {
+        let (factor, summand) = (_mm256_set1_ps(factor), _mm256_set1_ps(summand));
+        let mut sums = [_mm256_set1_ps(1.0); SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, summand);
+            }
+        }
+        sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
+    }
 }
 
-/// Operations a second from registers of `LANES` values, on all threads.
-fn from_registers<const LANES: usize>() -> f64 {
+/// Operations a second from registers, on all threads; none on a processor whose registers are not known here.
+fn from_registers() -> Option<f64> {
     const STEPS: usize = 2_000_000;
-    let seconds = best(|| {
-        rayon::broadcast(|_| black_box(chains::<LANES>(STEPS, black_box(0.999), black_box(0.001))));
-    });
-    2.0 * (STEPS * SUMS * LANES * rayon::current_num_threads()) as f64 / seconds
+    #[cfg(target_arch = "x86_64")]
+    {
+        let rate = |lanes: usize, chains: fn(usize, f32, f32) -> f32| {
+            let seconds = best(|| {
+                rayon::broadcast(|_| black_box(chains(STEPS, black_box(0.999), black_box(0.001))));
+            });
+            2.0 * (STEPS * SUMS * lanes * rayon::current_num_threads()) as f64 / seconds
+        };
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has AVX-512.
+            return Some(rate(16, |steps, factor, summand| unsafe {
+                chains::avx512(steps, factor, summand)
+            }));
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has AVX2 and fused multiply-adds.
+            return Some(rate(8, |steps, factor, summand| unsafe { chains::avx2(steps, factor, summand) }));
+        }
+    }
+    None
 }
 
 fn values(count: usize) -> Vec<f32> {
@@ -75,10 +110,11 @@ fn product(rows: usize, inputs: usize, outputs: usize, precision: Precision) -> 
 }
 
 fn main() {
-    // The widest registers that there are: of 16 values (AVX-512) or 8 (AVX); the wrong width comes out slower.
-    let registers = from_registers::<16>().max(from_registers::<8>()) / 1e9;
     println!("{} threads", rayon::current_num_threads());
-    println!("from registers: {registers:.0} GFLOP/s");
+    let registers = from_registers();
+    if let Some(registers) = registers {
+        println!("from registers: {:.0} GFLOP/s", registers / 1e9);
+    }
     let panels = product(1792, 512, 256, Precision::Published) / 1e9;
     println!("from packed panels: {panels:.0} GFLOP/s");
     let shapes = [
@@ -95,9 +131,12 @@ fn main() {
         let rate = |rows, precision| product(rows, inputs, outputs, precision) / 1e9;
         let f32 = rate(ROWS, Precision::Published);
         println!(
-            "{name} ({inputs} to {outputs}), {ROWS} rows: {f32:.0} GFLOP/s, {:.0} % of registers; bf16 {:.0}, 8 bits {:.0}, \
-             4 bits {:.0}; one row {:.1}, eight rows {:.0}",
-            100.0 * f32 / registers,
+            "{name} ({inputs} to {outputs}), {ROWS} rows: {f32:.0} GFLOP/s{}; bf16 {:.0}, 8 bits {:.0}, 4 bits {:.0}; one \
+             row {:.1}, eight rows {:.0}",
+            registers.map_or_else(String::new, |registers| format!(
+                ", {:.0} % of registers",
+                1e11 * f32 / registers
+            )),
             rate(ROWS, Precision::Bf16),
             rate(ROWS, Precision::Bits8),
             rate(ROWS, Precision::Nf4),

@@ -1,24 +1,32 @@
 //! One LoRA step and one full step at published models' dimensions, with random weights: seconds and GFLOP/s.
 //!
-//!     cargo bench -p polypaca-engine --bench step [-- NAME]
+//!     cargo bench -p polypaca-engine --bench step [-- [--cuda] [NAME...]]
 //!
+//! With `--cuda` on the first GPU, products in bf16, with larger models and rows of Alpaca's length.
 //! The products' operations are counted as `tune` counts them; the limit beside them is measured on the spot.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use engine::cuda::Arithmetic;
+use engine::cuda::driver::Driver;
 use engine::decoder::backward::Trained;
 use engine::decoder::config::{Activation, DecoderConfig, Head, Norm, NormKind, Position, Residual};
 use engine::decoder::lora::HostLora;
 use engine::decoder::weights::{HostData, HostTensor, Precision};
 use engine::decoder::{Adapter, Decoder, Weights, lora::Linear};
 use engine::kernels::{DropoutKey, Kernels};
-use engine::{Batch, Cpu, Workspace, WorkspacePlan};
+use engine::{Batch, Cpu, Cuda, Workspace, WorkspacePlan};
+use half::bf16;
 
 struct Case {
     name: &'static str,
     config: DecoderConfig,
     sequences: usize,
     length: usize,
+    /// Whether the full step is run too, and whether the LoRA step is.
+    full: bool,
+    lora: bool,
 }
 
 fn pythia_70m() -> DecoderConfig {
@@ -84,6 +92,32 @@ fn bloom_560m() -> DecoderConfig {
     }
 }
 
+fn pythia_1b() -> DecoderConfig {
+    DecoderConfig {
+        hidden: 2048,
+        layers: 16,
+        head_size: 256,
+        intermediate: 8192,
+        position: Position::rotary(64, 10_000.0),
+        ..pythia_70m()
+    }
+}
+
+fn llama_7b() -> DecoderConfig {
+    DecoderConfig {
+        vocabulary: 32_000,
+        hidden: 4096,
+        layers: 32,
+        heads: 32,
+        key_value_heads: 32,
+        head_size: 128,
+        intermediate: 11_008,
+        position: Position::rotary(128, 10_000.0),
+        head: Head::Free,
+        ..smollm2_135m()
+    }
+}
+
 /// Small values that differ; their distribution does not matter for speed.
 fn values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
@@ -94,20 +128,30 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn decoder(config: &DecoderConfig, trained: bool) -> Decoder<Cpu> {
+fn decoder<K: Kernels + Clone>(
+    kernels: &K,
+    config: &DecoderConfig,
+    trained: bool,
+    precision: Precision,
+) -> Decoder<K> {
     let source = |slot: engine::decoder::weights::Slot| {
         let shape = slot.shape(config);
-        let data = HostData::F32(values(shape.iter().product()).into());
+        let values = values(shape.iter().product());
+        let data = if precision == Precision::Bf16 {
+            HostData::Bf16(values.into_iter().map(bf16::from_f32).collect::<Vec<_>>().into())
+        } else {
+            HostData::F32(values.into())
+        };
         Ok::<_, std::convert::Infallible>(HostTensor { shape, data })
     };
-    let weights = if trained { Weights::Trained } else { Weights::Frozen(Precision::Published) };
-    match Decoder::load(Cpu, config, weights, source) {
+    let weights = if trained { Weights::Trained } else { Weights::Frozen(precision) };
+    match Decoder::load(kernels.clone(), config, weights, source) {
         Ok(decoder) => decoder,
         Err(error) => panic!("{error}"),
     }
 }
 
-fn adapter(config: &DecoderConfig) -> Adapter<Cpu> {
+fn adapter<K: Kernels>(kernels: &K, config: &DecoderConfig) -> Adapter<K> {
     let rows = config.query_key_value_rows();
     let module = |layer| HostLora {
         layer,
@@ -119,7 +163,7 @@ fn adapter(config: &DecoderConfig) -> Adapter<Cpu> {
         a: values(8 * config.hidden),
         b: values(rows * 8),
     };
-    match Adapter::load(&Cpu, config, &(0..config.layers).map(module).collect::<Vec<_>>()) {
+    match Adapter::load(kernels, config, &(0..config.layers).map(module).collect::<Vec<_>>()) {
         Ok(adapter) => adapter,
         Err(error) => panic!("{error}"),
     }
@@ -162,70 +206,97 @@ fn median(mut run: impl FnMut()) -> f64 {
 }
 
 /// The rate of a product whose panels stay in the first-level cache: what the registers give.
-fn limit() -> f64 {
-    let (rows, inputs, outputs) = (1792, 512, 256);
-    let weight = Cpu.matrix(
+fn limit<K: Kernels>(kernels: &K, [rows, inputs, outputs]: [usize; 3]) -> f64 {
+    let weight = kernels.matrix(
         &HostTensor { shape: vec![outputs, inputs], data: HostData::F32(values(outputs * inputs).into()) },
-        Precision::Published,
+        Precision::Bf16,
     );
-    let x = Cpu.upload(&values(rows * inputs));
-    let mut out = Cpu.buffer(rows * outputs);
+    let x = kernels.upload(&values(rows * inputs));
+    let mut out = kernels.buffer(rows * outputs);
     let seconds = median(|| {
         for _ in 0..20 {
-            Cpu.product(rows, &x, &weight, None, &mut out, false);
+            kernels.product(rows, &x, &weight, None, &mut out, false);
         }
+        // A GPU has done it all when the first value is there.
+        drop(kernels.download(&out, 1));
     });
     20.0 * 2.0 * (rows * inputs * outputs) as f64 / seconds
 }
 
-fn main() {
+/// Prints a step's seconds and rate.
+fn tell(case: &Case, method: &str, products: f64, seconds: f64) {
+    let rate = operations(case, products) / seconds / 1e9;
+    let tokens = (case.sequences * case.length) as f64 / seconds;
+    println!(
+        "{}, {} x {}, {method} step: {seconds:.3} s, {tokens:.0} tokens/s, {rate:.0} GFLOP/s",
+        case.name, case.sequences, case.length
+    );
+}
+
+fn run<K: Kernels + Clone>(kernels: &K, cases: &[Case], precision: Precision) {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    println!(
-        "products from packed panels: {:.0} GFLOP/s on {} threads",
-        limit() / 1e9,
-        rayon::current_num_threads()
-    );
-    let cases = [
-        Case { name: "pythia-70m", config: pythia_70m(), sequences: 8, length: 128 },
-        Case { name: "smollm2-135m", config: smollm2_135m(), sequences: 8, length: 128 },
-        Case { name: "bloom-560m", config: bloom_560m(), sequences: 4, length: 128 },
-    ];
     for case in cases.iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| name == case.name)) {
         let batch = batch(case);
         let plan = WorkspacePlan { tokens: batch.rows(), recompute: false, training: true };
         let scale = 1.0 / batch.targets.len() as f32;
-        {
-            let (decoder, adapter) = (decoder(&case.config, false), adapter(&case.config));
+        if case.lora {
+            let (decoder, adapter) =
+                (decoder(kernels, &case.config, false, precision), adapter(kernels, &case.config));
             let mut workspace = Workspace::new(&decoder, &[&adapter], plan);
-            let mut gradients = adapter.gradients(&Cpu);
+            let mut gradients = adapter.gradients(kernels);
             let seconds = median(|| {
-                drop(decoder.step(
-                    Trained::Adapter(&adapter, &mut gradients),
-                    &batch,
-                    scale,
-                    0.05,
-                    &mut workspace,
-                ));
+                let trained = Trained::Adapter(&adapter, &mut gradients);
+                drop(decoder.step(trained, &batch, scale, 0.05, &mut workspace));
+                drop(kernels.download(&gradients.blocks[0][0][0], 1));
             });
-            let rate = operations(case, 2.0) / seconds / 1e9;
-            println!(
-                "{}, {} x {}, LoRA step: {seconds:.3} s, {rate:.0} GFLOP/s",
-                case.name, case.sequences, case.length
-            );
+            tell(case, "LoRA", 2.0, seconds);
         }
-        if case.name == "pythia-70m" {
-            let decoder = decoder(&case.config, true);
+        if case.full {
+            let decoder = decoder(kernels, &case.config, true, Precision::F32);
             let mut workspace = Workspace::new(&decoder, &[], plan);
             let mut gradients = decoder.gradients();
             let seconds = median(|| {
                 drop(decoder.step(Trained::Full(&mut gradients), &batch, scale, 0.0, &mut workspace));
+                if let Some((_, gradient)) = gradients.iter().next() {
+                    drop(kernels.download(gradient, 1));
+                }
             });
-            let rate = operations(case, 3.0) / seconds / 1e9;
-            println!(
-                "{}, {} x {}, full step: {seconds:.3} s, {rate:.0} GFLOP/s",
-                case.name, case.sequences, case.length
-            );
+            tell(case, "full", 3.0, seconds);
         }
+    }
+}
+
+fn main() {
+    let case = |name, config, sequences, length| Case {
+        name,
+        config,
+        sequences,
+        length,
+        full: name.starts_with("pythia"),
+        lora: name != "pythia-1b",
+    };
+    if std::env::args().any(|argument| argument == "--cuda") {
+        let driver = match Driver::open(0, None) {
+            Ok(driver) => driver,
+            Err(error) => panic!("{error}"),
+        };
+        let cuda = Cuda::new(Arc::new(driver), Arithmetic::Bf16);
+        println!("{}: products in bf16: {:.0} GFLOP/s", cuda.name(), limit(&cuda, [8192; 3]) / 1e9);
+        let cases = [
+            case("pythia-70m", pythia_70m(), 64, 128),
+            case("pythia-1b", pythia_1b(), 64, 128),
+            case("llama-7b", llama_7b(), 32, 128),
+        ];
+        run(&cuda, &cases, Precision::Bf16);
+    } else {
+        let (rate, threads) = (limit(&Cpu, [1792, 512, 256]) / 1e9, rayon::current_num_threads());
+        println!("products from packed panels: {rate:.0} GFLOP/s on {threads} threads");
+        let cases = [
+            case("pythia-70m", pythia_70m(), 8, 128),
+            case("smollm2-135m", smollm2_135m(), 8, 128),
+            case("bloom-560m", bloom_560m(), 4, 128),
+        ];
+        run(&Cpu, &cases, Precision::Published);
     }
 }

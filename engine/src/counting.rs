@@ -67,6 +67,7 @@ impl<K: Kernels> Kernels for Counting<K> {
         fn upload(&self, values: &[f32]) -> K::Buffer;
         fn write(&self, values: &[f32], buffer: &mut K::Buffer);
         fn download(&self, buffer: &K::Buffer, length: usize) -> Vec<f32>;
+        fn length(&self, buffer: &K::Buffer) -> usize;
         fn packed_values(&self, tensor: &HostTensor<'_>) -> K::Buffer;
         fn clear(&self, length: usize, x: &mut K::Buffer);
         fn copy(&self, length: usize, x: &K::Buffer, out: &mut K::Buffer);
@@ -96,6 +97,10 @@ impl<K: Kernels> Kernels for Counting<K> {
             dup: &mut K::Buffer, dgate: Option<&mut K::Buffer>);
         fn adamw(&self, settings: &AdamW, values: &mut K::Buffer, gradient: &K::Buffer, moments: &mut [K::Buffer; 2]);
         fn squared_norm(&self, gradient: &K::Buffer) -> f64;
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.inner.available_bytes()
     }
 
     fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Self::Matrix {

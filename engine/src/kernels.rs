@@ -44,6 +44,11 @@ pub trait Kernels: Send + Sync {
     /// A weight matrix `[rows, columns]`, laid out for products.
     type Matrix: Send + Sync;
 
+    /// Bytes of the backend's own memory that are free; none where it works in the machine's.
+    fn available_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// A buffer of zeros.
     fn buffer(&self, length: usize) -> Self::Buffer;
     /// A copy of `values`.
@@ -52,6 +57,8 @@ pub trait Kernels: Send + Sync {
     fn write(&self, values: &[f32], buffer: &mut Self::Buffer);
     /// The buffer's first `length` values.
     fn download(&self, buffer: &Self::Buffer, length: usize) -> Vec<f32>;
+    /// Elements of a buffer.
+    fn length(&self, buffer: &Self::Buffer) -> usize;
     /// Hands `visit` the buffer's first `length` values, to read and to overwrite; the buffer's values are undefined
     /// after it.
     fn visit(&self, length: usize, buffer: &mut Self::Buffer, visit: &mut dyn FnMut(&mut [f32])) {

@@ -1,16 +1,18 @@
 //! The arithmetic: kernels, and one decoder whose forward and backward are written by hand.
 //!
-//! Reading order: [`kernels`] (the contract), [`cpu`] (a backend), [`batch`] and [`arena`] (what a step works on),
+//! Reading order: [`kernels`] (the contract), [`cpu`] and [`cuda`] (backends), [`batch`] and [`arena`] (what a step works on),
 //! [`decoder`] (the forward and backward passes).
 
 pub mod arena;
 pub mod batch;
 pub mod counting;
 pub mod cpu;
+pub mod cuda;
 pub mod decoder;
 pub mod kernels;
 
 pub use arena::{Workspace, WorkspacePlan};
 pub use batch::Batch;
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use decoder::Decoder;

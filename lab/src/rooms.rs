@@ -8,6 +8,7 @@ use std::sync::Mutex;
 
 use answer::{AnswerModel, System, respond};
 use anyhow::{Context, Result};
+use engine::Cpu;
 use instructions::check::fertility;
 use instructions::prompt::Prompt;
 use model::BaseModel;
@@ -59,7 +60,7 @@ impl Tuner for TuneRoom {
             metrics: Some(folder.join(METRICS_FILE)),
             tensorboard: None,
         };
-        let trained = tune::pretrain(&base, &rows, &settings, &places, &mut Told(progress));
+        let trained = tune::pretrain(&Cpu, &base, &rows, &settings, &places, &mut Told(progress));
         trained.map_err(stopped)?;
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
     }
@@ -86,7 +87,8 @@ impl Tuner for TuneRoom {
             metrics: Some(metrics.clone()),
             tensorboard: job.tensorboard.then(|| folder.join(TENSORBOARD_FOLDER)),
         };
-        let outcome = tune::tune(&base, &rows, &validation, None, &settings, &places, &mut Told(progress));
+        let outcome =
+            tune::tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut Told(progress));
         let outcome = outcome.map_err(stopped)?;
         let (curve, seconds) = read_metrics(&metrics)?;
         Ok(TuningRecord {

@@ -1,14 +1,16 @@
-//! The engine against transformers and PEFT: logits, losses and gradients of the tiny models under `oracle/goldens`.
+//! The engine against transformers and PEFT: logits, losses and gradients of the tiny models under `oracle/goldens`, on
+//! the CPU and (the same kernels that a GPU runs) on the emulated GPU.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use engine::cuda::Arithmetic;
 use engine::decoder::backward::Trained;
 use engine::decoder::weights::{HostData, HostTensor, Precision, slots};
 use engine::decoder::{Adapter, AdapterRows, Decoder, Weights};
-use engine::kernels::DropoutKey;
+use engine::kernels::{AdamW, DropoutKey, Kernels};
 use engine::{Batch, Cpu, Workspace, WorkspacePlan};
 use model::BaseModel;
 use model::test_support::TINY_MODELS;
@@ -51,17 +53,17 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     (difference / size.max(1e-30)).sqrt()
 }
 
-struct Loaded {
+struct Loaded<K: Kernels> {
     base: BaseModel,
-    decoder: Decoder<Cpu>,
-    adapter: Adapter<Cpu>,
+    decoder: Decoder<K>,
+    adapter: Adapter<K>,
     peft: model::adapter::Adapter,
 }
 
-fn load(name: &str, trained: bool) -> Loaded {
+fn load<K: Kernels + Clone>(kernels: &K, name: &str, trained: bool) -> Loaded<K> {
     let base = BaseModel::open(golden(name).join("model")).unwrap();
     let decoder = Decoder::load(
-        Cpu,
+        kernels.clone(),
         base.config(),
         if trained { Weights::Trained } else { Weights::Frozen(Precision::Published) },
         |slot| base.tensor(slot),
@@ -69,7 +71,7 @@ fn load(name: &str, trained: bool) -> Loaded {
     .unwrap();
     let peft =
         model::adapter::Adapter::read(&golden(name).join("adapter"), base.family(), base.config()).unwrap();
-    let adapter = Adapter::load(&Cpu, base.config(), &peft.modules).unwrap();
+    let adapter = Adapter::load(kernels, base.config(), &peft.modules).unwrap();
     Loaded { base, decoder, adapter, peft }
 }
 
@@ -95,10 +97,9 @@ fn plan(tokens: usize, training: bool, recompute: bool) -> WorkspacePlan {
     WorkspacePlan { tokens, training, recompute }
 }
 
-#[test]
-fn logits_equal_transformers() {
+fn logits_equal_transformers<K: Kernels + Clone>(kernels: &K) {
     for (name, _) in TINY_MODELS {
-        let Loaded { decoder, adapter, .. } = load(name, false);
+        let Loaded { decoder, adapter, .. } = load(kernels, name, false);
         let file = golden(name).join("forward.safetensors");
         let expected = tensors(&file);
         // All three sequences in one packed batch: each must come out as if it were alone.
@@ -125,10 +126,9 @@ fn logits_equal_transformers() {
     }
 }
 
-#[test]
-fn losses_equal_transformers() {
+fn losses_equal_transformers<K: Kernels + Clone>(kernels: &K) {
     for (name, _) in TINY_MODELS {
-        let Loaded { decoder, adapter, .. } = load(name, false);
+        let Loaded { decoder, adapter, .. } = load(kernels, name, false);
         for labels in ["labels_all", "labels_response"] {
             let (batch, expected) = rows(name, labels);
             let mut workspace = Workspace::new(&decoder, &[&adapter], plan(batch.rows(), false, false));
@@ -144,20 +144,19 @@ fn losses_equal_transformers() {
     }
 }
 
-#[test]
-fn lora_gradients_equal_pefts() {
+fn lora_gradients_equal_pefts<K: Kernels + Clone>(kernels: &K) {
     for (name, _) in TINY_MODELS {
         for recompute in [false, true] {
-            let Loaded { base, decoder, adapter, mut peft } = load(name, false);
+            let Loaded { base, decoder, adapter, mut peft } = load(kernels, name, false);
             let (batch, _) = rows(name, "labels_all");
             let mut workspace = Workspace::new(&decoder, &[&adapter], plan(batch.rows(), true, recompute));
-            let mut gradients = adapter.gradients(&Cpu);
+            let mut gradients = adapter.gradients(kernels);
             let scale = 1.0 / batch.targets.len() as f32;
             decoder.step(Trained::Adapter(&adapter, &mut gradients), &batch, scale, 0.0, &mut workspace);
             // Written as if it were an adapter, so that names and row orders are PEFT's again.
             for (module, [a, b]) in peft.modules.iter_mut().zip(gradients.blocks.iter().flatten()) {
-                module.a = a[..module.a.len()].to_vec();
-                module.b = b[..module.b.len()].to_vec();
+                module.a = kernels.download(a, module.a.len());
+                module.b = kernels.download(b, module.b.len());
             }
             let folder = tempfile::tempdir().unwrap();
             peft.write(folder.path(), base.family(), base.config()).unwrap();
@@ -172,11 +171,10 @@ fn lora_gradients_equal_pefts() {
     }
 }
 
-#[test]
-fn full_gradients_equal_transformers() {
+fn full_gradients_equal_transformers<K: Kernels + Clone>(kernels: &K) {
     for (name, _) in TINY_MODELS {
         for recompute in [false, true] {
-            let Loaded { base, decoder, .. } = load(name, true);
+            let Loaded { base, decoder, .. } = load(kernels, name, true);
             let (batch, _) = rows(name, "labels_all");
             let mut workspace = Workspace::new(&decoder, &[], plan(batch.rows(), true, recompute));
             let mut gradients = decoder.gradients();
@@ -210,6 +208,92 @@ fn full_gradients_equal_transformers() {
                 let error = relative(found, &expected);
                 assert!(error < TOLERANCE, "{name}: {tensor}, recompute {recompute}: {error:.2e}");
             }
+        }
+    }
+}
+
+/// Each of the checks above as a test of each backend.
+macro_rules! on_backends {
+    ($($check:ident),*) => {
+        mod cpu {
+            $(#[test]
+            fn $check() {
+                super::$check(&super::Cpu);
+            })*
+        }
+
+        mod emulated_cuda {
+            $(#[test]
+            fn $check() {
+                super::$check(&emulator::cuda(super::Arithmetic::F32));
+            })*
+        }
+    };
+}
+
+on_backends!(
+    logits_equal_transformers,
+    losses_equal_transformers,
+    lora_gradients_equal_pefts,
+    full_gradients_equal_transformers
+);
+
+/// Updates of a tiny model; the losses of the batch before each.
+fn losses_of_updates<K: Kernels + Clone>(kernels: &K, name: &str, updates: u64) -> Vec<f64> {
+    let Loaded { decoder, mut adapter, .. } = load(kernels, name, false);
+    let (batch, _) = rows(name, "labels_all");
+    let mut workspace = Workspace::new(&decoder, &[&adapter], plan(batch.rows(), true, false));
+    let scale = 1.0 / batch.targets.len() as f32;
+    let zeros = |adapter: &Adapter<K>| adapter.gradients(kernels);
+    let mut moments = [zeros(&adapter), zeros(&adapter)];
+    let update = |step| {
+        let mut gradients = zeros(&adapter);
+        let trained = Trained::Adapter(&adapter, &mut gradients);
+        let losses = decoder.step(trained, &batch, scale, 0.05, &mut workspace);
+        let settings = AdamW {
+            learning_rate: 3e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            step,
+            gradient_scale: 1.0,
+        };
+        let [first, second] = &mut moments;
+        let of_modules = first.blocks.iter_mut().flatten().zip(second.blocks.iter_mut().flatten());
+        let modules = adapter.blocks.iter_mut().flatten().zip(gradients.blocks.iter().flatten());
+        for ((module, [da, db]), ([a_first, b_first], [a_second, b_second])) in modules.zip(of_modules) {
+            for (values, gradient, first, second) in
+                [(&mut module.a, da, a_first, a_second), (&mut module.b, db, b_first, b_second)]
+            {
+                let none = || kernels.buffer(0);
+                let mut moments = [std::mem::replace(first, none()), std::mem::replace(second, none())];
+                kernels.adamw(&settings, values, gradient, &mut moments);
+                [*first, *second] = moments;
+            }
+        }
+        losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() * f64::from(scale)
+    };
+    (1..=updates).map(update).collect()
+}
+
+#[test]
+fn updates_in_bf16_stay_within_a_hundredth_of_the_cpus_losses() {
+    // Tensor cores are emulated lane by lane: fifty updates of all would take minutes.
+    let runs = [
+        ("llama-grouped", 50),
+        ("gpt-neox-parallel", 6),
+        ("bloom", 6),
+        ("baichuan-7b-like", 6),
+        ("qwen3", 6),
+    ];
+    for (name, updates) in runs {
+        let expected = losses_of_updates(&Cpu, name, updates);
+        let found = losses_of_updates(&emulator::cuda(Arithmetic::Bf16), name, updates);
+        assert!(expected.last() < expected.first(), "{name}: the loss does not fall");
+        for (update, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = (found - expected).abs() / expected;
+            assert!(error < 0.01, "{name}, update {update}: {found} against {expected}");
         }
     }
 }

@@ -297,8 +297,11 @@ fn memory(
     // product reads them.
     let tile = 512 * (512 + config.hidden);
     // The logits of so many rows exist at once where the head is trained.
-    let logit_rows = if shape.modules.is_none() { 128.min(most_tokens) } else { 0 };
-    let logits = logit_rows * config.vocabulary;
+    let logits = if shape.modules.is_none() {
+        engine::cpu::full_rows(config.vocabulary, most_tokens) * config.vocabulary
+    } else {
+        0
+    };
     // A product's left-hand side lies packed beside it: the widest rows that are multiplied, or those logits.
     let widest = config.hidden.max(config.intermediate).max(config.query_key_value_rows());
     let packed = (most_tokens * widest).max(logits);

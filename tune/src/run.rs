@@ -9,8 +9,8 @@ use std::time::Instant;
 use engine::decoder::cost::ModuleShape;
 use engine::decoder::weights::{HostData, HostTensor};
 use engine::decoder::{Adapter, Decoder, LoadError, LoraModule, Weights};
-use engine::kernels::AdamW;
-use engine::{Batch, Cpu, Workspace, WorkspacePlan};
+use engine::kernels::{AdamW, Kernels};
+use engine::{Batch, Workspace, WorkspacePlan};
 use model::BaseModel;
 use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
@@ -64,11 +64,13 @@ pub struct Outcome {
     pub validations: Vec<ValidationMetrics>,
 }
 
-/// Tunes `base` on `rows`. A checkpoint in `places` is gone on from; without one the run begins anew.
+/// Tunes `base` on `rows`, on a backend. A checkpoint in `places` is gone on from; without one the run begins anew.
 ///
 /// # Errors
 /// Files, settings that do not fit the model, a loss that is no number, or [`Error::Stopped`] when the listener asked.
-pub fn tune(
+#[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
+pub fn tune<K: Kernels + Clone>(
+    kernels: &K,
     base: &BaseModel,
     rows: &Rows,
     validation: &Rows,
@@ -77,7 +79,7 @@ pub fn tune(
     places: &Places,
     progress: &mut dyn Progress,
 ) -> Result<Outcome> {
-    let mut run = Run::new(base, rows, validation, initial, settings, places)?;
+    let mut run = Run::new(kernels, base, rows, validation, initial, settings, places)?;
     run.resume(progress)?;
     run.train(progress)?;
     run.finish()
@@ -87,28 +89,30 @@ pub fn tune(
 ///
 /// # Errors
 /// As for [`tune`].
-pub fn pretrain(
+pub fn pretrain<K: Kernels + Clone>(
+    kernels: &K,
     base: &BaseModel,
     rows: &Rows,
     settings: &Settings,
     places: &Places,
     progress: &mut dyn Progress,
 ) -> Result<Outcome> {
-    tune(base, rows, &Rows::default(), None, settings, places, progress)
+    tune(kernels, base, rows, &Rows::default(), None, settings, places, progress)
 }
 
 /// Mean cross-entropy over the supervised tokens of `rows`, in nats, with their number; and language by language.
 ///
 /// # Errors
 /// The model or adapter does not fit.
-pub fn loss(
+pub fn loss<K: Kernels + Clone>(
+    kernels: &K,
     base: &BaseModel,
     adapter: Option<&PeftAdapter>,
     rows: &Rows,
     micro_batch_tokens: usize,
 ) -> Result<Loss> {
-    let decoder = load(base, Weights::Frozen(FrozenWeights::Published.precision()))?;
-    let adapter = adapter.map(|adapter| upload(base, adapter)).transpose()?;
+    let decoder = load(kernels, base, Weights::Frozen(FrozenWeights::Published.precision()))?;
+    let adapter = adapter.map(|adapter| upload(kernels, base, adapter)).transpose()?;
     let longest = rows.rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
     let plan = WorkspacePlan { tokens: micro_batch_tokens.max(longest), training: false, recompute: false };
     let mut workspace = Workspace::new(&decoder, adapter.as_slice_of_refs().as_slice(), plan);
@@ -145,7 +149,7 @@ impl<T> AsSliceOfRefs<T> for Option<T> {
 }
 
 /// A run under way.
-struct Run<'a> {
+struct Run<'a, K: Kernels> {
     base: &'a BaseModel,
     rows: &'a [TrainingRow],
     validation: &'a [TrainingRow],
@@ -154,16 +158,17 @@ struct Run<'a> {
     checkpoints: Checkpoints,
     config: Option<AdapterConfig>,
     shape: Shape,
-    decoder: Decoder<Cpu>,
-    trained: Trained,
-    workspace: Workspace<Cpu>,
+    decoder: Decoder<K>,
+    trained: Trained<K>,
+    workspace: Workspace<K>,
     order: RowOrder,
     updates: u64,
     state: State,
 }
 
-impl<'a> Run<'a> {
+impl<'a, K: Kernels + Clone> Run<'a, K> {
     fn new(
+        kernels: &K,
         base: &'a BaseModel,
         rows: &'a Rows,
         validation: &'a Rows,
@@ -181,26 +186,27 @@ impl<'a> Run<'a> {
             }
         };
         let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
-        memory::check(base, &lengths, &held_out, settings, memory::available())?;
+        let available = kernels.available_bytes().or_else(memory::available);
+        memory::check(base, &lengths, &held_out, settings, available)?;
         let weights = match settings.method {
             Method::Full => Weights::Trained,
             Method::Lora => Weights::Frozen(settings.weights.precision()),
         };
         let mut shape = Shape::of(base, settings)?;
-        let decoder = load(base, weights)?;
+        let decoder = load(kernels, base, weights)?;
         let (config, trained) = match &peft {
             None => (None, Trained::full(&decoder)),
             Some(peft) => {
                 let config = AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config.clone() };
-                (Some(config), Trained::adapter(upload(base, peft)?))
+                (Some(config), Trained::adapter(kernels, upload(kernels, base, peft)?))
             }
         };
-        // No more than is used: the allocator may write zeros into all of it, and then it is all held.
+        // No more than is used: a GPU's memory is held whether it is written to or not.
         let tokens = cost::most_tokens(&lengths, &held_out, settings);
         let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
         // An adapter that it began with has its own modules.
         shape.modules = trained.as_adapter().map(module_shapes);
-        let adapters: Vec<&Adapter<Cpu>> = trained.as_adapter().into_iter().collect();
+        let adapters: Vec<&Adapter<K>> = trained.as_adapter().into_iter().collect();
         let workspace = Workspace::new(&decoder, &adapters, plan);
         let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
         Ok(Self {
@@ -295,7 +301,7 @@ impl<'a> Run<'a> {
             sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
         let loss = sum / supervised.max(1) as f64;
-        let norm = self.trained.gradient_norm();
+        let norm = self.trained.gradient_norm(&self.decoder.kernels);
         if !loss.is_finite() || !norm.is_finite() {
             let ids: Vec<&str> = numbers.iter().map(|number| self.rows[*number].id.as_str()).collect();
             return Err(Error::NotFinite {
@@ -389,7 +395,7 @@ impl<'a> Run<'a> {
         drop(workspace);
         let trained_parameters = match (trained, config) {
             (Trained::Adapter { adapter, .. }, Some(config)) => {
-                let peft = PeftAdapter { config, modules: adapter.to_host(&Cpu) };
+                let peft = PeftAdapter { config, modules: adapter.to_host(&decoder.kernels) };
                 peft.write(&places.out, base.family(), base.config())?;
                 adapter.parameters()
             }
@@ -444,8 +450,8 @@ fn check(rows: &Rows, settings: &Settings) -> Result<()> {
 }
 
 /// The base model's weights in the engine.
-fn load(base: &BaseModel, weights: Weights) -> Result<Decoder<Cpu>> {
-    let loaded = Decoder::load(Cpu, base.config(), weights, |slot| base.tensor(slot));
+fn load<K: Kernels + Clone>(kernels: &K, base: &BaseModel, weights: Weights) -> Result<Decoder<K>> {
+    let loaded = Decoder::load(kernels.clone(), base.config(), weights, |slot| base.tensor(slot));
     base.forget_what_was_read();
     loaded.map_err(|error| match error {
         LoadError::Source(error) => Error::Model(error),
@@ -454,16 +460,16 @@ fn load(base: &BaseModel, weights: Weights) -> Result<Decoder<Cpu>> {
 }
 
 /// An adapter in the engine.
-fn upload(base: &BaseModel, peft: &PeftAdapter) -> Result<Adapter<Cpu>> {
-    Adapter::load(&Cpu, base.config(), &peft.modules)
+fn upload<K: Kernels>(kernels: &K, base: &BaseModel, peft: &PeftAdapter) -> Result<Adapter<K>> {
+    Adapter::load(kernels, base.config(), &peft.modules)
         .map_err(|reason| Error::Decoder { model: base.name(), reason })
 }
 
 /// The shapes of an adapter's modules.
-fn module_shapes(adapter: &Adapter<Cpu>) -> Vec<ModuleShape> {
+fn module_shapes<K: Kernels>(adapter: &Adapter<K>) -> Vec<ModuleShape> {
     let modules = adapter.blocks.iter().enumerate();
-    let of_block = |(layer, block): (usize, &Vec<LoraModule<Cpu>>)| -> Vec<ModuleShape> {
-        let shape = |module: &LoraModule<Cpu>| ModuleShape {
+    let of_block = |(layer, block): (usize, &Vec<LoraModule<K>>)| -> Vec<ModuleShape> {
+        let shape = |module: &LoraModule<K>| ModuleShape {
             layer,
             linear: module.linear,
             inputs: module.inputs,
@@ -495,12 +501,12 @@ pub(crate) fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterCo
 }
 
 /// Mean loss over rows; the sums are in f64 and in the rows' order.
-fn measure(
-    decoder: &Decoder<Cpu>,
-    adapter: Option<&Adapter<Cpu>>,
+fn measure<K: Kernels>(
+    decoder: &Decoder<K>,
+    adapter: Option<&Adapter<K>>,
     rows: &[TrainingRow],
     micro_batch_tokens: usize,
-    workspace: &mut Workspace<Cpu>,
+    workspace: &mut Workspace<K>,
 ) -> Loss {
     let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
     let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use engine::Cpu;
-use engine::cpu::Buffer;
 use engine::decoder::backward::Trained as Gradient;
 use engine::decoder::weights::{Slot, slots};
 use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients};
@@ -11,32 +9,41 @@ use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace};
 
 /// The trained values, their gradients and their moments.
-pub(crate) enum Trained {
+pub(crate) enum Trained<K: Kernels> {
     /// LoRA.
-    Adapter { adapter: Adapter<Cpu>, gradients: AdapterGradients<Cpu>, moments: Vec<[[Buffer; 2]; 2]> },
+    Adapter { adapter: Adapter<K>, gradients: AdapterGradients<K>, moments: Vec<[Moments<K>; 2]> },
     /// Full tuning: the weights themselves are the decoder's.
-    Full { gradients: Gradients<Cpu>, moments: BTreeMap<Slot, [Buffer; 2]> },
+    Full { gradients: Gradients<K>, moments: BTreeMap<Slot, Moments<K>> },
 }
 
-impl Trained {
+/// A tensor's first and second moment.
+type Moments<K> = [<K as Kernels>::Buffer; 2];
+
+/// Moments of zero for a gradient.
+fn zeros<K: Kernels>(kernels: &K, gradient: &K::Buffer) -> Moments<K> {
+    let length = kernels.length(gradient);
+    [kernels.buffer(length), kernels.buffer(length)]
+}
+
+impl<K: Kernels> Trained<K> {
     /// An adapter, with moments of zero.
-    pub(crate) fn adapter(adapter: Adapter<Cpu>) -> Self {
-        let gradients = adapter.gradients(&Cpu);
-        let zeros = |buffer: &Buffer| [Buffer::zeros(buffer.len()), Buffer::zeros(buffer.len())];
-        let moments = gradients.blocks.iter().flatten().map(|[a, b]| [zeros(a), zeros(b)]).collect();
+    pub(crate) fn adapter(kernels: &K, adapter: Adapter<K>) -> Self {
+        let gradients = adapter.gradients(kernels);
+        let of_module = |[a, b]: &[K::Buffer; 2]| [zeros(kernels, a), zeros(kernels, b)];
+        let moments = gradients.blocks.iter().flatten().map(of_module).collect();
         Self::Adapter { adapter, gradients, moments }
     }
 
     /// All weights, with moments of zero.
-    pub(crate) fn full(decoder: &Decoder<Cpu>) -> Self {
+    pub(crate) fn full(decoder: &Decoder<K>) -> Self {
         let gradients = decoder.gradients();
-        let zeros = |buffer: &Buffer| [Buffer::zeros(buffer.len()), Buffer::zeros(buffer.len())];
-        let moments = gradients.iter().map(|(slot, buffer)| (slot, zeros(buffer))).collect();
+        let moments =
+            gradients.iter().map(|(slot, buffer)| (slot, zeros(&decoder.kernels, buffer))).collect();
         Self::Full { gradients, moments }
     }
 
     /// The adapter, if it is one.
-    pub(crate) fn as_adapter(&self) -> Option<&Adapter<Cpu>> {
+    pub(crate) fn as_adapter(&self) -> Option<&Adapter<K>> {
         match self {
             Self::Adapter { adapter, .. } => Some(adapter),
             Self::Full { .. } => None,
@@ -46,11 +53,11 @@ impl Trained {
     /// Adds a micro-batch's gradient; returns its losses.
     pub(crate) fn step(
         &mut self,
-        decoder: &Decoder<Cpu>,
+        decoder: &Decoder<K>,
         batch: &Batch,
         scale: f32,
         dropout: f32,
-        workspace: &mut Workspace<Cpu>,
+        workspace: &mut Workspace<K>,
     ) -> Vec<f32> {
         let gradient = match self {
             Self::Adapter { adapter, gradients, .. } => Gradient::Adapter(adapter, gradients),
@@ -60,13 +67,13 @@ impl Trained {
     }
 
     /// The gradient's norm.
-    pub(crate) fn gradient_norm(&self) -> f64 {
+    pub(crate) fn gradient_norm(&self, kernels: &K) -> f64 {
         let squares: f64 = match self {
             Self::Adapter { gradients, .. } => {
-                gradients.blocks.iter().flatten().flatten().map(|buffer| Cpu.squared_norm(buffer)).sum()
+                gradients.blocks.iter().flatten().flatten().map(|buffer| kernels.squared_norm(buffer)).sum()
             }
             Self::Full { gradients, .. } => {
-                gradients.iter().map(|(_, buffer)| Cpu.squared_norm(buffer)).sum()
+                gradients.iter().map(|(_, buffer)| kernels.squared_norm(buffer)).sum()
             }
         };
         squares.sqrt()
@@ -74,7 +81,8 @@ impl Trained {
 
     /// The tensor with the largest gradient, or the first whose gradient is no number, and the gradient's norm: for
     /// messages.
-    pub(crate) fn largest_gradient(&self, decoder: &Decoder<Cpu>) -> String {
+    pub(crate) fn largest_gradient(&self, decoder: &Decoder<K>) -> String {
+        let kernels = &decoder.kernels;
         let norms: Vec<(String, f64)> = match self {
             Self::Adapter { adapter, gradients, .. } => {
                 let blocks = adapter.blocks.iter().zip(&gradients.blocks).enumerate();
@@ -87,16 +95,16 @@ impl Trained {
                             format!("block {layer}'s {:?} (from row {})", module.linear, module.first_row);
                         [(format!("A on {place}"), da), (format!("B on {place}"), db)]
                     })
-                    .map(|(name, gradient)| (name, Cpu.squared_norm(gradient).sqrt()))
+                    .map(|(name, gradient)| (name, kernels.squared_norm(gradient).sqrt()))
                     .collect()
             }
             Self::Full { gradients, .. } => {
-                let named = |(slot, gradient): (Slot, &Buffer)| {
+                let named = |(slot, gradient): (Slot, &K::Buffer)| {
                     let name = match slot {
                         Slot::Layer(layer, slot) => format!("block {layer}'s {slot:?}"),
                         other => format!("{other:?}"),
                     };
-                    (name, Cpu.squared_norm(gradient).sqrt())
+                    (name, kernels.squared_norm(gradient).sqrt())
                 };
                 slots(&decoder.config)
                     .into_iter()
@@ -111,16 +119,18 @@ impl Trained {
     }
 
     /// Moves the values and sets the gradients to zero.
-    pub(crate) fn update(&mut self, decoder: &mut Decoder<Cpu>, settings: &AdamW) {
+    pub(crate) fn update(&mut self, decoder: &mut Decoder<K>, settings: &AdamW) {
         match self {
             Self::Adapter { adapter, gradients, moments } => {
+                let kernels = &decoder.kernels;
                 let modules = adapter.blocks.iter_mut().flatten();
                 let gradients = gradients.blocks.iter_mut().flatten();
                 for ((module, [da, db]), [a_moments, b_moments]) in modules.zip(gradients).zip(moments) {
-                    Cpu.adamw(settings, &mut module.a, da, a_moments);
-                    Cpu.adamw(settings, &mut module.b, db, b_moments);
-                    da.fill(0.0);
-                    db.fill(0.0);
+                    kernels.adamw(settings, &mut module.a, da, a_moments);
+                    kernels.adamw(settings, &mut module.b, db, b_moments);
+                    for gradient in [da, db] {
+                        kernels.clear(kernels.length(gradient), gradient);
+                    }
                 }
             }
             Self::Full { gradients, moments } => {
@@ -137,18 +147,20 @@ impl Trained {
     }
 
     /// The values as named rows of floats; with the moments, for a checkpoint.
-    pub(crate) fn tensors(&self, decoder: &Decoder<Cpu>, with_moments: bool) -> Vec<(String, Vec<f32>)> {
+    pub(crate) fn tensors(&self, decoder: &Decoder<K>, with_moments: bool) -> Vec<(String, Vec<f32>)> {
         let mut tensors = Vec::new();
+        let kernels = &decoder.kernels;
+        let all = |values: &K::Buffer| kernels.download(values, kernels.length(values));
         match self {
             Self::Adapter { adapter, moments, .. } => {
                 for (number, (module, moments)) in adapter.blocks.iter().flatten().zip(moments).enumerate() {
                     for (side, values, moments) in
                         [("a", &module.a, &moments[0]), ("b", &module.b, &moments[1])]
                     {
-                        tensors.push((format!("{number:05}.{side}.values"), values.to_vec()));
+                        tensors.push((format!("{number:05}.{side}.values"), all(values)));
                         if with_moments {
-                            tensors.push((format!("{number:05}.{side}.first"), moments[0].to_vec()));
-                            tensors.push((format!("{number:05}.{side}.second"), moments[1].to_vec()));
+                            tensors.push((format!("{number:05}.{side}.first"), all(&moments[0])));
+                            tensors.push((format!("{number:05}.{side}.second"), all(&moments[1])));
                         }
                     }
                 }
@@ -169,22 +181,23 @@ impl Trained {
     /// The inverse of [`Trained::tensors`]. What a name does not fill stays as it is.
     pub(crate) fn restore(
         &mut self,
-        decoder: &mut Decoder<Cpu>,
+        decoder: &mut Decoder<K>,
         mut take: impl FnMut(&str, usize) -> Option<Vec<f32>>,
     ) -> Option<()> {
         match self {
             Self::Adapter { adapter, moments, .. } => {
+                let kernels = &decoder.kernels;
                 for (number, (module, moments)) in
                     adapter.blocks.iter_mut().flatten().zip(moments).enumerate()
                 {
                     let [of_a, of_b] = moments;
                     for (side, values, moments) in [("a", &mut module.a, of_a), ("b", &mut module.b, of_b)] {
                         let name = |what: &str| format!("{number:05}.{side}.{what}");
-                        let found = take(&name("values"), values.len())?;
-                        values.copy_from_slice(&found);
+                        let found = take(&name("values"), kernels.length(values))?;
+                        kernels.write(&found, values);
                         for (what, moment) in ["first", "second"].into_iter().zip(moments) {
-                            if let Some(found) = take(&name(what), moment.len()) {
-                                moment.copy_from_slice(&found);
+                            if let Some(found) = take(&name(what), kernels.length(moment)) {
+                                kernels.write(&found, moment);
                             }
                         }
                     }

@@ -116,7 +116,8 @@ fn tokens_and_operations_are_the_runs_as_the_kernels_count_them() {
 
             let out = tempfile::tempdir().unwrap();
             let places = Places::under(&out.path().join("system"));
-            let outcome = tune(&base, &rows, &Rows::default(), None, &settings, &places, &mut Quiet).unwrap();
+            let outcome =
+                tune(&Cpu, &base, &rows, &Rows::default(), None, &settings, &places, &mut Quiet).unwrap();
             assert_eq!(
                 (told.updates, told.tokens, told.flops, told.trained_parameters),
                 (outcome.updates, outcome.tokens, outcome.flops, outcome.trained_parameters as u64),

@@ -129,7 +129,7 @@ fn run(name: &str, records: &[Record], settings: &Settings, out: &Path) -> Vec<f
         .then(|| Adapter::read(&golden(name).join("adapter"), base.family(), base.config()).unwrap());
     let rows = encode(records, &base, settings);
     let mut heard = Heard::default();
-    tune(&base, &rows, &Rows::default(), initial.as_ref(), settings, &Places::under(out), &mut heard)
+    tune(&Cpu, &base, &rows, &Rows::default(), initial.as_ref(), settings, &Places::under(out), &mut heard)
         .unwrap();
     heard.losses
 }
@@ -292,7 +292,7 @@ fn fifty_updates_of_smollm2_follow_pefts() {
     let mut heard = Heard::default();
     let folder = tempfile::tempdir().unwrap();
     let places = Places::under(folder.path());
-    tune(&base, &rows, &Rows::default(), Some(&initial), &settings, &places, &mut heard).unwrap();
+    tune(&Cpu, &base, &rows, &Rows::default(), Some(&initial), &settings, &places, &mut heard).unwrap();
     assert_eq!(heard.losses.len(), losses.len());
     let errors = heard.losses.iter().zip(losses).map(|(found, expected)| {
         let expected = expected.as_f64().unwrap();
@@ -317,8 +317,17 @@ fn any_cut_into_micro_batches_gives_the_same_loss() {
         };
         let rows = encode(&own_rows(), &base, &settings);
         let mut heard = Heard::default();
-        tune(&base, &rows, &Rows::default(), None, &settings, &Places::under(folder.path()), &mut heard)
-            .unwrap();
+        tune(
+            &Cpu,
+            &base,
+            &rows,
+            &Rows::default(),
+            None,
+            &settings,
+            &Places::under(folder.path()),
+            &mut heard,
+        )
+        .unwrap();
         let reference = reference.get_or_insert_with(|| heard.losses.clone());
         for (found, expected) in heard.losses.iter().zip(reference.iter()) {
             // Dropout and all: only the order of a few f32 sums differs.
@@ -362,8 +371,10 @@ fn threads_and_interruptions_do_not_change_a_byte() {
             let folder = tempfile::tempdir().unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let places = Places::under(folder.path());
-            pool.install(|| tune(&base, &rows, &validation, None, &settings, &places, &mut Heard::default()))
-                .unwrap();
+            pool.install(|| {
+                tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut Heard::default())
+            })
+            .unwrap();
             bytes(folder.path())
         };
         let expected = whole(2);
@@ -374,7 +385,7 @@ fn threads_and_interruptions_do_not_change_a_byte() {
         let places = Places::under(folder.path());
         for stop_after in [1, 4, 2, 100] {
             let mut heard = Heard { stop_after: Some(stop_after), ..Heard::default() };
-            match tune(&base, &rows, &validation, None, &settings, &places, &mut heard) {
+            match tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut heard) {
                 Err(Error::Stopped { .. }) if stop_after < 100 => {}
                 other => drop(other.unwrap()),
             }
@@ -390,8 +401,8 @@ fn a_loss_that_is_no_number_stops_the_run_and_names_the_records() {
     let rows = encode(&own_rows(), &base, &settings);
     let folder = tempfile::tempdir().unwrap();
     let places = Places::under(folder.path());
-    let error =
-        tune(&base, &rows, &Rows::default(), None, &settings, &places, &mut Heard::default()).unwrap_err();
+    let error = tune(&Cpu, &base, &rows, &Rows::default(), None, &settings, &places, &mut Heard::default())
+        .unwrap_err();
     let Error::NotFinite { records, gradient, .. } = &error else { panic!("{error}") };
     assert!(records.contains(',') && gradient.starts_with("that of "), "{error}");
 }
@@ -406,8 +417,17 @@ fn frozen_weights_in_fewer_bits_are_tuned_on_as_they_are_kept() {
         let settings = Settings { weights, ..three_updates(Method::Lora, Supervise::All, 64) };
         let rows = encode(&own_rows(), &base, &settings);
         let mut heard = Heard::default();
-        tune(&base, &rows, &Rows::default(), None, &settings, &Places::under(folder.path()), &mut heard)
-            .unwrap();
+        tune(
+            &Cpu,
+            &base,
+            &rows,
+            &Rows::default(),
+            None,
+            &settings,
+            &Places::under(folder.path()),
+            &mut heard,
+        )
+        .unwrap();
         losses.push(heard.losses);
     }
     // The loss moves with what rounding took, 8 bits of a float's 24, then 7 of a block's greatest, then 4: each is

@@ -152,7 +152,7 @@ impl Body {
             None => ("max_tokens", self.count("max_tokens", 1..=usize::MAX)?),
         };
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let context = served.model.decoder.config.max_positions.min(served.context);
+        let context = served.base.config().max_positions.min(served.context);
         let room = context.saturating_sub(longest);
         if prompts.iter().any(Vec::is_empty) {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "A prompt has no tokens."));
@@ -221,7 +221,7 @@ pub(super) fn chat(served: &Served, bytes: &[u8]) -> Result<Asked, Refusal> {
     let messages = messages(&body)?;
     let tokens = model
         .conversation
-        .tokens(served.model.base.tokenizer(), &messages)
+        .tokens(served.base.tokenizer(), &messages)
         .map_err(|error| Refusal::bad("messages", format!("{error:#}")))?;
     body.asked(served, model, vec![tokens])
 }
@@ -257,7 +257,7 @@ pub(super) fn completion(served: &Served, bytes: &[u8]) -> Result<Asked, Refusal
     let model = body.model(served)?;
     let bad = |message: &str| Refusal::bad("prompt", message.to_owned());
     let encode = |text: &str| {
-        let tokenizer = served.model.base.tokenizer();
+        let tokenizer = served.base.tokenizer();
         let tokens = tokenizer.encode(text).map_err(|error| Refusal::bad("prompt", error.to_string()))?;
         open_end(tokenizer, tokens).map_err(|error| Refusal::bad("prompt", error.to_string()))
     };

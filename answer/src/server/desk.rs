@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use engine::Cpu;
+use engine::kernels::Kernels;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -44,8 +44,8 @@ struct Listener {
 }
 
 /// Answers jobs until nobody can send any more.
-pub(super) fn work(
-    model: &AnswerModel<Cpu>,
+pub(super) fn work<K: Kernels>(
+    model: &AnswerModel<K>,
     limits: Limits,
     preambles: &[(Option<usize>, Vec<u32>)],
     jobs: &Receiver<Job>,
@@ -78,13 +78,13 @@ pub(super) fn work(
     }
 }
 
-struct Desk<'m> {
-    scheduler: Scheduler<'m, Cpu>,
+struct Desk<'m, K: Kernels> {
+    scheduler: Scheduler<'m, K>,
     /// By the scheduler's number.
     listeners: BTreeMap<usize, Listener>,
 }
 
-impl Desk<'_> {
+impl<K: Kernels> Desk<'_, K> {
     fn take(&mut self, job: Job) {
         let Job { request, decoding, choice, listener, place } = job;
         let listener = Listener { choice, listener, _place: place };

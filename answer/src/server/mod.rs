@@ -23,9 +23,10 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use engine::Cpu;
 use engine::decoder::cache::{KeyValueCache, PAGE_SIZE};
+use engine::kernels::Kernels;
 use futures_util::stream::{self, StreamExt};
+use model::BaseModel;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Semaphore, TryAcquireError};
@@ -76,7 +77,7 @@ impl Default for ServerSettings {
 
 /// What every connection knows.
 struct Served {
-    model: Arc<AnswerModel<Cpu>>,
+    base: Arc<BaseModel>,
     models: Vec<ServedModel>,
     settings: ServerSettings,
     /// Tokens for which there are pages.
@@ -95,8 +96,8 @@ struct Connection {
 ///
 /// # Errors
 /// Two models have one name, the threads of the connections cannot be started, or the listener fails.
-pub fn serve(
-    model: Arc<AnswerModel<Cpu>>,
+pub fn serve<K: Kernels>(
+    model: &AnswerModel<K>,
     models: Vec<ServedModel>,
     settings: ServerSettings,
     listener: TcpListener,
@@ -105,7 +106,7 @@ pub fn serve(
     if let Some(twice) = models.iter().find(|model| !names.insert(&model.name)) {
         bail!("two models are called {}", twice.name);
     }
-    let preambles = preambles(&model, &models);
+    let preambles = preambles(model, &models);
     let held: usize = preambles.iter().map(|(_, tokens)| tokens.len().div_ceil(PAGE_SIZE) + 1).sum();
     let affordable = settings.cache_bytes / KeyValueCache::page_bytes(&model.decoder).max(1);
     // Three pages of a prompt's own are the scheduler's reserve.
@@ -117,7 +118,7 @@ pub fn serve(
     let (jobs, desk) = channel();
     let queue = Arc::new(Semaphore::new(settings.queue));
     let served = Arc::new(Served {
-        model: Arc::clone(&model),
+        base: Arc::clone(&model.base),
         models,
         settings,
         context,
@@ -133,13 +134,13 @@ pub fn serve(
             axum::serve(listener, router).with_graceful_shutdown(told_to_end()).await
         })
     });
-    desk::work(&model, limits, &preambles, &desk);
+    desk::work(model, limits, &preambles, &desk);
     connections.join().ok().context("the thread of the connections has panicked")??;
     Ok(())
 }
 
 /// What each model's conversations begin with.
-fn preambles(model: &AnswerModel<Cpu>, models: &[ServedModel]) -> Vec<(Option<usize>, Vec<u32>)> {
+fn preambles<K: Kernels>(model: &AnswerModel<K>, models: &[ServedModel]) -> Vec<(Option<usize>, Vec<u32>)> {
     let beginning = |served: &ServedModel| {
         let tokens = |text| {
             let messages = [Message::new("user", text)];
@@ -191,7 +192,7 @@ fn model_json(served: &Served, model: &ServedModel) -> Value {
     json!({
         "id": model.name, "object": "model", "created": 0, "owned_by": "polypaca",
         "parent": base.filter(|_| model.adapter.is_some()),
-        "max_model_len": served.model.decoder.config.max_positions.min(served.context),
+        "max_model_len": served.base.config().max_positions.min(served.context),
     })
 }
 
@@ -334,7 +335,7 @@ fn streamed(
     // The texts borrow the tokenizer: a task of its own keeps both. It ends when the client hangs up, and drops
     // `news`, which frees the request's place.
     tokio::spawn(async move {
-        let tokenizer = served.model.base.tokenizer();
+        let tokenizer = served.base.tokenizer();
         let count = asked.prompts.len() * asked.choices;
         let mut texts: Vec<ChoiceText<'_>> =
             (0..count).map(|_| ChoiceText::new(tokenizer, &asked.decoding.stops)).collect();

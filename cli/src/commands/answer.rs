@@ -8,6 +8,7 @@ use answer::{AnswerModel, Decoding, Request, Sampling, prompt_tokens};
 use anyhow::anyhow;
 use clap::Args;
 use engine::Cpu;
+use engine::kernels::Kernels;
 use instructions::language::Language;
 use instructions::prompt::{Prompt, Response, read_prompts, write_responses};
 use instructions::template::{Template, TemplateChoice};
@@ -15,6 +16,7 @@ use lab::progress;
 use serde_json::json;
 
 use super::tune::{load_template, open};
+use crate::device::{Device, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -75,6 +77,10 @@ pub(crate) struct Answer {
     /// alpaca, stanford-alpaca, chat (the model's own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 /// How tokens are drawn.
@@ -115,6 +121,13 @@ impl Drawing {
 
 impl Answer {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        match self.device {
+            Device::Cpu => self.run_on(Cpu, output),
+            Device::Cuda => self.run_on(cuda(output)?, output),
+        }
+    }
+
+    fn run_on<K: Kernels>(self, kernels: K, output: &Output) -> Result<ExitCode, Failure> {
         let decoding = self.decoding();
         decoding.check().map_err(|fault| Failure::wrong_input(anyhow!("decoding: {fault}")))?;
         let reading = read_prompts(&self.prompts, self.language.as_ref()).map_err(Failure::wrong_input)?;
@@ -129,7 +142,7 @@ impl Answer {
         let base = open(&self.model, output)?;
         let template = load_template(&self.template, Some(&base))?;
         let name = self.system_name(&base);
-        let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
+        let mut model = AnswerModel::load(kernels, base, &[]).map_err(Failure::wrong_input)?;
         let adapter = self.adapter.as_deref().map(|folder| model.add_adapter(&name, folder)).transpose();
         let requests = requests(&model, adapter.map_err(Failure::wrong_input)?, &prompts, &template)?;
 
@@ -193,8 +206,8 @@ impl Answer {
 }
 
 /// The prompts as tokens. Ids are as in an experiment, so that a seed draws the same tokens here and there.
-fn requests(
-    model: &AnswerModel,
+fn requests<K: Kernels>(
+    model: &AnswerModel<K>,
     adapter: Option<usize>,
     prompts: &[Prompt],
     template: &Template,

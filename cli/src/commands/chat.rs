@@ -8,6 +8,7 @@ use answer::{AnswerModel, Conversation, Decoding, Message, reply};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use engine::Cpu;
+use engine::kernels::Kernels;
 use instructions::language::Language;
 use instructions::template::TemplateChoice;
 use judge::gate::GateRules;
@@ -16,6 +17,7 @@ use judge::identify::{Identifier, identifier};
 use super::answer::Drawing;
 use super::serve::{conversation, named};
 use super::tune::open;
+use crate::device::{Device, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -75,6 +77,10 @@ pub(crate) struct Chat {
     /// The language that the gate expects of answers; each message's own, as it is identified, unless given
     #[arg(long, value_name = "CODE")]
     language: Option<Language>,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 /// Who can be talked to.
@@ -85,8 +91,8 @@ struct Talker {
 }
 
 /// A conversation under way.
-struct Talk<'m> {
-    model: &'m AnswerModel,
+struct Talk<'m, K: Kernels> {
+    model: &'m AnswerModel<K>,
     talkers: Vec<Talker>,
     /// The one that answers.
     talker: usize,
@@ -98,6 +104,13 @@ struct Talk<'m> {
 
 impl Chat {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        match self.device {
+            Device::Cpu => self.run_on(Cpu, output),
+            Device::Cuda => self.run_on(cuda(output)?, output),
+        }
+    }
+
+    fn run_on<K: Kernels>(self, kernels: K, output: &Output) -> Result<ExitCode, Failure> {
         let decoding = Decoding {
             new_tokens: self.new_tokens,
             no_repeat_ngram: self.no_repeat_ngram,
@@ -109,7 +122,7 @@ impl Chat {
         let identifier = identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?;
         let base = open(&self.model, output)?;
         let name = self.base_name.clone().unwrap_or_else(|| base.name());
-        let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
+        let mut model = AnswerModel::load(kernels, base, &[]).map_err(Failure::wrong_input)?;
         let template = self.template.as_ref();
         let mut talkers =
             vec![Talker { name, adapter: None, conversation: conversation(template, None, &model)? }];
@@ -135,7 +148,7 @@ impl Chat {
     }
 }
 
-impl Talk<'_> {
+impl<K: Kernels> Talk<'_, K> {
     fn run(&mut self, output: &Output) -> anyhow::Result<()> {
         let terminal = stdin().is_terminal();
         if terminal {

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Args;
+use engine::Cpu;
 use instructions::template::TemplateChoice;
 use serde_json::json;
 use tune::{Method, Preset, Settings, Supervise};
 
 use super::tune::{DataArguments, encode, failure, load_template, named, open, read_adapter};
+use crate::device::{Device, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -39,6 +41,10 @@ pub(crate) struct Loss {
     /// alpaca, stanford-alpaca, chat (the model's own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 impl Loss {
@@ -53,8 +59,12 @@ impl Loss {
             ..Settings::preset(Preset::Paper, Method::Lora)
         };
         let rows = encode(&records, &template, &base, &settings, "to measure", output)?;
-        let loss =
-            tune::loss(&base, adapter.as_ref(), &rows, settings.micro_batch_tokens).map_err(failure)?;
+        let most = settings.micro_batch_tokens;
+        let loss = match self.device {
+            Device::Cpu => tune::loss(&Cpu, &base, adapter.as_ref(), &rows, most),
+            Device::Cuda => tune::loss(&cuda(output)?, &base, adapter.as_ref(), &rows, most),
+        }
+        .map_err(failure)?;
         if loss.supervised_tokens == 0 {
             return Err(Failure::wrong_input(anyhow!(
                 "no row has a supervised token: is --cutoff {} shorter than the prompts?",

@@ -3,17 +3,18 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use answer::server::{ServedModel, ServerSettings, serve};
 use answer::{AnswerModel, Conversation};
 use anyhow::anyhow;
 use clap::Args;
 use engine::Cpu;
+use engine::kernels::Kernels;
 use instructions::template::TemplateChoice;
 use serde_json::json;
 
 use super::tune::{load_template, open};
+use crate::device::{Device, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -61,6 +62,10 @@ pub(crate) struct Serve {
     /// Bytes of keys and values
     #[arg(long, value_name = "BYTES", default_value_t = ServerSettings::default().cache_bytes)]
     cache_bytes: usize,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 impl Serve {
@@ -72,9 +77,16 @@ impl Serve {
                 return Err(Failure::wrong_input(anyhow!("--{flag} is 0; expected at least 1")));
             }
         }
+        match self.device {
+            Device::Cpu => self.serve_on(Cpu, output),
+            Device::Cuda => self.serve_on(cuda(output)?, output),
+        }
+    }
+
+    fn serve_on<K: Kernels>(self, kernels: K, output: &Output) -> Result<ExitCode, Failure> {
         let base = open(&self.model, output)?;
         let name = self.served_model_name.clone().unwrap_or_else(|| base.name());
-        let mut model = AnswerModel::load(Cpu, base, &[]).map_err(Failure::wrong_input)?;
+        let mut model = AnswerModel::load(kernels, base, &[]).map_err(Failure::wrong_input)?;
         let mut models = vec![ServedModel {
             name,
             adapter: None,
@@ -101,17 +113,17 @@ impl Serve {
             batch_tokens: self.batch_tokens,
             cache_bytes: self.cache_bytes,
         };
-        serve(Arc::new(model), models, settings, listener).map_err(Failure::failed)?;
+        serve(&model, models, settings, listener).map_err(Failure::failed)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// How a system's conversations become prompts: by the template asked for, else by the adapter's or the model's own, else
 /// by Alpaca's.
-pub(super) fn conversation(
+pub(super) fn conversation<K: Kernels>(
     template: Option<&TemplateChoice>,
     adapter: Option<&Path>,
-    model: &AnswerModel,
+    model: &AnswerModel<K>,
 ) -> Result<Conversation, Failure> {
     let tokenizer = model.base.tokenizer();
     let own = || -> anyhow::Result<Conversation> {

@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use answer::Conversation;
 use anyhow::{Context, anyhow};
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use engine::Cpu;
+use engine::kernels::Kernels;
 use instructions::hub::{Repository, fetch_model};
 use instructions::language::Language;
 use instructions::record::{Record, read_records};
@@ -25,6 +27,7 @@ use tune::{
     Supervise, UpdateMetrics, ValidationMetrics,
 };
 
+use crate::device::{Device, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -202,15 +205,6 @@ pub(super) struct DataArguments {
     language: Language,
 }
 
-/// Where a tuning computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// This machine's processor
-    Cpu,
-    /// An NVIDIA GPU
-    Cuda,
-}
-
 /// A flag's value by the name that it has in experiment files as well.
 pub(super) fn named<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
@@ -222,6 +216,13 @@ where
 impl Tune {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         self.check()?;
+        match self.device {
+            Device::Cpu => self.run_on(&Cpu, output),
+            Device::Cuda => self.run_on(&cuda(output)?, output),
+        }
+    }
+
+    fn run_on<K: Kernels + Clone>(self, kernels: &K, output: &Output) -> Result<ExitCode, Failure> {
         let (mut records, validation) = set_apart(self.data.read(output)?, self.validation_rows);
         if let Some(rows) = self.rows {
             if rows > records.len() {
@@ -246,6 +247,7 @@ impl Tune {
         let stop = lab::stop::Stop::on_signals()?;
         let begin = Instant::now();
         let outcome = tune::tune(
+            kernels,
             &base,
             &rows,
             &held_out,
@@ -261,11 +263,6 @@ impl Tune {
 
     /// What the flags' own checks cannot see.
     fn check(&self) -> Result<(), Failure> {
-        if self.device == Device::Cuda {
-            return Err(Failure::wrong_input(anyhow!(
-                "--device cuda: this build computes on the CPU alone; expected --device cpu"
-            )));
-        }
         if self.method == Method::Full && self.weights.is_some_and(|weights| weights != FrozenWeights::F32) {
             return Err(Failure::wrong_input(anyhow!(
                 "--weights: with --method full all weights are trained and kept in f32; expected --method lora"

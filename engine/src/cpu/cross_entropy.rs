@@ -158,7 +158,7 @@ fn exponentials(logits: &mut [f32], max: f32) -> f32 {
 
 /// The same for a head that is trained: its gradient is added to `dhead`, in panel order.
 ///
-/// The head's gradient needs each row's finished softmax, so here the logits of [`FULL_ROWS`] rows exist at once.
+/// The head's gradient needs each row's finished softmax, so here the logits of [`full_rows`] rows exist at once.
 pub(crate) fn cross_entropy_full(
     x: &[f32],
     head: &Matrix,
@@ -169,13 +169,18 @@ pub(crate) fn cross_entropy_full(
     dhead: &mut [f32],
 ) {
     let (hidden, vocabulary) = (head.columns(), head.rows());
-    let mut logits = Buffer::zeros(FULL_ROWS.min(targets.len()) * vocabulary);
-    for first in (0..targets.len()).step_by(FULL_ROWS) {
-        let part = first..targets.len().min(first + FULL_ROWS);
+    if targets.is_empty() {
+        return;
+    }
+    let most = full_rows(vocabulary, targets.len());
+    let mut scratch = SCRATCH.take();
+    scratch.logits.reserve(most * vocabulary);
+    for first in (0..targets.len()).step_by(most) {
+        let part = first..targets.len().min(first + most);
         let rows = part.len();
         let (x, dx) =
             (&x[part.start * hidden..][..rows * hidden], &mut dx[part.start * hidden..][..rows * hidden]);
-        let logits = &mut logits[..rows * vocabulary];
+        let logits = &mut scratch.logits[..rows * vocabulary];
         multiply(Left::new(x, rows, hidden), &Forward::all(head), Out::rows(logits, vocabulary, false));
         let (targets, losses) = (&targets[part.clone()], &mut losses[part]);
         super::rows::for_each_row_pair(logits, vocabulary, losses, 1, |row, logits, loss| {
@@ -188,7 +193,18 @@ pub(crate) fn cross_entropy_full(
         multiply(Left::new(logits, rows, vocabulary), &Backward::all(head), Out::rows(dx, hidden, false));
         super::product_weight_gradient(rows, logits, vocabulary, x, hidden, dhead);
     }
+    SCRATCH.replace(scratch);
 }
 
-/// Rows whose logits exist at once where the head is trained.
-const FULL_ROWS: usize = 128;
+/// Rows whose logits exist at once where the head is trained: each pass over them reads the head twice and its gradient
+/// once, so few passes are better, and as much memory as [`FULL_LOGITS`] is taken for them.
+pub fn full_rows(vocabulary: usize, rows: usize) -> usize {
+    let passes = rows.div_ceil((FULL_LOGITS / vocabulary.max(1)).max(LEAST_FULL_ROWS));
+    rows.div_ceil(passes.max(1))
+}
+
+/// Logits that may exist at once: 128 MiB of them.
+const FULL_LOGITS: usize = 32 << 20;
+
+/// Rows that are taken at once however large the vocabulary is.
+const LEAST_FULL_ROWS: usize = 128;

@@ -12,6 +12,11 @@ impl DropoutKey {
         Self(mix(mix(mix(seed) ^ update) ^ record))
     }
 
+    /// The key itself.
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
     /// The key of a module of a layer.
     pub(crate) fn place(self, layer: usize, module: usize) -> Self {
         Self(mix(self.0 ^ ((layer as u64) << 16) ^ module as u64))

@@ -14,7 +14,7 @@ mod math;
 mod matmul;
 pub(crate) mod norm;
 mod panels;
-mod quantised;
+pub(crate) mod quantised;
 pub(crate) mod rotary;
 mod rows;
 mod tile;
@@ -24,6 +24,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub use self::buffer::Buffer;
+pub use self::cross_entropy::full_rows;
 use self::dropout::RowKey;
 use self::matmul::{Left, Out, multiply};
 pub use self::panels::Matrix;
@@ -84,6 +85,10 @@ impl Kernels for Cpu {
         buffer[..length].to_vec()
     }
 
+    fn length(&self, buffer: &Buffer) -> usize {
+        buffer.len()
+    }
+
     fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Matrix {
         Matrix::pack(tensor, precision)
     }
@@ -109,7 +114,8 @@ impl Kernels for Cpu {
     }
 
     fn clear(&self, length: usize, x: &mut Buffer) {
-        x[..length].fill(0.0);
+        const CHUNK: usize = 1024 * 1024;
+        x[..length].par_chunks_mut(CHUNK).for_each(|part| part.fill(0.0));
     }
 
     fn copy(&self, length: usize, x: &Buffer, out: &mut Buffer) {

@@ -20,7 +20,7 @@ pub(crate) enum Code {
 
 impl Code {
     /// Elements of a row that share a scale; a row's last block may be shorter.
-    fn block(self) -> usize {
+    pub(crate) fn block(self) -> usize {
         match self {
             Self::Bits8 => 32,
             Self::Nf4 => 64,
@@ -28,7 +28,7 @@ impl Code {
     }
 
     /// The scale of a block.
-    fn scale(self, block: &[f32]) -> f32 {
+    pub(crate) fn scale(self, block: &[f32]) -> f32 {
         let greatest = block.iter().fold(0.0f32, |greatest, x| greatest.max(x.abs()));
         match self {
             Self::Bits8 => greatest / 127.0,
@@ -37,7 +37,7 @@ impl Code {
     }
 
     /// What is kept of the scale.
-    fn kept(self, scale: f32) -> f32 {
+    pub(crate) fn kept(self, scale: f32) -> f32 {
         match self {
             Self::Bits8 => f16::from_f32(scale).to_f32(),
             Self::Nf4 => scale,
@@ -45,7 +45,7 @@ impl Code {
     }
 
     /// The code of an element over the scale as it was before it was rounded.
-    fn encode(self, x: f32, scale: f32) -> u8 {
+    pub(crate) fn encode(self, x: f32, scale: f32) -> u8 {
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         match self {
             Self::Bits8 => (x * inverse).round() as i8 as u8,
@@ -159,7 +159,7 @@ fn line(code: Code) -> usize {
 }
 
 /// A row of a tensor of any type.
-fn read(tensor: &HostTensor<'_>, row: usize, out: &mut [f32]) {
+pub(crate) fn read(tensor: &HostTensor<'_>, row: usize, out: &mut [f32]) {
     let range = row * out.len()..(row + 1) * out.len();
     match &tensor.data {
         HostData::F32(data) => out.copy_from_slice(&data[range]),

@@ -255,11 +255,8 @@ impl<K: Kernels> Gradients<K> {
 
     /// Sets all gradients to zero.
     pub fn clear(&mut self, decoder: &Decoder<K>) {
-        for (slot, buffer) in &mut self.buffers {
-            match decoder.matrices.get(slot) {
-                Some(matrix) => *buffer = decoder.kernels.like_matrix(matrix),
-                None => decoder.kernels.clear(slot.shape(&decoder.config)[0], buffer),
-            }
+        for buffer in self.buffers.values_mut() {
+            decoder.kernels.clear(decoder.kernels.length(buffer), buffer);
         }
     }
 

@@ -45,8 +45,7 @@ impl<K: Kernels> Decoder<K> {
         let mut gradient = self.gradient_values(Slot::Head, dnormalised);
         normalise_backward(&weights, shape[1], &mut gradient);
         let packed = self.load_like(Slot::Head, gradient);
-        let length = self.kernels.matrix_bytes(self.head()) / size_of::<f32>();
-        self.kernels.add(length, &packed, dhead);
+        self.kernels.add(self.kernels.length(&packed), &packed, dhead);
     }
 }
 

@@ -228,7 +228,8 @@ fn measure(base: &BaseModel, rows: &Rows, settings: &Settings) -> Result<Rate> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let places = Places::under(&folder.path().join("system"));
     let mut clock = Clock::default();
-    let outcome = tune::tune(base, rows, &Rows::default(), None, &settings, &places, &mut clock)?;
+    let outcome =
+        tune::tune(&engine::Cpu, base, rows, &Rows::default(), None, &settings, &places, &mut clock)?;
     // The operations of the updates that count, by their share of the tokens.
     let flops = outcome.flops * clock.tokens as f64 / outcome.tokens.max(1) as f64;
     Ok(Rate { seconds_per_flop: clock.seconds / flops.max(1.0) })
