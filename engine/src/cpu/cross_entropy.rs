@@ -197,7 +197,7 @@ pub(crate) fn cross_entropy_full(
 }
 
 /// Rows whose logits exist at once where the head is trained: each pass over them reads the head twice and its gradient
-/// once, so few passes are better, and as much memory as [`FULL_LOGITS`] is taken for them.
+/// once, so few passes are better. 128 MiB of logits are taken, or 128 rows, if that is more.
 pub fn full_rows(vocabulary: usize, rows: usize) -> usize {
     let passes = rows.div_ceil((FULL_LOGITS / vocabulary.max(1)).max(LEAST_FULL_ROWS));
     rows.div_ceil(passes.max(1))

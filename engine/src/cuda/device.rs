@@ -206,8 +206,8 @@ pub trait Device: Send + Sync {
 /// A device, with memory that is given back when it is dropped and lengths that are checked.
 ///
 /// A device that fails while it works (a fault of a kernel, of the driver, of the card) leaves nothing to go on from, and
-/// what must fit was planned before: so its errors end the thread with a panic that tells them, except where memory is
-/// allocated for weights and workspaces ([`Gpu::fits`] asks beforehand).
+/// what must fit was planned before ([`Gpu::memory`] tells what there is): so its errors end the thread with a panic that
+/// tells them.
 #[derive(Clone)]
 pub struct Gpu {
     device: Arc<dyn Device>,
