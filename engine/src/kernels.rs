@@ -2,8 +2,8 @@
 //!
 //! Activations are row-major `f32` matrices with one row per token of a micro-batch, in the backend's own memory.
 //! Sizes are in elements. A kernel called `..._backward` stands beside its forward; `dx` is the gradient of `x`.
-//! Every kernel gives the same bytes for the same input, with any number of threads, and no row's result depends on
-//! how many rows stand beside it.
+//! Every kernel gives the same bytes for the same input, with any number of threads. On the CPU no row's result depends
+//! on how many rows stand beside it either.
 
 use std::ops::Range;
 
