@@ -26,6 +26,12 @@ pub(crate) enum Device {
 /// # Errors
 /// What is missing, in words.
 pub(crate) fn cuda(output: &Output) -> Result<Cuda, Failure> {
+    if cfg!(all(target_env = "musl", target_feature = "crt-static")) {
+        return Err(Failure::wrong_input(anyhow!(
+            "--device cuda: the static program cannot load NVIDIA's libraries; expected --device cpu, or a program from \
+             `cargo install`"
+        )));
+    }
     let driver = Driver::open(0, kernel_cache().as_deref())
         .map_err(|error| Failure::wrong_input(anyhow!("--device cuda: {error}; expected --device cpu")))?;
     let cuda = Cuda::new(Arc::new(driver), Arithmetic::Bf16);
