@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use engine::Cuda;
 use engine::cuda::Arithmetic;
@@ -44,10 +44,15 @@ pub fn cuda(arithmetic: Arithmetic) -> Cuda {
     if std::env::var_os("POLYPACA_CUDA").is_none() {
         return Cuda::new(Arc::new(Emulator::default()), arithmetic);
     }
-    match Driver::open(0, None) {
-        Ok(driver) => Cuda::new(Arc::new(driver), arithmetic),
-        Err(error) => panic!("POLYPACA_CUDA is set: {error}"),
-    }
+    // One for all tests: to open it and to compile its kernels takes seconds.
+    static DEVICE: OnceLock<Arc<dyn Device>> = OnceLock::new();
+    let open = || -> Arc<dyn Device> {
+        match Driver::open(0, None) {
+            Ok(driver) => Arc::new(driver),
+            Err(error) => panic!("POLYPACA_CUDA is set: {error}"),
+        }
+    };
+    Cuda::new(Arc::clone(DEVICE.get_or_init(open)), arithmetic)
 }
 
 impl Device for Emulator {

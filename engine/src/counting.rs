@@ -99,6 +99,10 @@ impl<K: Kernels> Kernels for Counting<K> {
         fn squared_norm(&self, gradient: &K::Buffer) -> f64;
     }
 
+    fn widest_head(&self) -> Option<usize> {
+        self.inner.widest_head()
+    }
+
     fn available_bytes(&self) -> Option<u64> {
         self.inner.available_bytes()
     }

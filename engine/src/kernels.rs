@@ -49,6 +49,11 @@ pub trait Kernels: Send + Sync {
         None
     }
 
+    /// The widest head that attention takes; none where any will do.
+    fn widest_head(&self) -> Option<usize> {
+        None
+    }
+
     /// A buffer of zeros.
     fn buffer(&self, length: usize) -> Self::Buffer;
     /// A copy of `values`.

@@ -8,7 +8,7 @@ use super::{Arithmetic, Buffer, Cuda, address, int};
 use crate::kernels::AttentionShape;
 
 /// The widest head that the kernels take.
-const WIDEST_HEAD: usize = 256;
+pub(super) const WIDEST_HEAD: usize = 256;
 
 /// Rows of a tile in 32 bits: `QUERIES` and `KEYS` of `kernels/attention.cu`.
 const PLAIN_ROWS: usize = 16;

@@ -77,7 +77,7 @@ pub struct Product {
     pub arithmetic: Arithmetic,
 }
 
-/// What attention's kernels know of the heads: `struct Heads` of `kernels/attention.cu`.
+/// What attention's kernels know of the heads: `struct Heads` of `kernels/heads.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Heads {
@@ -274,7 +274,8 @@ impl Gpu {
 
     /// Multiplies matrices; the caller has checked what is read and written.
     pub(super) fn multiply(&self, product: &Product) {
-        if product.rows == 0 || product.columns == 0 {
+        let adds_nothing = product.depth == 0 && product.accumulate && product.bias == 0;
+        if product.rows == 0 || product.columns == 0 || adds_nothing {
             return;
         }
         // SAFETY: as for `launch`.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result as blas;
 use cudarc::cublaslt::sys as blas_sys;
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUmemPool_attribute};
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUmemPool_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
     result as driver,
@@ -65,8 +65,14 @@ impl Driver {
         }
         let context = CudaContext::new(number).map_err(error)?;
         let (major, minor) = context.compute_capability().map_err(error)?;
-        let stream = context.new_stream().map_err(error)?;
         let architecture = format!("sm_{major}{minor}");
+        if major < 8 {
+            return Err(DeviceError(format!(
+                "{} is of compute capability {major}.{minor}; bf16 on tensor cores takes 8.0",
+                context.name().map_err(error)?
+            )));
+        }
+        let stream = context.new_stream().map_err(error)?;
         keep_freed_memory(&context).map_err(error)?;
         let handle = blas::create_handle().map_err(error)?;
         // SAFETY: the context is this thread's current one, and the stream is its own.
@@ -151,9 +157,23 @@ impl Device for Driver {
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.bind()?;
+        let stream = self.stream.cu_stream();
         // SAFETY: the stream is this context's.
-        unsafe { driver::malloc_async(self.stream.cu_stream(), bytes) }
-            .map_err(|source| DeviceError(format!("{bytes} bytes: {}", error(source))))
+        let allocate = || unsafe { driver::malloc_async(stream, bytes) };
+        let again = |first: DriverError| {
+            if first.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                return Err(first);
+            }
+            // What was freed is kept for what comes next, and may be in pieces: it goes back to the system first.
+            // SAFETY: the stream and the pool are this context's.
+            unsafe {
+                driver::stream::synchronize(stream)?;
+                let pool = driver::device::get_default_mem_pool(self.context.cu_device())?;
+                driver::mem_pool::trim_to(pool, 0)?;
+            }
+            allocate()
+        };
+        allocate().or_else(again).map_err(|source| DeviceError(format!("{bytes} bytes: {}", error(source))))
     }
 
     unsafe fn free(&self, address: Address) {
@@ -202,6 +222,7 @@ impl Device for Driver {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        self.bind()?;
         let function = self.function(launch.name)?;
         let mut builder = self.stream.launch_builder(&function);
         for argument in launch.arguments {

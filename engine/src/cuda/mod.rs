@@ -81,7 +81,7 @@ const TENSOR_ATTENTION_KERNELS: &str = concat!(
     include_str!("kernels/attention_tensor.cu"),
 );
 
-/// Bytes of logits that exist at once.
+/// Bytes of logits that exist at once; in bf16 arithmetic half as many again of their gradients.
 const LOGITS_BYTES: usize = 256 << 20;
 
 /// Threads of a block where nothing else is said.
@@ -149,7 +149,7 @@ impl Cuda {
         memory.at(0..size_of_val(values))
     }
 
-    /// A product's left operand, `[rows, width]` from element `start` of `x` on.
+    /// A product's left operand: `length` values at `x`, as the arithmetic reads them.
     fn left(&self, scratch: &mut Scratch, x: Address, length: usize) -> Address {
         if self.arithmetic == Arithmetic::Bf16 { scratch.narrow_left(&self.gpu, length, x) } else { x }
     }
@@ -210,7 +210,8 @@ impl Cuda {
 
     /// Logits of rows at once, the same for every call over a batch.
     fn logit_rows(vocabulary: usize) -> usize {
-        (LOGITS_BYTES / (4 * vocabulary.max(1))).max(1)
+        // Of four rows at a time, so that each piece of the hidden state begins at a multiple of 16 bytes.
+        (LOGITS_BYTES / (4 * vocabulary.max(1)) / 4 * 4).max(4)
     }
 
     /// The loss of each row, and what [`Kernels::cross_entropy`] and its full form write.
@@ -226,6 +227,7 @@ impl Cuda {
         if targets.is_empty() {
             return Vec::new();
         }
+        assert!(targets.iter().all(|target| (*target as usize) < head.rows), "a target beyond the head");
         let (gpu, hidden, vocabulary) = (&self.gpu, head.columns, head.rows);
         let mut scratch = self.scratch();
         let narrowed = self.arithmetic == Arithmetic::Bf16;
@@ -339,6 +341,10 @@ impl Kernels for Cuda {
     type Buffer = Buffer;
     type Matrix = Matrix;
 
+    fn widest_head(&self) -> Option<usize> {
+        Some(attention::WIDEST_HEAD)
+    }
+
     fn available_bytes(&self) -> Option<u64> {
         self.memory().ok().map(|[free, _]| free as u64)
     }
@@ -403,7 +409,9 @@ impl Kernels for Cuda {
     fn gather(&self, width: usize, rows: &[usize], x: &Buffer, out: &mut Buffer) {
         let named: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let end = rows.iter().max().map_or(0, |row| (row + 1) * width);
-        let named = Argument::Address(self.sent(&mut self.scratch(), &named));
+        // Held until the launch: what was sent stays where it is.
+        let mut scratch = self.scratch();
+        let named = Argument::Address(self.sent(&mut scratch, &named));
         let arguments = [int(width), named, address(x, end), address(out, rows.len() * width)];
         self.gpu.launch("gather", [rows.len(), 1], row_threads(width), 0, &arguments);
     }
@@ -411,7 +419,9 @@ impl Kernels for Cuda {
     fn scatter_add(&self, width: usize, rows: &[usize], x: &Buffer, out: &mut Buffer) {
         let named: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let end = rows.iter().max().map_or(0, |row| (row + 1) * width);
-        let named = Argument::Address(self.sent(&mut self.scratch(), &named));
+        // Held until the launch: what was sent stays where it is.
+        let mut scratch = self.scratch();
+        let named = Argument::Address(self.sent(&mut scratch, &named));
         let arguments = [int(width), named, address(x, rows.len() * width), address(out, end)];
         self.gpu.launch("scatter_add", [rows.len(), 1], row_threads(width), 0, &arguments);
     }
@@ -420,9 +430,10 @@ impl Kernels for Cuda {
         assert!(tokens.iter().all(|token| (*token as usize) < table.rows), "a token beyond the table");
         let (element_type, values) = table.table();
         let width = table.columns;
+        let mut scratch = self.scratch();
         let arguments = [
             int(width),
-            Argument::Address(self.sent(&mut self.scratch(), tokens)),
+            Argument::Address(self.sent(&mut scratch, tokens)),
             Argument::Int(element_type),
             Argument::Address(values),
             Argument::Float(scale),

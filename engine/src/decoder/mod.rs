@@ -78,6 +78,10 @@ impl<K: Kernels> Decoder<K> {
         mut source: impl FnMut(Slot) -> Result<HostTensor<'a>, E>,
     ) -> Result<Self, LoadError<E>> {
         check(config).map_err(LoadError::Unsupported)?;
+        if let Some(widest) = kernels.widest_head().filter(|widest| config.head_size > *widest) {
+            let reason = format!("heads of {}; this device takes at most {widest}", config.head_size);
+            return Err(LoadError::Unsupported(reason));
+        }
         let (trained, precision) = match weights {
             Weights::Trained => (true, Precision::F32),
             Weights::Frozen(precision) => (false, precision),
