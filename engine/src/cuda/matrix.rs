@@ -30,8 +30,8 @@ pub(super) enum Kept {
     Quantised { code: Code, codes: Memory, scales: Memory },
 }
 
-/// A matrix of one of the plain types, and the number by which kernels know it (`common.cuh`).
 impl Kept {
+    /// The values of one of the plain types, and the number by which kernels know it (`common.cuh`).
     fn plain(&self) -> Option<(i32, &Memory)> {
         match self {
             Self::F32(memory) => Some((0, memory)),
@@ -43,7 +43,8 @@ impl Kept {
 }
 
 impl Matrix {
-    /// Lays a tensor out. `trained` for what will be moved: in bf16 arithmetic a copy for products is kept beside it.
+    /// Lays a tensor `[rows, columns]` out. What is kept in `f32` may be trained: in bf16 arithmetic a copy for products is
+    /// kept beside it, and moved with it.
     pub(super) fn new(
         gpu: &Gpu,
         tensor: &HostTensor<'_>,

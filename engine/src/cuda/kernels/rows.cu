@@ -5,11 +5,6 @@ KERNEL(add)(u64 length, const float* x, float* out) {
     for (u64 i = thread_index(); i < length; i += thread_count()) out[i] += x[i];
 }
 
-// x *= factor
-KERNEL(scale)(u64 length, float factor, float* x) {
-    for (u64 i = thread_index(); i < length; i += thread_count()) x[i] *= factor;
-}
-
 // x as bf16: four elements a thread and turn, as both arrays begin at a multiple of 16 bytes.
 KERNEL(narrow)(u64 length, const float* x, u16* out) {
     u64 fours = length / 4;
@@ -46,13 +41,6 @@ KERNEL(scatter_add)(int width, const u32* rows, const float* x, float* out) {
     const float* from = x + (u64)blockIdx.x * width;
     float* to = out + (u64)rows[blockIdx.x] * width;
     for (int column = threadIdx.x; column < width; column += blockDim.x) to[column] += from[column];
-}
-
-// Each row of `out` = `row`, or += it.
-KERNEL(spread)(int width, const float* row, float* out, int accumulate) {
-    float* to = out + (u64)blockIdx.x * width;
-    for (int column = threadIdx.x; column < width; column += blockDim.x)
-        to[column] = accumulate ? to[column] + row[column] : row[column];
 }
 
 // sums += the sum of the rows of `x`.
