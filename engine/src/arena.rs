@@ -170,6 +170,11 @@ impl<K: Kernels> Workspace<K> {
         }
     }
 
+    /// Where a block's activations lie.
+    pub(crate) fn block_index(&self, layer: usize) -> usize {
+        if self.blocks.len() == 1 { 0 } else { layer }
+    }
+
     /// Where the residual stream after the last block lies.
     pub(crate) fn last_input(&self, layers: usize) -> usize {
         if self.inputs.len() == 2 { layers % 2 } else { layers }

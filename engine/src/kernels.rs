@@ -54,6 +54,11 @@ pub trait Kernels: Send + Sync {
         None
     }
 
+    /// Runs `work`, in which many kernels follow each other, where it is cheap to begin them.
+    fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
     /// A buffer of zeros.
     fn buffer(&self, length: usize) -> Self::Buffer;
     /// A copy of `values`.

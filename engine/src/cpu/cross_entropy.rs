@@ -81,7 +81,7 @@ fn stream(x: &[f32], head: &Matrix, targets: &[u32], losses: &mut [f32], dx: Opt
         let logits = &mut scratch.logits[..rows * count];
         let forward = Forward { matrix: head, first, count };
         let out = Out::rows(logits, count, false);
-        multiply_packed(kernel, &scratch.packed_x, &blocks, hidden, &forward, out, 1);
+        multiply_packed(kernel, &scratch.packed_x, &blocks, hidden, &forward, out);
         for (row, (logits, running)) in logits.chunks_exact_mut(count).zip(&mut running).enumerate() {
             let target = (targets[row] as usize).checked_sub(first).and_then(|target| logits.get(target));
             if let Some(logit) = target {
@@ -99,7 +99,7 @@ fn stream(x: &[f32], head: &Matrix, targets: &[u32], losses: &mut [f32], dx: Opt
             let backward = Backward { matrix: head, first, count };
             pack(&Left::new(&scratch.logits, rows, count), &blocks, &mut scratch.packed_weights, 1);
             let out = Out::rows(dx, hidden, first > 0);
-            multiply_packed(kernel, &scratch.packed_weights, &blocks, count, &backward, out, 1);
+            multiply_packed(kernel, &scratch.packed_weights, &blocks, count, &backward, out);
         }
     }
 

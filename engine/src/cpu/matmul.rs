@@ -1,4 +1,5 @@
-//! Products: a left-hand side packed once, panels of the right-hand side dealt to the threads.
+//! Products: a left-hand side packed once; its rows are dealt to the threads, or where they are few the panels of the
+//! right-hand side.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -44,6 +45,11 @@ impl<'a> Left<'a> {
         Self { values, rows, depth, row_stride: 1, depth_stride: stride }
     }
 
+    /// Some of its rows.
+    fn part(&self, rows: &Range<usize>) -> Self {
+        Self { values: &self.values[rows.start * self.row_stride..], rows: rows.len(), ..*self }
+    }
+
     /// Panics where the strides reach beyond the slice.
     fn check(&self) {
         if self.rows > 0 && self.depth > 0 {
@@ -76,6 +82,41 @@ impl<'a> Out<'a> {
     pub(crate) fn panels(values: &'a mut [f32], columns: usize, accumulate: bool) -> Self {
         Self { values, row_stride: PANEL, panel_stride: columns * PANEL, accumulate }
     }
+
+    /// Where tiles of `rows` rows and `columns` columns are written. Panics where they would not lie inside the slice,
+    /// or not apart from each other.
+    fn target(self, rows: usize, columns: usize) -> Target {
+        let Self { values, row_stride, panel_stride, accumulate } = self;
+        let panels = columns.div_ceil(PANEL);
+        let last_panel = columns - (panels - 1) * PANEL;
+        let end = (rows - 1) * row_stride + (panels - 1) * panel_stride + last_panel;
+        assert!(end <= values.len(), "the product's outputs end at {end} of {}", values.len());
+        assert!(
+            panel_stride >= rows * row_stride || row_stride >= (panels - 1) * panel_stride + last_panel,
+            "outputs would overlap"
+        );
+        Target { start: values.as_mut_ptr(), row_stride, panel_stride, accumulate }
+    }
+}
+
+/// An [`Out`] that has been checked, of which each task writes its own tiles.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    row_stride: usize,
+    panel_stride: usize,
+    accumulate: bool,
+}
+
+// SAFETY: `Out::target` checks that no two tiles overlap, and each tile is given to one task.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    fn at_row(self, row: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.row_stride), ..self }
+    }
 }
 
 /// The last tiles of a panel's block during which the next block is fetched: not all of them, for each asks for the same
@@ -85,6 +126,14 @@ const FETCHING_TILES: usize = 4;
 /// Multiplications below which a product is not worth a second thread: waking one costs some tens of microseconds,
 /// in which a thread does about a million of them.
 const PRODUCT_WORTH_A_THREAD: usize = 1024 * 1024;
+
+/// Rows from which on each thread takes rows of its own, in the place of panels: a few tiles, so that what it does to
+/// a panel once, unpacking it, is little beside them.
+const ROWS_WORTH_A_THREAD: usize = 56;
+
+/// How many times as many columns as rows a product has whose panels are dealt all the same: its right-hand side is so
+/// much the larger one that each thread should not read it all.
+const WIDE: usize = 8;
 
 /// Elements below which packing is not worth a second thread.
 const PACKING_WORTH_A_THREAD: usize = 128 * 1024;
@@ -107,11 +156,41 @@ pub(crate) fn multiply_with(
     }
     left.check();
     assert_eq!(left.depth, right.depth(), "the depths of a product differ");
+    let target = out.target(left.rows, right.columns());
+    let worth_threads = left.rows * left.depth * right.columns() > PRODUCT_WORTH_A_THREAD;
+    let deal_rows = left.rows >= threads * ROWS_WORTH_A_THREAD && left.rows >= right.columns() / WIDE;
+    if threads > 1 && worth_threads && deal_rows {
+        // Each thread packs rows of its own, which no other one reads: a line of the cache that one processor has
+        // written and another one asks for costs ten times what one's own does.
+        (0..threads).into_par_iter().with_max_len(1).for_each(|part| {
+            let rows = part * left.rows / threads..(part + 1) * left.rows / threads;
+            // SAFETY: the target is checked for all rows, and these are this task's alone.
+            unsafe { pack_and_multiply(kernel, left.part(&rows), right, target.at_row(rows.start), 1) };
+        });
+    } else {
+        let threads = if worth_threads { threads } else { 1 };
+        // SAFETY: the target is checked.
+        unsafe { pack_and_multiply(kernel, left, right, target, threads) };
+    }
+}
+
+/// Packs the left-hand side, and multiplies.
+///
+/// # Safety
+/// The target has been checked for the product's rows and columns, and no other task writes them.
+unsafe fn pack_and_multiply(
+    kernel: TileKernel,
+    left: Left<'_>,
+    right: &impl Right,
+    target: Target,
+    threads: usize,
+) {
     let mut packed = PACKED.take();
     packed.reserve(left.rows * left.depth);
     let blocks = row_blocks(left.rows, kernel);
     pack(&left, &blocks, &mut packed, threads);
-    multiply_packed(kernel, &packed, &blocks, left.depth, right, out, threads);
+    // SAFETY: the caller's promise.
+    unsafe { multiply_tiles(kernel, &packed, &blocks, left.depth, right, target, threads) };
     PACKED.replace(packed);
 }
 
@@ -168,7 +247,7 @@ fn interleave(source: &[f32], stride: usize, rows: usize, depth: usize, part: &m
     }
 }
 
-/// `out (+)= packed left · right`; the left-hand side as [`pack`] wrote it.
+/// `out (+)= packed left · right` on this thread; the left-hand side as [`pack`] wrote it.
 pub(crate) fn multiply_packed(
     kernel: TileKernel,
     packed: &[f32],
@@ -176,28 +255,34 @@ pub(crate) fn multiply_packed(
     depth: usize,
     right: &impl Right,
     out: Out<'_>,
+) {
+    let target = out.target(blocks.last().map_or(0, |block| block.end), right.columns());
+    // SAFETY: the target has just been checked.
+    unsafe { multiply_tiles(kernel, packed, blocks, depth, right, target, 1) };
+}
+
+/// The tiles of a product: panels are dealt to the threads, which all read the whole left-hand side.
+///
+/// # Safety
+/// The target has been checked for the product's rows and columns, and no other task writes them.
+unsafe fn multiply_tiles(
+    kernel: TileKernel,
+    packed: &[f32],
+    blocks: &[Range<usize>],
+    depth: usize,
+    right: &impl Right,
+    target: Target,
     threads: usize,
 ) {
     let rows = blocks.last().map_or(0, |block| block.end);
     let columns = right.columns();
     let panels = columns.div_ceil(PANEL);
     assert!(packed.len() >= rows * depth, "the packed left-hand side is too short");
-    let last_panel = columns - (panels - 1) * PANEL;
-    let end = (rows - 1) * out.row_stride + (panels - 1) * out.panel_stride + last_panel;
-    assert!(end <= out.values.len(), "the product's outputs end at {end} of {}", out.values.len());
-    assert!(
-        out.panel_stride >= rows * out.row_stride
-            || out.row_stride >= (panels - 1) * out.panel_stride + last_panel,
-        "outputs would overlap"
-    );
 
     // Few panels and many rows (LoRA's narrow products): the rows are dealt out too.
     let row_parts = if panels >= 2 * threads { 1 } else { (4 * threads / panels).clamp(1, blocks.len()) };
     let tasks = panels * row_parts;
-    let target = SharedOut(out.values.as_mut_ptr());
-    let accumulate = out.accumulate;
     let task = |index: usize| {
-        let target = &target;
         let (panel, part) = (index / row_parts, index % row_parts);
         let part = part * blocks.len() / row_parts..(part + 1) * blocks.len() / row_parts;
         SCRATCH.with_borrow_mut(|scratch| {
@@ -215,33 +300,28 @@ pub(crate) fn multiply_packed(
                     let tile = Tile {
                         left: left.as_ptr(),
                         right: block.as_ptr(),
-                        out: target.0.wrapping_add(rows.start * out.row_stride + panel * out.panel_stride),
-                        out_stride: out.row_stride,
+                        out: target.at_row(rows.start).start.wrapping_add(panel * target.panel_stride),
+                        out_stride: target.row_stride,
                         rows: rows.len(),
                         columns: PANEL.min(columns - panel * PANEL),
                         depth: length,
-                        accumulate: accumulate || start > 0,
+                        accumulate: target.accumulate || start > 0,
                         ahead: if part.len() - number <= FETCHING_TILES { next } else { 0 },
                     };
                     // SAFETY: `left` and `block` hold `length` steps (checked above); the outputs of all tiles lie
-                    // inside `out.values` and do not overlap (checked above), and each tile belongs to one task.
+                    // inside the target and do not overlap, as the caller has checked, and each tile belongs to one
+                    // task.
                     unsafe { (kernel.tile)(&tile) };
                 }
             }
         });
     };
-    if threads > 1 && rows * depth * columns > PRODUCT_WORTH_A_THREAD {
+    if threads > 1 {
         (0..tasks).into_par_iter().with_max_len(tasks.div_ceil(4 * threads)).for_each(task);
     } else {
         (0..tasks).for_each(task);
     }
 }
-
-/// The outputs, of which each task writes its own tiles.
-struct SharedOut(*mut f32);
-
-// SAFETY: `multiply_packed` checks that no two tiles overlap, and gives each tile to one task.
-unsafe impl Sync for SharedOut {}
 
 thread_local! {
     /// A thread's place for one unpacked block of a panel.
@@ -302,7 +382,7 @@ mod tests {
 
         #[test]
         fn every_kernel_and_every_layout_gives_the_product(
-            rows in 1usize..50, depth in 1usize..600, columns in 1usize..100, seed: u32, threads in 1usize..4,
+            rows in 1usize..250, depth in 1usize..600, columns in 1usize..100, seed: u32, threads in 1usize..4,
         ) {
             let left = values(rows * depth, seed);
             let weight = values(columns * depth, seed ^ 1);

@@ -69,6 +69,12 @@ impl Kernels for Cpu {
     type Buffer = Buffer;
     type Matrix = Matrix;
 
+    /// On one of the pool's threads, so that each kernel wakes the others and not them all, and the rows that a thread
+    /// wrote come to it again: they are in its core's cache.
+    fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| work())
+    }
+
     fn buffer(&self, length: usize) -> Buffer {
         Buffer::zeros(length)
     }

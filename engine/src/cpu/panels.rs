@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::quantised::{Code, Quantised};
-use super::tile::PANEL;
+use super::tile::{PANEL, transpose_square};
 use crate::decoder::weights::{HostData, HostTensor, Precision};
 
 /// A right-hand side `[depth, columns]`, cut into panels of [`PANEL`] columns.
@@ -275,31 +275,19 @@ impl Right for Backward<'_> {
         for (block, out) in out.chunks_mut(PANEL * PANEL).enumerate() {
             let start = ((first / PANEL + block) * self.matrix.columns + panel * PANEL) * PANEL;
             let source = self.matrix.packed(start, columns * PANEL, &mut widened);
-            transpose(source, columns, out);
+            if columns == PANEL && out.len() == PANEL * PANEL {
+                let next = source.as_ptr().wrapping_add(self.matrix.columns * PANEL);
+                transpose_square(source, next, out);
+            } else {
+                transpose_part(source, columns, out);
+            }
         }
         out
     }
 }
 
 /// `out[lane][column] = source[column][lane]`, zeros beyond the last column.
-#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-fn transpose(source: &[f32], columns: usize, out: &mut [f32]) {
-    if columns == PANEL && out.len() == PANEL * PANEL {
-        // In squares of 8, so that both sides stay in registers and few cache lines.
-        for i in (0..PANEL).step_by(8) {
-            for j in (0..PANEL).step_by(8) {
-                let mut square = [[0.0f32; 8]; 8];
-                for (k, row) in square.iter_mut().enumerate() {
-                    row.copy_from_slice(&source[(i + k) * PANEL + j..][..8]);
-                }
-                for k in 0..8 {
-                    let column: [f32; 8] = std::array::from_fn(|l| square[l][k]);
-                    out[(j + k) * PANEL + i..][..8].copy_from_slice(&column);
-                }
-            }
-        }
-        return;
-    }
+fn transpose_part(source: &[f32], columns: usize, out: &mut [f32]) {
     for (lane, row) in out.chunks_exact_mut(PANEL).enumerate() {
         for (column, value) in row.iter_mut().enumerate() {
             *value = if column < columns { source[column * PANEL + lane] } else { 0.0 };

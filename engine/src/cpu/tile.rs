@@ -84,9 +84,40 @@ pub(crate) fn pack_squares(lines: &[&[f32]; 16], rows: usize, out: &mut [f32]) -
     0
 }
 
+/// `out[j][i] = source[i][j]` of a square of [`PANEL`] × [`PANEL`], while the one at `next` is fetched into the cache.
+pub(crate) fn transpose_square(source: &[f32], next: *const f32, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has AVX; `next` is never read.
+        return unsafe { avx::transpose_square(source, next, out) };
+    }
+    let _ = next;
+    for [i, j] in squares() {
+        for k in 0..8 {
+            for l in 0..8 {
+                out[(j + k) * PANEL + i + l] = source[(i + l) * PANEL + j + k];
+            }
+        }
+    }
+}
+
+/// Where the squares of 8 begin, of which a square of [`PANEL`] is made: both sides of one stay in few lines of the
+/// cache.
+fn squares() -> impl Iterator<Item = [usize; 2]> {
+    (0..PANEL).step_by(8).flat_map(|i| (0..PANEL).step_by(8).map(move |j| [i, j]))
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx {
     use std::arch::x86_64::*;
+
+    use super::PANEL;
+
+    /// Floats in a line of the cache.
+    const LINE: usize = 16;
+
+    /// Floats by which lines are fetched ahead of their packing.
+    const AHEAD: usize = 4 * LINE;
 
     /// See [`super::pack_squares`]; every line holds `depth` floats.
     #[target_feature(enable = "avx")]
@@ -99,8 +130,13 @@ mod avx {
         let mut start = 0;
         // The last float of the last step's second half must lie inside `out`.
         while start + 8 <= depth && (start + 7) * rows + 16 <= out.len() {
-            // SAFETY: `start + 8 <= depth`, and the condition above for what is written.
+            // SAFETY: `start + 8 <= depth`, and the condition above for what is written; a hint is allowed of any address.
             unsafe {
+                if start.is_multiple_of(LINE) {
+                    for line in &lines[..rows.min(16)] {
+                        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(start + AHEAD).cast());
+                    }
+                }
                 let first = turned(&lines[..8], start);
                 let second = turned(&lines[8..], start);
                 for (step, (first, second)) in first.into_iter().zip(second).enumerate() {
@@ -112,6 +148,26 @@ mod avx {
             start += 8;
         }
         start
+    }
+
+    /// See [`super::transpose_square`].
+    #[target_feature(enable = "avx")]
+    pub(super) unsafe fn transpose_square(source: &[f32], next: *const f32, out: &mut [f32]) {
+        const LINES: usize = PANEL * PANEL / LINE;
+        assert!(source.len() == PANEL * PANEL && out.len() == PANEL * PANEL);
+        let lines: [&[f32]; PANEL] = std::array::from_fn(|line| &source[line * PANEL..][..PANEL]);
+        for (square, [i, j]) in super::squares().enumerate() {
+            // SAFETY: the lines hold PANEL floats, and so do those of `out`, of which there are as many; a hint is
+            // allowed of any address.
+            unsafe {
+                for line in (square..LINES).step_by(super::squares().count()) {
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line * LINE).cast());
+                }
+                for (k, column) in turned(&lines[i..i + 8], j).into_iter().enumerate() {
+                    _mm256_storeu_ps(out.as_mut_ptr().add((j + k) * PANEL + i), column);
+                }
+            }
+        }
     }
 
     /// Eight floats of each of eight lines, turned: the result's vector `i` holds float `start + i` of every line.

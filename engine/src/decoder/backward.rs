@@ -132,29 +132,73 @@ impl<K: Kernels> Decoder<K> {
         w: &mut Workspace<K>,
     ) {
         let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
-        let index = if w.blocks.len() == 1 { 0 } else { layer };
-        let block = &mut w.blocks[index];
-        let input = &w.inputs[layer];
+        let index = w.block_index(layer);
         let parallel = config.residual == Residual::Parallel;
         let linear = LinearBackward { decoder: self, layer, pass };
 
         // The output product of a parallel block reads the same gradient as the feed-forward layer: before it is
         // added to.
-        let output = |dx: &K::Buffer,
-                      dmixed: &mut K::Buffer,
-                      dropped: &mut K::Buffer,
-                      sink: &mut Sink<'_, K>,
-                      block: &BlockActivations<K>| {
-            linear.run(Linear::Output, &block.mixed, dx, Some((dmixed, false)), sink, &block.lora, dropped);
+        let output = |sink: &mut Sink<'_, K>, w: &mut Workspace<K>| {
+            let (block, dmixed) = (&w.blocks[index], Some((&mut w.dmixed, false)));
+            linear.run(Linear::Output, &block.mixed, &w.dx, dmixed, sink, &block.lora, &mut w.dropped);
         };
         if parallel {
-            output(&w.dx, &mut w.dmixed, &mut w.dropped, sink, block);
+            output(sink, w);
         }
 
-        // Feed-forward.
+        // Nothing below a parallel block's feed-forward layer takes a gradient from it.
+        if !(lowest && parallel) || linear.has_feed_forward_module(sink) {
+            self.feed_forward_backward(&linear, sink, w);
+        }
+
+        // Attention.
+        if !parallel {
+            output(sink, w);
+        }
+        if lowest && !linear.has_module(Linear::QueryKeyValue, sink) {
+            return;
+        }
+        let block = &mut w.blocks[index];
+        let input = &w.inputs[layer];
+        let (x, out, log_sums) = (&block.query_key_value, &block.mixed, &block.log_sums);
+        let dx = &mut w.dquery_key_value;
+        k.attention_backward(&self.shape, &batch.sequences, x, out, log_sums, &w.dmixed, dx);
+        if let Some(frequencies) = self.frequencies() {
+            k.rotate(&self.shape, pass.positions, frequencies, -1.0, dx);
+        }
+        self.normalise_heads_backward(layer, rows, block, sink, dx);
+        let weight = self.vector(layer, LayerSlot::AttentionNormWeight);
+        if linear.reads_input(Linear::QueryKeyValue, sink) {
+            let bias = self.bias(layer, LayerSlot::AttentionNormBias);
+            k.norm(config.norm, rows, input, weight, bias, &mut w.normed, &mut block.attention_stats);
+        }
+        let dnormed = (!lowest).then_some((&mut w.dnormed, false));
+        let (x, dout) = (&w.normed, &w.dquery_key_value);
+        linear.run(Linear::QueryKeyValue, x, dout, dnormed, sink, &block.lora, &mut w.dropped);
+        if lowest {
+            return;
+        }
+        if let Some(gradients) = sink.full.as_deref_mut() {
+            let slot = |slot| Slot::Layer(layer, slot);
+            let (weight, bias) = (slot(LayerSlot::AttentionNormWeight), slot(LayerSlot::AttentionNormBias));
+            self.norm_gradient(gradients, weight, bias, rows, input, &block.attention_stats, &w.dnormed);
+        }
+        k.norm_backward(config.norm, rows, input, weight, &block.attention_stats, &w.dnormed, &mut w.dx);
+    }
+
+    /// The feed-forward layer's part of [`Decoder::block_backward`]: adds to `w.dx`.
+    fn feed_forward_backward(
+        &self,
+        linear: &LinearBackward<'_, K>,
+        sink: &mut Sink<'_, K>,
+        w: &mut Workspace<K>,
+    ) {
+        let (k, config, layer, rows) = (&self.kernels, &self.config, linear.layer, linear.pass.rows);
+        let index = w.block_index(layer);
+        let block = &mut w.blocks[index];
         let gated = config.activation.gated();
         let length = rows * config.intermediate;
-        let stream = if parallel { input } else { &block.middle };
+        let stream = if config.residual == Residual::Parallel { &w.inputs[layer] } else { &block.middle };
         if linear.reads_input(Linear::Down, sink) {
             let gate = gated.then_some(&block.gate);
             k.activate(config.activation, length, gate, &block.up, &mut w.activated);
@@ -197,38 +241,6 @@ impl<K: Kernels> Decoder<K> {
             self.norm_gradient(gradients, weight, bias, rows, stream, &block.feed_forward_stats, &w.dnormed);
         }
         k.norm_backward(config.norm, rows, stream, weight, &block.feed_forward_stats, &w.dnormed, &mut w.dx);
-
-        // Attention.
-        if !parallel {
-            output(&w.dx, &mut w.dmixed, &mut w.dropped, sink, block);
-        }
-        if lowest && !linear.has_module(Linear::QueryKeyValue, sink) {
-            return;
-        }
-        let (x, out, log_sums) = (&block.query_key_value, &block.mixed, &block.log_sums);
-        let dx = &mut w.dquery_key_value;
-        k.attention_backward(&self.shape, &batch.sequences, x, out, log_sums, &w.dmixed, dx);
-        if let Some(frequencies) = self.frequencies() {
-            k.rotate(&self.shape, pass.positions, frequencies, -1.0, dx);
-        }
-        self.normalise_heads_backward(layer, rows, block, sink, dx);
-        let weight = self.vector(layer, LayerSlot::AttentionNormWeight);
-        if linear.reads_input(Linear::QueryKeyValue, sink) {
-            let bias = self.bias(layer, LayerSlot::AttentionNormBias);
-            k.norm(config.norm, rows, input, weight, bias, &mut w.normed, &mut block.attention_stats);
-        }
-        let dnormed = (!lowest).then_some((&mut w.dnormed, false));
-        let (x, dout) = (&w.normed, &w.dquery_key_value);
-        linear.run(Linear::QueryKeyValue, x, dout, dnormed, sink, &block.lora, &mut w.dropped);
-        if lowest {
-            return;
-        }
-        if let Some(gradients) = sink.full.as_deref_mut() {
-            let slot = |slot| Slot::Layer(layer, slot);
-            let (weight, bias) = (slot(LayerSlot::AttentionNormWeight), slot(LayerSlot::AttentionNormBias));
-            self.norm_gradient(gradients, weight, bias, rows, input, &block.attention_stats, &w.dnormed);
-        }
-        k.norm_backward(config.norm, rows, input, weight, &block.attention_stats, &w.dnormed, &mut w.dx);
     }
 
     /// Qwen3's norms of query and key heads: `dx` in place.
@@ -361,6 +373,11 @@ impl<K: Kernels> LinearBackward<'_, K> {
     /// Whether a gradient of this product reads its input.
     fn reads_input(&self, linear: Linear, sink: &Sink<'_, K>) -> bool {
         sink.full.is_some() || self.has_module(linear, sink)
+    }
+
+    /// Whether the adapter has a module on a product of the feed-forward layer.
+    fn has_feed_forward_module(&self, sink: &Sink<'_, K>) -> bool {
+        [Linear::Up, Linear::Gate, Linear::Down].into_iter().any(|linear| self.has_module(linear, sink))
     }
 
     /// Whether the adapter has a module on this product.

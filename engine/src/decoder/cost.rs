@@ -6,7 +6,7 @@
 //! (a hundredth of the whole). Of attention only the pairs on and below the diagonal count: what a backend computes
 //! above it, because its blocks are square, is its own affair. A multiply-add is two floating-point operations.
 
-use super::config::{DecoderConfig, Head};
+use super::config::{DecoderConfig, Head, Residual};
 use super::lora::Linear;
 use super::weights::{Precision, Slot, slots};
 
@@ -122,7 +122,8 @@ fn block<'a>(
     u128::from(lengths.tokens) * (products + adapter) + 2 * pair(config) * u128::from(lengths.pairs)
 }
 
-/// One block's backward: at the `lowest` block the gradient of its input is not computed.
+/// One block's backward: at the `lowest` block the gradient of its input is not computed, nor what in a parallel block
+/// would lead to that alone.
 fn block_backward<'a>(
     config: &DecoderConfig,
     modules: impl Iterator<Item = &'a ModuleShape>,
@@ -131,7 +132,12 @@ fn block_backward<'a>(
     full: bool,
 ) -> u128 {
     let modules: Vec<_> = modules.collect();
-    let of_input = |linear: Linear| !(lowest && linear == Linear::QueryKeyValue);
+    let feed_forward = |linear: Linear| matches!(linear, Linear::Up | Linear::Gate | Linear::Down);
+    let of_feed_forward = !(lowest && config.residual == Residual::Parallel)
+        || modules.iter().any(|module| feed_forward(module.linear));
+    let of_input = |linear: Linear| {
+        if feed_forward(linear) { of_feed_forward } else { !(lowest && linear == Linear::QueryKeyValue) }
+    };
     let mut per_token = 0;
     for linear in linears(config) {
         per_token += weight(config, linear) * (u128::from(of_input(linear)) + u128::from(full));
