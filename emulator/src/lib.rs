@@ -32,6 +32,8 @@ unsafe extern "C" {
 /// The emulated GPU.
 #[derive(Default)]
 pub struct Emulator {
+    /// Whether it has no library for matrix products, and leaves them all to the backend's own kernel.
+    pub without_products: bool,
     /// The length of each allocation.
     allocated: Mutex<HashMap<Address, usize>>,
 }
@@ -53,6 +55,11 @@ pub fn cuda(arithmetic: Arithmetic) -> Cuda {
         }
     };
     Cuda::new(Arc::clone(DEVICE.get_or_init(open)), arithmetic)
+}
+
+/// The CUDA backend on an emulated GPU without a library for products.
+pub fn cuda_without_products(arithmetic: Arithmetic) -> Cuda {
+    Cuda::new(Arc::new(Emulator { without_products: true, ..Emulator::default() }), arithmetic)
 }
 
 impl Device for Emulator {
@@ -136,7 +143,10 @@ impl Device for Emulator {
         }
     }
 
-    unsafe fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+    unsafe fn multiply(&self, product: &Product) -> Result<bool, DeviceError> {
+        if self.without_products {
+            return Ok(false);
+        }
         let Product { rows, columns, depth, out_stride, scale, accumulate, bias, arithmetic, .. } = *product;
         // SAFETY: the caller's promise.
         let left = unsafe { operand(product.left, [rows, depth], arithmetic) };
@@ -177,7 +187,7 @@ impl Device for Emulator {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -307,6 +307,33 @@ fn dropout_draws_the_same_mask() {
     });
 }
 
+/// A matrix's three products: with and without a bias and adding, and its gradients.
+fn products<K: Kernels>(k: &K, precision: Precision, [rows, inputs, outputs]: [usize; 3]) -> Vec<Vec<f32>> {
+    let weight = k.matrix(&tensor(outputs, inputs, numbers(1, outputs * inputs)), precision);
+    let x = k.upload(&numbers(2, rows * inputs));
+    let bias = k.upload(&numbers(3, outputs));
+    let mut out = k.upload(&numbers(4, rows * outputs));
+    k.product(rows, &x, &weight, Some(&bias), &mut out, true);
+    let mut plain = k.upload(&numbers(4, rows * outputs));
+    k.product(rows, &x, &weight, None, &mut plain, false);
+    let dout = k.upload(&numbers(5, rows * outputs));
+    let mut dx = k.upload(&numbers(6, rows * inputs));
+    k.product_backward(rows, &dout, &weight, &mut dx, true);
+    let (mut dweight, mut dbias) = (k.like_matrix(&weight), k.buffer(outputs));
+    k.product_backward_weight(rows, &weight, &x, &dout, &mut dweight, Some(&mut dbias));
+    vec![
+        k.download(&out, rows * outputs),
+        k.download(&plain, rows * outputs),
+        k.download(&dx, rows * inputs),
+        k.unpack_like(&weight, &dweight),
+        k.download(&dbias, outputs),
+        k.matrix_values(&weight),
+    ]
+}
+
+/// Rows, inputs and outputs of products.
+const PRODUCTS: [[usize; 3]; 3] = [[1, 1, 1], [5, 33, 19], [40, 128, 70]];
+
 #[test]
 fn products_of_every_kept_type_forward_and_backward() {
     for precision in [
@@ -317,36 +344,24 @@ fn products_of_every_kept_type_forward_and_backward() {
         Precision::Nf4,
         Precision::Published,
     ] {
-        for (rows, inputs, outputs) in [(1, 1, 1), (5, 33, 19), (40, 128, 70)] {
+        for sizes in PRODUCTS {
             agree_in_both!(
-                format!("{precision:?}, {rows} × {inputs} × {outputs}"),
-                |k, precision: Precision, rows: usize, inputs: usize, outputs: usize| {
-                    let weight = k.matrix(&tensor(outputs, inputs, numbers(1, outputs * inputs)), precision);
-                    let x = k.upload(&numbers(2, rows * inputs));
-                    let bias = k.upload(&numbers(3, outputs));
-                    let mut out = k.upload(&numbers(4, rows * outputs));
-                    k.product(rows, &x, &weight, Some(&bias), &mut out, true);
-                    let mut plain = k.upload(&numbers(4, rows * outputs));
-                    k.product(rows, &x, &weight, None, &mut plain, false);
-                    let dout = k.upload(&numbers(5, rows * outputs));
-                    let mut dx = k.upload(&numbers(6, rows * inputs));
-                    k.product_backward(rows, &dout, &weight, &mut dx, true);
-                    let (mut dweight, mut dbias) = (k.like_matrix(&weight), k.buffer(outputs));
-                    k.product_backward_weight(rows, &weight, &x, &dout, &mut dweight, Some(&mut dbias));
-                    vec![
-                        k.download(&out, rows * outputs),
-                        k.download(&plain, rows * outputs),
-                        k.download(&dx, rows * inputs),
-                        k.unpack_like(&weight, &dweight),
-                        k.download(&dbias, outputs),
-                        k.matrix_values(&weight),
-                    ]
-                },
+                format!("{precision:?}, {sizes:?}"),
+                |k, precision: Precision, sizes: [usize; 3]| { products(k, precision, sizes) },
                 precision,
-                rows,
-                inputs,
-                outputs
+                sizes
             );
+        }
+    }
+}
+
+#[test]
+fn products_that_the_library_has_no_algorithm_for() {
+    for sizes in PRODUCTS {
+        let expected = products(&Cpu, Precision::F32, sizes);
+        for (arithmetic, tolerance) in [(Arithmetic::F32, F32), (Arithmetic::Bf16, BF16)] {
+            let found = products(&emulator::cuda_without_products(arithmetic), Precision::F32, sizes);
+            compare(&format!("{arithmetic:?}, {sizes:?}"), &found, &expected, tolerance);
         }
     }
 }
@@ -386,34 +401,41 @@ fn lora_forward_and_backward() {
     }
 }
 
+/// Losses, and the gradients of the hidden state and of the head.
+fn cross_entropies<K: Kernels>(k: &K, [rows, hidden, vocabulary]: [usize; 3]) -> Vec<Vec<f32>> {
+    let head = k.matrix(&tensor(vocabulary, hidden, numbers(1, vocabulary * hidden)), Precision::F32);
+    let x = k.upload(&numbers(2, rows * hidden));
+    let targets: Vec<u32> = (0..rows).map(|row| (row * 97 % vocabulary) as u32).collect();
+    let losses = k.cross_entropy(&x, &head, &targets, 0.0, None);
+    let (mut dx, mut dx_full) = (k.buffer(rows * hidden), k.buffer(rows * hidden));
+    let with_gradient = k.cross_entropy(&x, &head, &targets, 0.1, Some(&mut dx));
+    let mut dhead = k.like_matrix(&head);
+    let full = k.cross_entropy_full(&x, &head, &targets, 0.1, &mut dx_full, &mut dhead);
+    vec![
+        losses,
+        with_gradient,
+        full,
+        k.download(&dx, rows * hidden),
+        k.download(&dx_full, rows * hidden),
+        k.unpack_like(&head, &dhead),
+    ]
+}
+
 #[test]
 fn cross_entropy_and_its_gradients() {
-    for (rows, hidden, vocabulary) in [(1, 1, 2), (7, 33, 301), (20, 64, 1000)] {
-        agree_in_both!(
-            format!("{rows} × {hidden}, {vocabulary}"),
-            |k, rows: usize, hidden: usize, vocabulary: usize| {
-                let head =
-                    k.matrix(&tensor(vocabulary, hidden, numbers(1, vocabulary * hidden)), Precision::F32);
-                let x = k.upload(&numbers(2, rows * hidden));
-                let targets: Vec<u32> = (0..rows).map(|row| (row * 97 % vocabulary) as u32).collect();
-                let losses = k.cross_entropy(&x, &head, &targets, 0.0, None);
-                let (mut dx, mut dx_full) = (k.buffer(rows * hidden), k.buffer(rows * hidden));
-                let with_gradient = k.cross_entropy(&x, &head, &targets, 0.1, Some(&mut dx));
-                let mut dhead = k.like_matrix(&head);
-                let full = k.cross_entropy_full(&x, &head, &targets, 0.1, &mut dx_full, &mut dhead);
-                vec![
-                    losses,
-                    with_gradient,
-                    full,
-                    k.download(&dx, rows * hidden),
-                    k.download(&dx_full, rows * hidden),
-                    k.unpack_like(&head, &dhead),
-                ]
-            },
-            rows,
-            hidden,
-            vocabulary
-        );
+    for sizes in [[1, 1, 2], [7, 33, 301], [20, 64, 1000]] {
+        agree_in_both!(format!("{sizes:?}"), |k, sizes: [usize; 3]| { cross_entropies(k, sizes) }, sizes);
+    }
+}
+
+#[test]
+fn cross_entropy_of_four_rows_at_a_time() {
+    // A vocabulary that tensor cores do not read in whole pieces, and a last piece of three rows.
+    let sizes = [11, 33, 301];
+    let expected = cross_entropies(&Cpu, sizes);
+    for (arithmetic, tolerance) in [(Arithmetic::F32, F32), (Arithmetic::Bf16, BF16)] {
+        let found = cross_entropies(&cuda(arithmetic).with_logits_bytes(0), sizes);
+        compare(&format!("{arithmetic:?}"), &found, &expected, tolerance);
     }
 }
 

@@ -56,9 +56,21 @@ fn chunk(settings: &AdamW, values: &mut [f32], gradient: &[f32], first: &mut [f3
 
 /// Σ g², in f64 and in a fixed order.
 pub(crate) fn squared_norm(gradient: &[f32]) -> f64 {
-    let parts: Vec<f64> = gradient
-        .par_chunks(16 * 1024)
-        .map(|part| part.iter().map(|g| f64::from(*g) * f64::from(*g)).sum())
-        .collect();
+    let parts: Vec<f64> = gradient.par_chunks(16 * 1024).map(squares).collect();
     parts.iter().sum()
+}
+
+/// The sum of a part, in as many lanes as a vector register holds.
+#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
+fn squares(part: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 8];
+    let mut add = |values: &[f32]| {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += f64::from(*value) * f64::from(*value);
+        }
+    };
+    let (eights, rest) = part.as_chunks::<8>();
+    eights.iter().for_each(|eight| add(eight));
+    add(rest);
+    sums.iter().sum()
 }

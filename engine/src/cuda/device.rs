@@ -193,14 +193,14 @@ pub trait Device: Send + Sync {
     /// The arguments have the kernel's types, and what it reads and writes is allocated.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError>;
 
-    /// Multiplies matrices.
+    /// Multiplies matrices; or says no, where the device's library has no algorithm for such operands.
     ///
     /// # Errors
     /// The device's.
     ///
     /// # Safety
     /// What the product names is allocated.
-    unsafe fn multiply(&self, product: &Product) -> Result<(), DeviceError>;
+    unsafe fn multiply(&self, product: &Product) -> Result<bool, DeviceError>;
 }
 
 /// A device, with memory that is given back when it is dropped and lengths that are checked.
@@ -279,7 +279,45 @@ impl Gpu {
             return;
         }
         // SAFETY: as for `launch`.
-        self.must("multiply matrices", unsafe { self.device.multiply(product) });
+        if !self.must("multiply matrices", unsafe { self.device.multiply(product) }) {
+            self.multiply_plainly(product);
+        }
+    }
+
+    /// The same by a kernel that takes any operands.
+    fn multiply_plainly(&self, product: &Product) {
+        let strides = |operand: Operand| {
+            let (line, element) = (Argument::Long(operand.stride as u64), Argument::Long(1));
+            if operand.transposed { [element, line] } else { [line, element] }
+        };
+        let ([left_row, left_step], [right_step, right_column]) =
+            (strides(product.left), strides(product.right));
+        let sizes = [product.rows, product.columns, product.depth];
+        let [rows, columns, depth] = sizes.map(|size| Argument::Int(size as i32));
+        let arguments = [
+            rows,
+            columns,
+            depth,
+            Argument::Int(i32::from(product.arithmetic == Arithmetic::Bf16)),
+            Argument::Address(product.left.address),
+            left_row,
+            left_step,
+            Argument::Address(product.right.address),
+            right_step,
+            right_column,
+            Argument::Float(product.scale),
+            Argument::Int(i32::from(product.accumulate)),
+            Argument::Address(product.bias),
+            Argument::Address(product.out),
+            Argument::Long(product.out_stride as u64),
+        ];
+        self.launch(
+            "product",
+            super::blocks_for(product.rows * product.columns),
+            super::THREADS,
+            0,
+            &arguments,
+        );
     }
 
     fn must<T>(&self, what: &str, result: Result<T, DeviceError>) -> T {

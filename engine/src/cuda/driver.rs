@@ -32,7 +32,8 @@ pub struct Driver {
 struct Products {
     handle: blas_sys::cublasLtHandle_t,
     workspace: Address,
-    plans: HashMap<Key, Plan>,
+    /// None for a product that cuBLASLt has no algorithm for.
+    plans: HashMap<Key, Option<Plan>>,
 }
 
 // SAFETY: cuBLASLt's handle may be used from any thread, and lies behind a lock.
@@ -45,7 +46,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 unsafe impl DeviceRepr for Heads {}
 
 impl Driver {
-    /// The GPU of this number. Its kernels are compiled when they are first asked for, and kept under `cache`, where it is given.
+    /// The GPU of this number. Its kernels are compiled when they are first asked for, the common ones now, and kept under `cache`, where it is given.
     ///
     /// # Errors
     /// What is missing: a driver, a GPU, NVRTC or cuBLASLt.
@@ -79,7 +80,7 @@ impl Driver {
         let workspace =
             unsafe { driver::malloc_async(stream.cu_stream(), WORKSPACE_BYTES) }.map_err(error)?;
         let products = Mutex::new(Products { handle, workspace, plans: HashMap::new() });
-        Ok(Self {
+        let driver = Self {
             context,
             stream,
             architecture,
@@ -87,7 +88,10 @@ impl Driver {
             modules: Mutex::default(),
             functions: Mutex::default(),
             products,
-        })
+        };
+        // What every use takes is compiled now, so that a compiler that cannot is told here.
+        driver.module(Program::Base)?;
+        Ok(driver)
     }
 
     fn function(&self, name: &'static str) -> Result<CudaFunction, DeviceError> {
@@ -245,7 +249,7 @@ impl Device for Driver {
             .map_err(|source| DeviceError(format!("kernel {}: {}", launch.name, error(source))))
     }
 
-    unsafe fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+    unsafe fn multiply(&self, product: &Product) -> Result<bool, DeviceError> {
         self.bind()?;
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
         let (handle, workspace) = (products.handle, products.workspace);
@@ -253,9 +257,15 @@ impl Device for Driver {
         let plan = match products.plans.entry(key) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => {
-                new.insert(Plan::new(handle, &key).map_err(|source| refused(product, source))?)
+                let plan = match Plan::new(handle, &key, product.bias) {
+                    Ok(plan) => Some(plan),
+                    Err(blas::CublasError(blas_sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => None,
+                    Err(source) => return Err(refused(product, source)),
+                };
+                new.insert(plan)
             }
         };
+        let Some(plan) = plan else { return Ok(false) };
         let beta: f32 = if product.accumulate { 1.0 } else { 0.0 };
         let pointer = |address: Address| address as *const c_void;
         // cuBLASLt's matrices are column-major: what it multiplies here is the transposed, right operand first.
@@ -281,6 +291,7 @@ impl Device for Driver {
                 self.stream.cu_stream().cast(),
             )
         }
+        .map(|()| true)
         .map_err(|source| refused(product, source))
     }
 }
@@ -305,7 +316,8 @@ struct Key {
     transposed: [bool; 2],
     /// The alignment of the operands and the result, up to 256 bytes.
     alignments: [u32; 3],
-    bias: bool,
+    /// The alignment of the bias; 0 where there is none.
+    bias: u32,
     arithmetic: Arithmetic,
 }
 
@@ -321,7 +333,7 @@ impl Key {
                 alignment(product.right.address),
                 alignment(product.out),
             ],
-            bias: product.bias != 0,
+            bias: if product.bias == 0 { 0 } else { alignment(product.bias) },
             arithmetic: product.arithmetic,
         }
     }
@@ -338,7 +350,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(handle: blas_sys::cublasLtHandle_t, key: &Key) -> Result<Self, blas::CublasError> {
+    /// `bias` is the first product's: its alignment is known from the key, and the algorithm may depend on it.
+    fn new(handle: blas_sys::cublasLtHandle_t, key: &Key, bias: Address) -> Result<Self, blas::CublasError> {
         use blas_sys::cublasComputeType_t as Compute;
         use blas_sys::cublasLtMatmulDescAttributes_t as Attribute;
         use blas_sys::cudaDataType_t as Type;
@@ -361,18 +374,19 @@ impl Plan {
             right: layout(element, right_lines, right_length, right)?,
             out: layout(Type::CUDA_R_32F, rows, columns, out)?,
             algorithm: blas_sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-            bias: key.bias,
+            bias: key.bias != 0,
         };
         let transpose = |transposed| i32::from(transposed);
         // The right operand is cuBLASLt's first.
         set(plan.description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transpose(key.transposed[1]))?;
         set(plan.description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &transpose(key.transposed[0]))?;
-        if key.bias {
+        if key.bias != 0 {
             let epilogue = blas_sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             set(plan.description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             let of_bias = Type::CUDA_R_32F;
             set(plan.description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &of_bias)?;
         }
+        plan.set_bias(bias)?;
         plan.algorithm = plan.pick(handle, key)?;
         Ok(plan)
     }

@@ -64,6 +64,7 @@ impl Program {
 const BASE_KERNELS: &str = concat!(
     include_str!("kernels/common.cuh"),
     include_str!("kernels/rows.cu"),
+    include_str!("kernels/product.cu"),
     include_str!("kernels/quantised.cu"),
     include_str!("kernels/norm.cu"),
     include_str!("kernels/rotary.cu"),
@@ -81,8 +82,12 @@ const TENSOR_ATTENTION_KERNELS: &str = concat!(
     include_str!("kernels/attention_tensor.cu"),
 );
 
-/// Bytes of logits that exist at once; in bf16 arithmetic half as many again of their gradients.
+/// Bytes of logits that exist at once, where nothing else is said; in bf16 arithmetic half as many again of their
+/// gradients.
 const LOGITS_BYTES: usize = 256 << 20;
+
+/// The rows of a bf16 operand begin at a multiple of this many elements: tensor cores read 16 bytes at a time.
+const NARROW_ALIGNMENT: usize = 8;
 
 /// Threads of a block where nothing else is said.
 const THREADS: u32 = 256;
@@ -92,6 +97,7 @@ const THREADS: u32 = 256;
 pub struct Cuda {
     gpu: Gpu,
     arithmetic: Arithmetic,
+    logits_bytes: usize,
     scratch: Arc<Mutex<Scratch>>,
 }
 
@@ -117,7 +123,12 @@ fn blocks_for(length: usize) -> [usize; 2] {
 impl Cuda {
     /// The backend on a device.
     pub fn new(device: Arc<dyn Device>, arithmetic: Arithmetic) -> Self {
-        Self { gpu: Gpu::new(device), arithmetic, scratch: Arc::default() }
+        Self { gpu: Gpu::new(device), arithmetic, logits_bytes: LOGITS_BYTES, scratch: Arc::default() }
+    }
+
+    /// The same with no more logits at once than `bytes` hold, or four rows.
+    pub fn with_logits_bytes(self, bytes: usize) -> Self {
+        Self { logits_bytes: bytes, ..self }
     }
 
     /// What the device is called.
@@ -209,9 +220,9 @@ impl Cuda {
     }
 
     /// Logits of rows at once, the same for every call over a batch.
-    fn logit_rows(vocabulary: usize) -> usize {
+    fn logit_rows(&self, vocabulary: usize) -> usize {
         // Of four rows at a time, so that each piece of the hidden state begins at a multiple of 16 bytes.
-        (LOGITS_BYTES / (4 * vocabulary.max(1)) / 4 * 4).max(4)
+        (self.logits_bytes / (4 * vocabulary.max(1)) / 4 * 4).max(4)
     }
 
     /// The loss of each row, and what [`Kernels::cross_entropy`] and its full form write.
@@ -234,10 +245,12 @@ impl Cuda {
         let weight = head.operand(gpu, self.arithmetic, &mut scratch);
         let losses = scratch.rows.reserve(gpu, 4 * targets.len());
         let target_addresses = self.sent(&mut scratch, targets);
-        let most = Self::logit_rows(vocabulary).min(targets.len());
-        let logits = scratch.logits.reserve(gpu, (if narrowed { 6 } else { 4 }) * most * vocabulary);
-        // Where products read bf16, the gradient of the logits lies behind them.
-        let dlogits = if narrowed { logits + (4 * most * vocabulary) as u64 } else { logits };
+        let most = self.logit_rows(vocabulary).min(targets.len());
+        // Where products read bf16, the gradient of the logits lies behind them, in rows that begin where it is read fast.
+        let stride = if narrowed { vocabulary.next_multiple_of(NARROW_ALIGNMENT) } else { vocabulary };
+        let bytes = (4 * most * vocabulary).next_multiple_of(2 * NARROW_ALIGNMENT);
+        let logits = scratch.logits.reserve(gpu, bytes + if narrowed { 2 * most * stride } else { 0 });
+        let dlogits = if narrowed { logits + bytes as u64 } else { logits };
         for first in (0..targets.len()).step_by(most) {
             let rows = most.min(targets.len() - first);
             let part = first * hidden..(first + rows) * hidden;
@@ -265,10 +278,11 @@ impl Cuda {
                 Argument::Address(losses + 4 * first as u64),
                 Argument::Int(i32::from(dx.is_some())),
                 Argument::Address(if narrowed { dlogits } else { 0 }),
+                long(stride),
             ];
             gpu.launch("cross_entropy", [rows, 1], 512, 0, &arguments);
             if let Some(dx) = dx.as_deref_mut() {
-                let (left, right) = (Operand::rows(dlogits, vocabulary), Operand::rows(weight, hidden));
+                let (left, right) = (Operand::rows(dlogits, stride), Operand::rows(weight, hidden));
                 gpu.multiply(&product(
                     rows,
                     hidden,
@@ -284,7 +298,7 @@ impl Cuda {
                 // `left` holds this part of x still.
                 let x =
                     if narrowed { scratch.narrow_right(gpu, rows * hidden, x.at(part)) } else { x.at(part) };
-                let (left, right) = (Operand::transposed(dlogits, vocabulary), Operand::rows(x, hidden));
+                let (left, right) = (Operand::transposed(dlogits, stride), Operand::rows(x, hidden));
                 let out = dhead.at(0..vocabulary * hidden);
                 gpu.multiply(&product(vocabulary, hidden, rows, left, right, out, hidden, true));
             }

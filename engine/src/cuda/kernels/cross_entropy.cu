@@ -1,11 +1,11 @@
 // The cross-entropy of rows of logits: a block a row.
 
 // losses[row] = log Σ exp(logits) - logit of the target. Where `gradient` is set, the logits are overwritten with
-// `scale` times their gradient; or, where `dlogits` is given, that is written there as bf16.
+// `scale` times their gradient; or, where `dlogits` is given, that is written there as bf16, in rows `stride` apart.
 KERNEL(cross_entropy)(int vocabulary, const u32* targets, float scale, float* logits, float* losses, int gradient,
-                      u16* dlogits) {
-    u64 start = (u64)blockIdx.x * vocabulary;
-    logits += start;
+                      u16* dlogits, u64 stride) {
+    logits += (u64)blockIdx.x * vocabulary;
+    if (dlogits) dlogits += blockIdx.x * stride;
     float greatest = -INFINITE;
     for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) greatest = fmaxf(greatest, logits[i]);
     greatest = block_max(greatest);
@@ -18,7 +18,7 @@ KERNEL(cross_entropy)(int vocabulary, const u32* targets, float scale, float* lo
     __syncthreads();  // the target's logit has been read
     for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) {
         float slope = scale * (expf(logits[i] - greatest) / sum - (i == target ? 1.0f : 0.0f));
-        if (dlogits) dlogits[start + i] = f32_to_bf16(slope);
+        if (dlogits) dlogits[i] = f32_to_bf16(slope);
         else logits[i] = slope;
     }
 }
