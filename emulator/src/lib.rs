@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use engine::Cuda;
@@ -36,6 +37,14 @@ pub struct Emulator {
     pub without_products: bool,
     /// The length of each allocation.
     allocated: Mutex<HashMap<Address, usize>>,
+    most: AtomicUsize,
+}
+
+impl Emulator {
+    /// The most bytes that were allocated at once.
+    pub fn most_bytes(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
 }
 
 /// The CUDA backend that tests run: on an emulated GPU or, with `POLYPACA_CUDA` set, on the machine's first.
@@ -79,7 +88,9 @@ impl Device for Emulator {
         if address == 0 {
             return Err(DeviceError(format!("no memory for {bytes} bytes")));
         }
-        self.allocated.lock().unwrap_or_else(PoisonError::into_inner).insert(address, bytes);
+        let mut allocated = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
+        allocated.insert(address, bytes);
+        self.most.fetch_max(allocated.values().sum(), Ordering::Relaxed);
         Ok(address)
     }
 

@@ -10,8 +10,8 @@ use std::ops::Range;
 pub use crate::cpu::adamw::AdamW;
 pub use crate::cpu::attention::AttentionShape;
 pub use crate::cpu::dropout::DropoutKey;
-use crate::decoder::config::{Activation, Norm};
-use crate::decoder::weights::{HostTensor, Precision};
+use crate::decoder::config::{Activation, DecoderConfig, Norm};
+use crate::decoder::weights::{HostTensor, Precision, Slot};
 
 /// The gradient of a row's modules is dropped where this says: see [`Kernels::dropout`].
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,20 @@ pub trait Kernels: Send + Sync {
 
     /// Bytes of the backend's own memory that are free; none where it works in the machine's.
     fn available_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes of a backend's own memory that its kernels hold beside weights, activations and what is trained, while a
+    /// decoder is tuned, in full or (not `full`) by an adapter, on `tokens` tokens at once; `precision` is in what its
+    /// matrices are kept. None where it works in the machine's memory.
+    fn scratch_bytes(
+        &self,
+        config: &DecoderConfig,
+        precision: &dyn Fn(Slot) -> Precision,
+        tokens: usize,
+        full: bool,
+    ) -> Option<u64> {
+        let _ = (config, precision, tokens, full);
         None
     }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::read::Records;
 use crate::records::{Language, Recipe, SystemStatus};
-use crate::results::{Case, Cell, Line, Pair, Pooled, Results, Source, UNTUNED};
+use crate::results::{Case, Cell, Line, Pair, Pooled, Results, Source, Standing, UNTUNED};
 
 /// A finding: what is found, and how it was counted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -216,26 +216,19 @@ impl Finder<'_> {
         let cases: Vec<&Case> =
             cases.iter().copied().filter(|case| case.base_model == base && case.method == method).collect();
         // Languages in which the same recipe leads, or the same ones are level, share a clause.
-        let mut clauses: Vec<(bool, String, Vec<String>)> = Vec::new();
+        let mut clauses: Vec<(Standing, String, Vec<String>)> = Vec::new();
         for case in &cases {
-            let (alone, names) = (case.level.is_empty(), self.leading_names(case));
+            let (standing, names) = (case.standing(), self.leading_names(case));
             let language = self.name(&case.language);
-            match clauses.iter_mut().find(|(was_alone, was, _)| *was_alone == alone && *was == names) {
+            match clauses.iter_mut().find(|(stood, was, _)| *stood == standing && *was == names) {
                 Some((_, _, languages)) => languages.push(language),
-                None => clauses.push((alone, names, vec![language])),
+                None => clauses.push((standing, names, vec![language])),
             }
         }
-        clauses.sort_by_key(|(alone, ..)| !alone);
+        clauses.sort_by_key(|(standing, ..)| *standing);
         let clauses: Vec<String> = clauses
             .into_iter()
-            .map(|(alone, names, languages)| {
-                let languages = listed(&languages);
-                if alone {
-                    format!("{names} leads in {languages}")
-                } else {
-                    format!("in {languages}, {names} cannot be told apart")
-                }
-            })
+            .map(|(standing, names, languages)| stands(standing, &names, &listed(&languages)))
             .collect();
         let scores: Vec<String> = cases
             .iter()
@@ -266,7 +259,11 @@ impl Finder<'_> {
     fn behind(&self, cases: &[&Case]) -> Vec<Behind> {
         let behind = |case: &&Case| {
             let line = self.line(&case.base_model, Some(&case.method), &case.leader)?;
-            let verb = if case.level.is_empty() { "leads" } else { "cannot be told apart" };
+            let verb = match case.standing() {
+                Standing::Leads => "leads",
+                Standing::Level => "cannot be told apart",
+                Standing::Only => "is the only recipe",
+            };
             let place = format!("{} by {}, {}", case.base_model, case.method, self.name(&case.language));
             let text = format!("{place}: {} {verb}", self.leading_names(case));
             Some(Behind { text, source: line.source(&case.method, &case.language) })
@@ -304,7 +301,7 @@ impl Finder<'_> {
             })
             .map(|recipe| {
                 let leads = cases.iter().filter(|case| case.leader == recipe.name);
-                let sole = leads.clone().filter(|case| case.level.is_empty()).count();
+                let sole = leads.clone().filter(|case| case.standing() == Standing::Leads).count();
                 (recipe.name.clone(), sole, leads.count())
             })
             .collect();
@@ -456,11 +453,7 @@ impl Finder<'_> {
                 } else {
                     self.name(&case.language)
                 };
-                if case.level.is_empty() {
-                    format!("{} leads in {place}", self.leading_names(case))
-                } else {
-                    format!("in {place}, {} cannot be told apart", self.leading_names(case))
-                }
+                stands(case.standing(), &self.leading_names(case), &place)
             })
             .collect();
         Some(Finding::new(format!("In languages that were not tuned on: {}.", clauses.join("; ")),
@@ -587,6 +580,15 @@ impl Finder<'_> {
  "None of these counts as a zero. A total is over the rated prompts, scaled to all of them, and is \
                      marked wherever something is left out."
                 .to_owned()))
+    }
+}
+
+/// Who stands how in a place, in words.
+fn stands(standing: Standing, names: &str, place: &str) -> String {
+    match standing {
+        Standing::Leads => format!("{names} leads in {place}"),
+        Standing::Level => format!("in {place}, {names} cannot be told apart"),
+        Standing::Only => format!("in {place}, {names} is the only recipe"),
     }
 }
 

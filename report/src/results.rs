@@ -160,6 +160,30 @@ pub struct Case {
     pub pairs: Vec<Pair>,
 }
 
+/// How a case's leader stands among the recipes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Its difference to every other recipe leaves zero out.
+    Leads,
+    /// Others cannot be told apart from it.
+    Level,
+    /// There is no other recipe: the highest total of one says nothing.
+    Only,
+}
+
+impl Case {
+    /// How the leader stands.
+    pub fn standing(&self) -> Standing {
+        if !self.level.is_empty() {
+            Standing::Level
+        } else if self.pairs.iter().any(|pair| pair.right != UNTUNED) {
+            Standing::Leads
+        } else {
+            Standing::Only
+        }
+    }
+}
+
 /// The paired bootstrap of two recipes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Pair {

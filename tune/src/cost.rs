@@ -108,15 +108,17 @@ impl Shape {
 
     /// Bytes of the weights as the CPU backend keeps them.
     pub fn weight_bytes(&self) -> usize {
-        let frozen = self.modules.is_some();
-        cost::weight_bytes(&self.config, !frozen, |slot| {
-            let of_block = match slot {
-                Slot::Layer(_, slot) => Slot::Layer(0, slot),
-                other => other,
-            };
-            let found = self.precisions.iter().find(|(slot, _)| *slot == of_block);
-            found.filter(|_| frozen).map_or(Precision::F32, |(_, precision)| *precision)
-        })
+        cost::weight_bytes(&self.config, self.modules.is_none(), |slot| self.precision(slot))
+    }
+
+    /// In what a matrix is kept.
+    pub fn precision(&self, slot: Slot) -> Precision {
+        let of_block = match slot {
+            Slot::Layer(_, slot) => Slot::Layer(0, slot),
+            other => other,
+        };
+        let found = self.precisions.iter().find(|(slot, _)| *slot == of_block);
+        found.filter(|_| self.modules.is_some()).map_or(Precision::F32, |(_, precision)| *precision)
     }
 }
 

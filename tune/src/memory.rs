@@ -1,8 +1,9 @@
 //! A tuning that would not fit into memory is refused before it starts, with what would fit.
 
+use engine::kernels::Kernels;
 use model::BaseModel;
 
-use crate::cost::{Memory, RowLength, Shape, cost};
+use crate::cost::{Memory, RowLength, Shape, cost, most_tokens};
 use crate::error::{Error, Result};
 use crate::settings::{FrozenWeights, Method, Settings};
 
@@ -13,7 +14,8 @@ pub const PROGRAM: u64 = 100 << 20;
 ///
 /// # Errors
 /// [`Error::Memory`]; and modules that the model does not have.
-pub(crate) fn check(
+pub(crate) fn check<K: Kernels>(
+    kernels: &K,
     base: &BaseModel,
     rows: &[RowLength],
     validation: &[RowLength],
@@ -21,12 +23,11 @@ pub(crate) fn check(
     available: Option<u64>,
 ) -> Result<()> {
     let Some(available) = available else { return Ok(()) };
-    let threads = rayon::current_num_threads();
     let predict = |settings: &Settings| -> Result<Memory> {
-        Ok(cost(&Shape::of(base, settings)?, rows, validation, settings, threads).memory)
+        Ok(predict(kernels, &Shape::of(base, settings)?, rows, validation, settings))
     };
     let wanted = predict(settings)?;
-    if wanted.total() + PROGRAM <= available {
+    if wanted.total() <= available {
         return Ok(());
     }
     let longest = rows.iter().chain(validation).map(|row| row.tokens).max().unwrap_or(0);
@@ -34,7 +35,7 @@ pub(crate) fn check(
         "nothing that `tune` can spare would make it fit: it takes a smaller model or a larger machine"
             .to_owned();
     for (flags, settings) in frugal(settings, longest) {
-        let total = predict(&settings)?.total() + PROGRAM;
+        let total = predict(&settings)?.total();
         if total <= available {
             fitting = format!("{flags} would fit, with {}", gigabytes(total));
             break;
@@ -42,12 +43,30 @@ pub(crate) fn check(
     }
     Err(Error::Memory(format!(
         "this tuning would take {} (weights {}, what is trained {}, activations {}), and {} are free; {fitting}",
-        gigabytes(wanted.total() + PROGRAM),
+        gigabytes(wanted.total()),
         gigabytes(wanted.weights),
         gigabytes(wanted.optimizer),
         gigabytes(wanted.workspace),
         gigabytes(available),
     )))
+}
+
+/// What a tuning takes of the memory that its backend works in, the program among it.
+fn predict<K: Kernels>(
+    kernels: &K,
+    shape: &Shape,
+    rows: &[RowLength],
+    validation: &[RowLength],
+    settings: &Settings,
+) -> Memory {
+    let memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
+    let tokens = most_tokens(rows, validation, settings);
+    let (precision, full) = (|slot| shape.precision(slot), shape.modules.is_none());
+    match kernels.scratch_bytes(&shape.config, &precision, tokens, full) {
+        None => Memory { scratch: memory.scratch + PROGRAM, ..memory },
+        // The program and what becomes a checkpoint are in the machine's memory.
+        Some(scratch) => Memory { scratch, checkpoint: 0, ..memory },
+    }
 }
 
 /// Settings that take less, from the one that costs the least time or precision on, each with its flags.
@@ -126,9 +145,15 @@ fn of_process(key: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
+
+    use emulator::Emulator;
+    use engine::cuda::{Arithmetic, LIBRARIES_BYTES};
+    use engine::{Cpu, Cuda};
 
     use super::*;
-    use crate::settings::Preset;
+    use crate::settings::{Length, Preset};
+    use crate::{Places, Quiet, Rows, TrainingRow, tune};
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
@@ -146,7 +171,7 @@ mod tests {
         };
         let enough = cost(&shape, &rows, &[], &settings, threads).memory.total() + PROGRAM;
         let found = |available| {
-            let refused = check(&base, &rows, &[], &settings, available);
+            let refused = check(&Cpu, &base, &rows, &[], &settings, available);
             refused.map_or_else(|error| error.to_string(), |()| "it fits".to_owned())
         };
         assert_eq!(found(Some(enough)), "it fits");
@@ -155,6 +180,54 @@ mod tests {
         assert!(message.contains("--recompute would fit"), "{message}");
         let message = found(Some(1));
         assert!(message.contains("a smaller model"), "{message}");
+    }
+
+    /// Room that is asked for and not used: operands as wide as the widest, a matrix to be converted.
+    const SPARE: f64 = 1.15;
+
+    #[test]
+    fn what_a_gpu_is_thought_to_hold_is_what_it_holds() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens");
+        for (name, method, weights, arithmetic) in [
+            ("llama-grouped", Method::Lora, FrozenWeights::Published, Arithmetic::Bf16),
+            ("llama-grouped", Method::Lora, FrozenWeights::Bits4, Arithmetic::Bf16),
+            ("llama-grouped", Method::Full, FrozenWeights::Published, Arithmetic::Bf16),
+            ("llama-grouped", Method::Full, FrozenWeights::Published, Arithmetic::F32),
+        ] {
+            let base = match BaseModel::open(folder.join(name).join("model")) {
+                Ok(base) => base,
+                Err(error) => panic!("{error}"),
+            };
+            let settings = Settings {
+                batch: 8,
+                length: Length::Updates(1),
+                weights,
+                ..Settings::preset(Preset::Paper, method)
+            };
+            let row = |id: usize| TrainingRow {
+                id: id.to_string(),
+                language: "en".to_owned(),
+                tokens: (0..40).collect(),
+                supervised_from: 0,
+            };
+            let rows = Rows { rows: (0..8).map(row).collect(), ..Rows::default() };
+            let gpu = Arc::new(Emulator::default());
+            let kernels = Cuda::new(gpu.clone(), arithmetic);
+            let lengths = RowLength::of(&rows.rows);
+            let told = Shape::of(&base, &settings)
+                .map(|shape| predict(&kernels, &shape, &lengths, &[], &settings).total() as f64);
+            let out = tempfile::tempdir().map(|folder| {
+                let places = Places::under(folder.path());
+                tune(&kernels, &base, &rows, &Rows::default(), None, &settings, &places, &mut Quiet).map(drop)
+            });
+            let (Ok(told), Ok(Ok(()))) = (told, out) else { panic!("{name}: it was not tuned") };
+            // The emulator has none of NVIDIA's libraries.
+            let told = told - LIBRARIES_BYTES as f64;
+            let came_to = gpu.most_bytes() as f64;
+            let what =
+                format!("{name}, {method:?}, {weights:?}, {arithmetic:?}: told {told}, came to {came_to}");
+            assert!(came_to <= told && told <= SPARE * came_to, "{what}");
+        }
     }
 
     #[test]
@@ -183,7 +256,7 @@ mod tests {
             ..Settings::preset(Preset::Paper, Method::Lora)
         };
         let long = [RowLength { tokens: 70, supervised: 1 }];
-        let most = |validation: &[RowLength]| crate::cost::most_tokens(&rows, validation, &settings);
+        let most = |validation: &[RowLength]| most_tokens(&rows, validation, &settings);
         assert_eq!(most(&[]), 50);
         assert_eq!(most(&long), 70);
     }

@@ -177,6 +177,11 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         places: &'a Places,
     ) -> Result<Self> {
         check(rows, settings)?;
+        // Before the model is loaded, which takes a while.
+        let folder = places.metrics.as_deref().and_then(Path::parent);
+        if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::metadata(folder).map_err(Error::io(folder))?;
+        }
         let peft = match (settings.method, initial) {
             (Method::Full, _) => None,
             (Method::Lora, Some(peft)) => Some(peft.clone()),
@@ -187,7 +192,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         };
         let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
         let available = kernels.available_bytes().or_else(memory::available);
-        memory::check(base, &lengths, &held_out, settings, available)?;
+        memory::check(kernels, base, &lengths, &held_out, settings, available)?;
         let weights = match settings.method {
             Method::Full => Weights::Trained,
             Method::Lora => Weights::Frozen(settings.weights.precision()),

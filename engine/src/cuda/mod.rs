@@ -25,8 +25,8 @@ use self::device::{Address, Argument, Device, Gpu, Memory, Operand, Product};
 use self::matrix::Kept;
 pub use self::matrix::Matrix;
 use self::scratch::Scratch;
-use crate::decoder::config::{Activation, Norm, NormKind};
-use crate::decoder::weights::{HostTensor, Precision};
+use crate::decoder::config::{Activation, DecoderConfig, Head, Norm, NormKind};
+use crate::decoder::weights::{HostTensor, Precision, Slot, slots};
 use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView};
 
 /// The kernels that are compiled together.
@@ -85,6 +85,9 @@ const TENSOR_ATTENTION_KERNELS: &str = concat!(
 /// Bytes of logits that exist at once, where nothing else is said; in bf16 arithmetic half as many again of their
 /// gradients.
 const LOGITS_BYTES: usize = 256 << 20;
+
+/// What is taken beside matrices and rows: cuBLASLt's workspace, kernels' code, what the host has sent.
+pub const LIBRARIES_BYTES: usize = 64 << 20;
 
 /// The rows of a bf16 operand begin at a multiple of this many elements: tensor cores read 16 bytes at a time.
 const NARROW_ALIGNMENT: usize = 8;
@@ -225,6 +228,19 @@ impl Cuda {
         (self.logits_bytes / (4 * vocabulary.max(1)) / 4 * 4).max(4)
     }
 
+    /// Bytes of the logits of so many rows, as many as exist at once, and of their gradients; and elements from one row of
+    /// the gradients to the next. Where products read bf16 the gradients lie behind the logits, in rows that begin where
+    /// they are read fast; elsewhere they overwrite them.
+    fn logits_layout(&self, vocabulary: usize, rows: usize) -> [usize; 3] {
+        let most = self.logit_rows(vocabulary).min(rows);
+        let bytes = (4 * most * vocabulary).next_multiple_of(2 * NARROW_ALIGNMENT);
+        if self.arithmetic != Arithmetic::Bf16 {
+            return [bytes, 0, vocabulary];
+        }
+        let stride = vocabulary.next_multiple_of(NARROW_ALIGNMENT);
+        [bytes, 2 * most * stride, stride]
+    }
+
     /// The loss of each row, and what [`Kernels::cross_entropy`] and its full form write.
     fn head_pass(
         &self,
@@ -246,10 +262,8 @@ impl Cuda {
         let losses = scratch.rows.reserve(gpu, 4 * targets.len());
         let target_addresses = self.sent(&mut scratch, targets);
         let most = self.logit_rows(vocabulary).min(targets.len());
-        // Where products read bf16, the gradient of the logits lies behind them, in rows that begin where it is read fast.
-        let stride = if narrowed { vocabulary.next_multiple_of(NARROW_ALIGNMENT) } else { vocabulary };
-        let bytes = (4 * most * vocabulary).next_multiple_of(2 * NARROW_ALIGNMENT);
-        let logits = scratch.logits.reserve(gpu, bytes + if narrowed { 2 * most * stride } else { 0 });
+        let [bytes, of_gradients, stride] = self.logits_layout(vocabulary, targets.len());
+        let logits = scratch.logits.reserve(gpu, bytes + of_gradients);
         let dlogits = if narrowed { logits + bytes as u64 } else { logits };
         for first in (0..targets.len()).step_by(most) {
             let rows = most.min(targets.len() - first);
@@ -361,6 +375,45 @@ impl Kernels for Cuda {
 
     fn available_bytes(&self) -> Option<u64> {
         self.memory().ok().map(|[free, _]| free as u64)
+    }
+
+    fn scratch_bytes(
+        &self,
+        config: &DecoderConfig,
+        precision: &dyn Fn(Slot) -> Precision,
+        tokens: usize,
+        full: bool,
+    ) -> Option<u64> {
+        let narrow = self.arithmetic == Arithmetic::Bf16;
+        let elements = |slot: Slot| slot.shape(config).iter().product::<usize>();
+        let matrices = || slots(config).into_iter().filter(|slot| slot.is_matrix());
+        // A table in which tokens are looked up is no operand of a product, unless it is the head too.
+        let operands = || matrices().filter(|slot| *slot != Slot::Embedding || config.head == Head::Tied);
+        // The largest matrix that products do not read as it is kept.
+        let converted = operands()
+            .filter(|slot| match precision(*slot) {
+                Precision::F32 | Precision::Published => narrow && !full,
+                Precision::Bf16 => !narrow,
+                Precision::F16 | Precision::Bits8 | Precision::Nf4 => true,
+            })
+            .map(elements)
+            .max();
+        let weight = converted.unwrap_or(0) * if narrow { 2 } else { 4 };
+        // Of what is trained products read a copy.
+        let copies = if narrow && full { 2 * matrices().map(elements).sum::<usize>() } else { 0 };
+        let widest = config
+            .query_key_value_rows()
+            .max(config.attention_width())
+            .max(config.intermediate)
+            .max(config.hidden);
+        let left_and_right = match (narrow, full) {
+            (false, _) => 0,
+            (true, false) => 2 * tokens * widest,
+            (true, true) => 2 * tokens * (widest + config.intermediate.max(config.hidden)),
+        };
+        let [logits, gradients, _] = self.logits_layout(config.vocabulary, tokens);
+        let rows = 4 * tokens * config.heads.max(1);
+        Some((weight + copies + left_and_right + logits + gradients + rows + LIBRARIES_BYTES) as u64)
     }
 
     fn buffer(&self, length: usize) -> Buffer {
