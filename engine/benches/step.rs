@@ -297,6 +297,7 @@ fn main() {
             case("smollm2-135m", smollm2_135m(), 8, 128),
             case("bloom-560m", bloom_560m(), 4, 128),
         ];
-        run(&Cpu, &cases, Precision::Published);
+        // On one of the pool's threads, as the program's commands are.
+        rayon::scope(|_| run(&Cpu, &cases, Precision::Published));
     }
 }

@@ -50,27 +50,22 @@ pub trait Kernels: Send + Sync {
     }
 
     /// Bytes of a backend's own memory that its kernels hold beside weights, activations and what is trained, while a
-    /// decoder is tuned, in full or (not `full`) by an adapter, on `tokens` tokens at once; `precision` is in what its
-    /// matrices are kept. None where it works in the machine's memory.
+    /// decoder is tuned on `tokens` tokens at once: by an adapter of at most `rank`, or (none) in full. `precision` is in
+    /// what its matrices are kept. None where it works in the machine's memory.
     fn scratch_bytes(
         &self,
         config: &DecoderConfig,
         precision: &dyn Fn(Slot) -> Precision,
         tokens: usize,
-        full: bool,
+        rank: Option<usize>,
     ) -> Option<u64> {
-        let _ = (config, precision, tokens, full);
+        let _ = (config, precision, tokens, rank);
         None
     }
 
     /// The widest head that attention takes; none where any will do.
     fn widest_head(&self) -> Option<usize> {
         None
-    }
-
-    /// Runs `work`, in which many kernels follow each other, where it is cheap to begin them.
-    fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        work()
     }
 
     /// A buffer of zeros.

@@ -306,7 +306,9 @@ impl Finder<'_> {
             })
             .collect();
         alone.sort_by_key(|(_, sole, leads)| std::cmp::Reverse((*sole, *leads)));
-        let level = cases.iter().filter(|case| !case.level.is_empty()).count();
+        let standing = |wanted| cases.iter().filter(|case| case.standing() == wanted).count();
+        let (level, only) = (standing(Standing::Level), standing(Standing::Only));
+        let only = if only > 0 { format!(" In {only} there is one recipe alone.") } else { String::new() };
         let leading: Vec<String> = alone.iter().map(|(name, sole, _)| format!("{name} in {sole}")).collect();
         let highest: Vec<String> = alone.iter().map(|(name, _, leads)| format!("{name} {leads}")).collect();
         let twins = cases.iter().filter(|case| !case.same.is_empty()).count();
@@ -320,7 +322,7 @@ impl Finder<'_> {
         };
         Finding::new(
             format!(
-                "{start}, of {} {unit} cases, these recipes lead alone: {}. In {level} the best cannot be told apart.",
+                "{start}, of {} {unit} cases, these recipes lead alone: {}. In {level} the best cannot be told apart.{only}",
                 cases.len(),
                 listed(&leading)
             ),

@@ -806,3 +806,40 @@ fn differences(left: &Cell, right: &Cell) -> Option<Table> {
     let (left, right) = (&left.table, &right.table);
     (!left.is_empty() && !right.is_empty()).then(|| subtract(left, right, paired))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_recipe_alone_does_not_lead() {
+        let pair = |right: &str| Pair {
+            left: "monolingual".to_owned(),
+            right: right.to_owned(),
+            difference: Estimate { value: 1.0, low: 0.5, high: 1.5 },
+            told_apart: true,
+            p: 0.01,
+            p_corrected: 0.01,
+            detectable: 0.4,
+        };
+        let standing = |level: &[&str], rivals: &[&str]| {
+            let case = Case {
+                base_model: "base".to_owned(),
+                method: "lora".to_owned(),
+                language: "fi".to_owned(),
+                seen: true,
+                leader: "monolingual".to_owned(),
+                level: level.iter().map(|&recipe| recipe.to_owned()).collect(),
+                same: Vec::new(),
+                pairs: rivals.iter().map(|rival| pair(rival)).collect(),
+            };
+            case.standing()
+        };
+        assert_eq!(standing(&[], &[]), Standing::Only);
+        assert_eq!(standing(&[], &[UNTUNED]), Standing::Only);
+        assert_eq!(standing(&[], &["multilingual", UNTUNED]), Standing::Leads);
+        assert_eq!(standing(&["multilingual"], &["multilingual", UNTUNED]), Standing::Level);
+        // No difference could be computed.
+        assert_eq!(standing(&["multilingual"], &[]), Standing::Level);
+    }
+}

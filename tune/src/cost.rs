@@ -42,7 +42,8 @@ pub struct Shape {
     pub config: DecoderConfig,
     /// The adapter's modules; none for full tuning.
     pub modules: Option<Vec<ModuleShape>>,
-    /// In what a frozen decoder's matrices are kept, by slot: those of block 0 stand for all blocks.
+    /// In what a frozen decoder's matrices are kept, by slot: those of block 0 stand for all blocks. What is published as
+    /// f32 is `Published`.
     precisions: Vec<(Slot, Precision)>,
 }
 
@@ -78,12 +79,12 @@ impl Shape {
         let mut precisions = Vec::new();
         for slot in wanted.filter(|slot| present.contains(slot)) {
             let precision = match settings.weights.precision().of(slot) {
-                // The rows of a normalised head are scaled, and then f32.
+                // The rows of a normalised head are scaled, and then f32, as if they were so published.
                 Precision::Published if slot == Slot::Head && config.head == Head::Normalised => {
-                    Precision::F32
+                    Precision::Published
                 }
                 Precision::Published => match base.tensor(slot)?.data {
-                    HostData::F32(_) => Precision::F32,
+                    HostData::F32(_) => Precision::Published,
                     HostData::Bf16(_) => Precision::Bf16,
                     HostData::F16(_) => Precision::F16,
                 },
@@ -307,11 +308,13 @@ fn memory(
     // A product's left-hand side lies packed beside it: the widest rows that are multiplied, or those logits.
     let widest = config.hidden.max(config.intermediate).max(config.query_key_value_rows());
     let packed = (most_tokens * widest).max(logits);
+    // Few rows lie packed as a whole, on one thread; more are dealt to all of them, which keep theirs.
+    let few = if threads > 1 { most_tokens.min(engine::cpu::undealt_rows(threads)) * widest } else { 0 };
     Memory {
         weights: shape.weight_bytes() as u64,
         workspace: 4 * plan.floats(config, ranks) as u64,
         optimizer: (4 * kept * trained) as u64,
         checkpoint: (4 * copies * shape.trained_parameters()) as u64,
-        scratch: (4 * (threads * tile + logits + packed)) as u64,
+        scratch: (4 * (threads * tile + logits + packed + few)) as u64,
     }
 }

@@ -1,5 +1,6 @@
 //! A tuning that would not fit into memory is refused before it starts, with what would fit.
 
+use engine::decoder::cost::ModuleShape;
 use engine::kernels::Kernels;
 use model::BaseModel;
 
@@ -23,10 +24,10 @@ pub(crate) fn check<K: Kernels>(
     available: Option<u64>,
 ) -> Result<()> {
     let Some(available) = available else { return Ok(()) };
-    let predict = |settings: &Settings| -> Result<Memory> {
+    let of = |settings: &Settings| -> Result<Memory> {
         Ok(predict(kernels, &Shape::of(base, settings)?, rows, validation, settings))
     };
-    let wanted = predict(settings)?;
+    let wanted = of(settings)?;
     if wanted.total() <= available {
         return Ok(());
     }
@@ -35,18 +36,20 @@ pub(crate) fn check<K: Kernels>(
         "nothing that `tune` can spare would make it fit: it takes a smaller model or a larger machine"
             .to_owned();
     for (flags, settings) in frugal(settings, longest) {
-        let total = predict(&settings)?.total();
+        let total = of(&settings)?.total();
         if total <= available {
             fitting = format!("{flags} would fit, with {}", gigabytes(total));
             break;
         }
     }
     Err(Error::Memory(format!(
-        "this tuning would take {} (weights {}, what is trained {}, activations {}), and {} are free; {fitting}",
+        "this tuning would take {} (weights {}, what is trained {}, activations {}, and {} beside them), and {} are free; \
+         {fitting}",
         gigabytes(wanted.total()),
         gigabytes(wanted.weights),
         gigabytes(wanted.optimizer),
         gigabytes(wanted.workspace),
+        gigabytes(wanted.scratch + wanted.checkpoint),
         gigabytes(available),
     )))
 }
@@ -61,8 +64,10 @@ fn predict<K: Kernels>(
 ) -> Memory {
     let memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
     let tokens = most_tokens(rows, validation, settings);
-    let (precision, full) = (|slot| shape.precision(slot), shape.modules.is_none());
-    match kernels.scratch_bytes(&shape.config, &precision, tokens, full) {
+    let precision = |slot| shape.precision(slot);
+    let widest = |modules: &Vec<ModuleShape>| modules.iter().map(|module| module.rank).max().unwrap_or(0);
+    let rank = shape.modules.as_ref().map(widest);
+    match kernels.scratch_bytes(&shape.config, &precision, tokens, rank) {
         None => Memory { scratch: memory.scratch + PROGRAM, ..memory },
         // The program and what becomes a checkpoint are in the machine's memory.
         Some(scratch) => Memory { scratch, checkpoint: 0, ..memory },
@@ -191,6 +196,7 @@ mod tests {
         for (name, method, weights, arithmetic) in [
             ("llama-grouped", Method::Lora, FrozenWeights::Published, Arithmetic::Bf16),
             ("llama-grouped", Method::Lora, FrozenWeights::Bits4, Arithmetic::Bf16),
+            ("llama-grouped", Method::Lora, FrozenWeights::F32, Arithmetic::Bf16),
             ("llama-grouped", Method::Full, FrozenWeights::Published, Arithmetic::Bf16),
             ("llama-grouped", Method::Full, FrozenWeights::Published, Arithmetic::F32),
         ] {

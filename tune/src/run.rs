@@ -180,7 +180,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         // Before the model is loaded, which takes a while.
         let folder = places.metrics.as_deref().and_then(Path::parent);
         if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::metadata(folder).map_err(Error::io(folder))?;
+            std::fs::read_dir(folder).map_err(Error::io(folder))?;
         }
         let peft = match (settings.method, initial) {
             (Method::Full, _) => None,

@@ -12,7 +12,7 @@ use engine::{Cpu, Workspace, WorkspacePlan};
 use instructions::record::{Record, read_records};
 use instructions::template::Template;
 use model::BaseModel;
-use model::adapter::Adapter as PeftAdapter;
+use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use tune::cost::{Cost, RowLength, Shape, cost};
 use tune::order::RowOrder;
 use tune::rows::{micro_batches, pack};
@@ -64,7 +64,13 @@ fn counted(base: &BaseModel, rows: &Rows, settings: &Settings) -> u64 {
     let kernels = Counting::new(Cpu);
     let decoder = Decoder::load(kernels, base.config(), weights(full), |slot| base.tensor(slot)).unwrap();
     let peft = PeftAdapter::fresh(
-        model::adapter::AdapterConfig::paper(base.family()),
+        AdapterConfig {
+            targets: match &settings.modules[..] {
+                [] => AdapterConfig::paper(base.family()).targets,
+                names => Targets::Names(names.to_vec()),
+            },
+            ..AdapterConfig::paper(base.family())
+        },
         base.family(),
         base.config(),
         settings.seed,
@@ -123,6 +129,27 @@ fn tokens_and_operations_are_the_runs_as_the_kernels_count_them() {
                 (outcome.updates, outcome.tokens, outcome.flops, outcome.trained_parameters as u64),
                 "{name}, {method:?}"
             );
+        }
+    }
+}
+
+#[test]
+fn operations_follow_from_which_modules_are_trained() {
+    for (name, modules) in [
+        ("gpt-neox-parallel", &["dense_h_to_4h"][..]),
+        ("gpt-neox-parallel", &["attention.dense"]),
+        ("gpt-neox-parallel", &["query_key_value", "dense_4h_to_h"]),
+        ("gpt-neox-sequential", &["dense_4h_to_h"]),
+        ("llama-grouped", &["o_proj"]),
+        ("llama-grouped", &["gate_proj", "down_proj"]),
+    ] {
+        let base = BaseModel::open(oracle("goldens").join(name).join("model")).unwrap();
+        for recompute in [false, true] {
+            let modules = modules.iter().map(|&module| module.to_owned()).collect();
+            let settings = Settings { modules, ..settings(Method::Lora, recompute) };
+            let rows = Rows::encode(&records(), &Template::alpaca(), base.tokenizer(), &settings).unwrap();
+            let (told, counted) = (predicted(&base, &rows, &settings), counted(&base, &rows, &settings));
+            assert_eq!(told.flops, 2.0 * counted as f64, "{name}, {:?}, {recompute}", settings.modules);
         }
     }
 }

@@ -131,8 +131,13 @@ const PRODUCT_WORTH_A_THREAD: usize = 1024 * 1024;
 /// a panel once, unpacking it, is little beside them.
 const ROWS_WORTH_A_THREAD: usize = 56;
 
-/// How many times as many columns as rows a product has whose panels are dealt all the same: its right-hand side is so
-/// much the larger one that each thread should not read it all.
+/// Rows of a product that are too few to be dealt to so many threads.
+pub fn undealt_rows(threads: usize) -> usize {
+    threads * ROWS_WORTH_A_THREAD
+}
+
+/// Columns for each row from which on panels are dealt all the same: the right-hand side is so much the larger one that
+/// each thread should not read it all.
 const WIDE: usize = 8;
 
 /// Elements below which packing is not worth a second thread.
@@ -158,7 +163,7 @@ pub(crate) fn multiply_with(
     assert_eq!(left.depth, right.depth(), "the depths of a product differ");
     let target = out.target(left.rows, right.columns());
     let worth_threads = left.rows * left.depth * right.columns() > PRODUCT_WORTH_A_THREAD;
-    let deal_rows = left.rows >= threads * ROWS_WORTH_A_THREAD && left.rows >= right.columns() / WIDE;
+    let deal_rows = left.rows >= undealt_rows(threads) && left.rows >= right.columns() / WIDE;
     if threads > 1 && worth_threads && deal_rows {
         // Each thread packs rows of its own, which no other one reads: a line of the cache that one processor has
         // written and another one asks for costs ten times what one's own does.
@@ -430,6 +435,32 @@ mod tests {
                     multiply_with(kernel, view, &Forward::all(&packed), Out::rows(&mut alone, columns, false), 1);
                     prop_assert_eq!(&alone[..], &all[row * columns..][..columns]);
                 }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+
+        /// Rows and panels are dealt to threads by the product's sizes: enough of each for both.
+        #[test]
+        fn any_number_of_threads_gives_the_same_bytes(
+            rows in 60usize..300, depth in 200usize..600, columns in 40usize..200, turned: bool, seed: u32,
+        ) {
+            let values = values(rows * depth + columns * depth, seed);
+            let (left, weight) = values.split_at(rows * depth);
+            let left =
+                if turned { Left::transposed(left, rows, depth, rows) } else { Left::new(left, rows, depth) };
+            let right = matrix(columns, depth, weight);
+            for (_, kernel) in all_kernels() {
+                let product = |threads| {
+                    let mut panels = vec![0.0; packed_length(columns, rows)];
+                    multiply_with(kernel, left, &Forward::all(&right), Out::panels(&mut panels, rows, true), threads);
+                    panels
+                };
+                let one = product(1);
+                prop_assert_eq!(&one, &product(2));
+                prop_assert_eq!(&one, &product(3));
             }
         }
     }

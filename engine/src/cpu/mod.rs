@@ -26,6 +26,7 @@ use rayon::prelude::*;
 pub use self::buffer::Buffer;
 pub use self::cross_entropy::full_rows;
 use self::dropout::RowKey;
+pub use self::matmul::undealt_rows;
 use self::matmul::{Left, Out, multiply};
 pub use self::panels::Matrix;
 pub(crate) use self::panels::packed_length;
@@ -68,12 +69,6 @@ fn bias_gradient(rows: usize, dout: &[f32], dbias: &mut [f32]) {
 impl Kernels for Cpu {
     type Buffer = Buffer;
     type Matrix = Matrix;
-
-    /// On one of the pool's threads, so that each kernel wakes the others and not them all, and the rows that a thread
-    /// wrote come to it again: they are in its core's cache.
-    fn together<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| work())
-    }
 
     fn buffer(&self, length: usize) -> Buffer {
         Buffer::zeros(length)

@@ -276,7 +276,9 @@ impl Right for Backward<'_> {
             let start = ((first / PANEL + block) * self.matrix.columns + panel * PANEL) * PANEL;
             let source = self.matrix.packed(start, columns * PANEL, &mut widened);
             if columns == PANEL && out.len() == PANEL * PANEL {
-                let next = source.as_ptr().wrapping_add(self.matrix.columns * PANEL);
+                // What was widened is in the cache, and nothing lies behind it.
+                let wide = matches!(self.matrix.values, Values::F32(_));
+                let next = source.as_ptr().wrapping_add(if wide { self.matrix.columns * PANEL } else { 0 });
                 transpose_square(source, next, out);
             } else {
                 transpose_part(source, columns, out);

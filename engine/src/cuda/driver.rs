@@ -46,7 +46,8 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 unsafe impl DeviceRepr for Heads {}
 
 impl Driver {
-    /// The GPU of this number. Its kernels are compiled when they are first asked for, the common ones now, and kept under `cache`, where it is given.
+    /// The GPU of this number. The common kernels are compiled now, attention's when they are first asked for; all are kept
+    /// under `cache`, where it is given.
     ///
     /// # Errors
     /// What is missing: a driver, a GPU, NVRTC or cuBLASLt.
@@ -259,7 +260,14 @@ impl Device for Driver {
             std::collections::hash_map::Entry::Vacant(new) => {
                 let plan = match Plan::new(handle, &key, product.bias) {
                     Ok(plan) => Some(plan),
-                    Err(blas::CublasError(blas_sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => None,
+                    Err(blas::CublasError(blas_sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => {
+                        let Product { rows, columns, depth, arithmetic, .. } = product;
+                        tracing::warn!(
+                            "cuBLASLt has no algorithm for {rows} × {depth} by {depth} × {columns} in {arithmetic:?}: a \
+                             plain kernel multiplies them, slowly"
+                        );
+                        None
+                    }
                     Err(source) => return Err(refused(product, source)),
                 };
                 new.insert(plan)

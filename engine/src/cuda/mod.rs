@@ -104,6 +104,17 @@ pub struct Cuda {
     scratch: Arc<Mutex<Scratch>>,
 }
 
+/// Where logits and their gradients lie. Where products read bf16 the gradients lie behind the logits, in rows that begin
+/// where they are read fast; elsewhere they overwrite them.
+struct LogitsLayout {
+    /// Of the logits.
+    bytes: usize,
+    /// Of gradients behind them.
+    gradient_bytes: usize,
+    /// Elements from one row of the gradients to the next.
+    stride: usize,
+}
+
 /// 32-bit floats in a GPU's memory.
 pub struct Buffer {
     memory: Memory,
@@ -228,17 +239,15 @@ impl Cuda {
         (self.logits_bytes / (4 * vocabulary.max(1)) / 4 * 4).max(4)
     }
 
-    /// Bytes of the logits of so many rows, as many as exist at once, and of their gradients; and elements from one row of
-    /// the gradients to the next. Where products read bf16 the gradients lie behind the logits, in rows that begin where
-    /// they are read fast; elsewhere they overwrite them.
-    fn logits_layout(&self, vocabulary: usize, rows: usize) -> [usize; 3] {
+    /// The logits of so many rows, as far as they exist at once.
+    fn logits_layout(&self, vocabulary: usize, rows: usize) -> LogitsLayout {
         let most = self.logit_rows(vocabulary).min(rows);
         let bytes = (4 * most * vocabulary).next_multiple_of(2 * NARROW_ALIGNMENT);
         if self.arithmetic != Arithmetic::Bf16 {
-            return [bytes, 0, vocabulary];
+            return LogitsLayout { bytes, gradient_bytes: 0, stride: vocabulary };
         }
         let stride = vocabulary.next_multiple_of(NARROW_ALIGNMENT);
-        [bytes, 2 * most * stride, stride]
+        LogitsLayout { bytes, gradient_bytes: 2 * most * stride, stride }
     }
 
     /// The loss of each row, and what [`Kernels::cross_entropy`] and its full form write.
@@ -262,8 +271,8 @@ impl Cuda {
         let losses = scratch.rows.reserve(gpu, 4 * targets.len());
         let target_addresses = self.sent(&mut scratch, targets);
         let most = self.logit_rows(vocabulary).min(targets.len());
-        let [bytes, of_gradients, stride] = self.logits_layout(vocabulary, targets.len());
-        let logits = scratch.logits.reserve(gpu, bytes + of_gradients);
+        let LogitsLayout { bytes, gradient_bytes, stride } = self.logits_layout(vocabulary, targets.len());
+        let logits = scratch.logits.reserve(gpu, bytes + gradient_bytes);
         let dlogits = if narrowed { logits + bytes as u64 } else { logits };
         for first in (0..targets.len()).step_by(most) {
             let rows = most.min(targets.len() - first);
@@ -382,8 +391,9 @@ impl Kernels for Cuda {
         config: &DecoderConfig,
         precision: &dyn Fn(Slot) -> Precision,
         tokens: usize,
-        full: bool,
+        rank: Option<usize>,
     ) -> Option<u64> {
+        let (full, rank) = (rank.is_none(), rank.unwrap_or(0));
         let narrow = self.arithmetic == Arithmetic::Bf16;
         let elements = |slot: Slot| slot.shape(config).iter().product::<usize>();
         let matrices = || slots(config).into_iter().filter(|slot| slot.is_matrix());
@@ -392,15 +402,19 @@ impl Kernels for Cuda {
         // The largest matrix that products do not read as it is kept.
         let converted = operands()
             .filter(|slot| match precision(*slot) {
-                Precision::F32 | Precision::Published => narrow && !full,
+                // Kept with a copy beside it.
+                Precision::F32 => false,
+                Precision::Published => narrow,
                 Precision::Bf16 => !narrow,
                 Precision::F16 | Precision::Bits8 | Precision::Nf4 => true,
             })
             .map(elements)
             .max();
         let weight = converted.unwrap_or(0) * if narrow { 2 } else { 4 };
-        // Of what is trained products read a copy.
-        let copies = if narrow && full { 2 * matrices().map(elements).sum::<usize>() } else { 0 };
+        // Of what may be trained products read a copy.
+        let normalised = (full && config.head == Head::Normalised).then_some(Slot::Head);
+        let copied = || matrices().chain(normalised).filter(|slot| precision(*slot) == Precision::F32);
+        let copies = if narrow { 2 * copied().map(elements).sum::<usize>() } else { 0 };
         let widest = config
             .query_key_value_rows()
             .max(config.attention_width())
@@ -409,11 +423,14 @@ impl Kernels for Cuda {
         let left_and_right = match (narrow, full) {
             (false, _) => 0,
             (true, false) => 2 * tokens * widest,
-            (true, true) => 2 * tokens * (widest + config.intermediate.max(config.hidden)),
+            (true, true) => {
+                2 * tokens * (widest + config.attention_width().max(config.intermediate).max(config.hidden))
+            }
         };
-        let [logits, gradients, _] = self.logits_layout(config.vocabulary, tokens);
-        let rows = 4 * tokens * config.heads.max(1);
-        Some((weight + copies + left_and_right + logits + gradients + rows + LIBRARIES_BYTES) as u64)
+        let of_logits = self.logits_layout(config.vocabulary, tokens);
+        let logits = of_logits.bytes + of_logits.gradient_bytes;
+        let rows = 4 * tokens * config.heads.max(rank);
+        Some((weight + copies + left_and_right + logits + rows + LIBRARIES_BYTES) as u64)
     }
 
     fn buffer(&self, length: usize) -> Buffer {

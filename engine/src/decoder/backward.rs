@@ -146,7 +146,7 @@ impl<K: Kernels> Decoder<K> {
             output(sink, w);
         }
 
-        // Nothing below a parallel block's feed-forward layer takes a gradient from it.
+        // In a lowest block that is parallel nothing takes a gradient from the feed-forward layer but its own modules.
         if !(lowest && parallel) || linear.has_feed_forward_module(sink) {
             self.feed_forward_backward(&linear, sink, w);
         }

@@ -53,11 +53,9 @@ impl<K: Kernels> Decoder<K> {
         workspace: &mut Workspace<K>,
     ) -> Vec<f32> {
         let adapters = whole_batch(adapter, batch);
-        self.kernels.together(|| {
-            self.run_blocks(&Pass::evaluation(batch, &adapters), &batch.sequences, workspace);
-            self.select(&batch.supervised, workspace);
-            self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, 0.0, None)
-        })
+        self.run_blocks(&Pass::evaluation(batch, &adapters), &batch.sequences, workspace);
+        self.select(&batch.supervised, workspace);
+        self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, 0.0, None)
     }
 
     /// The logits of the given rows of a batch: `[rows.len(), vocabulary]`.
@@ -68,10 +66,8 @@ impl<K: Kernels> Decoder<K> {
         rows: &[usize],
         workspace: &mut Workspace<K>,
     ) -> Vec<f32> {
-        self.kernels.together(|| {
-            self.run_blocks(&Pass::evaluation(batch, adapters), &batch.sequences, workspace);
-            self.head_logits(rows, workspace)
-        })
+        self.run_blocks(&Pass::evaluation(batch, adapters), &batch.sequences, workspace);
+        self.head_logits(rows, workspace)
     }
 
     /// The logits of the given rows of a batch whose sequences go on from `cache`, to which their keys and values
@@ -84,7 +80,7 @@ impl<K: Kernels> Decoder<K> {
         cache: &mut super::cache::KeyValueCache<K>,
         rows: &[usize],
         workspace: &mut Workspace<K>,
-        visit: &mut (dyn FnMut(Range<usize>, &mut [f32]) + Send),
+        visit: &mut dyn FnMut(Range<usize>, &mut [f32]),
     ) {
         let positions: Vec<u32> = batch.rows.iter().map(|row| row.position as u32).collect();
         let (page_size, layers) = cache.parts();
@@ -95,14 +91,12 @@ impl<K: Kernels> Decoder<K> {
             adapters,
             dropout: None,
         };
-        self.kernels.together(|| {
-            self.embed(&pass, workspace);
-            let mut attend = Attend::Cached { rows: &batch.rows, page_size, layers };
-            for layer in 0..self.config.layers {
-                self.block_forward(layer, &pass, &mut attend, workspace);
-            }
-            self.visit_logits(rows, workspace, visit);
-        });
+        self.embed(&pass, workspace);
+        let mut attend = Attend::Cached { rows: &batch.rows, page_size, layers };
+        for layer in 0..self.config.layers {
+            self.block_forward(layer, &pass, &mut attend, workspace);
+        }
+        self.visit_logits(rows, workspace, visit);
     }
 
     /// All blocks over a packed batch.

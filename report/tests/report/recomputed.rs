@@ -231,7 +231,9 @@ fn leaders(plain: &Plain, cases: &[&Case]) -> (String, usize) {
         let rival =
             |case: &&Case| case.pairs.iter().any(|pair| pair.0 == recipe.name || pair.1 == recipe.name);
         if cases.iter().any(rival) {
-            let alone = cases.iter().filter(leads).filter(|case| case.level.is_empty()).count();
+            let rivals = |case: &&&Case| case.pairs.iter().any(|pair| pair.1 != "untuned");
+            let alone =
+                cases.iter().filter(leads).filter(rivals).filter(|case| case.level.is_empty()).count();
             counts.push((&recipe.name, alone, cases.iter().filter(leads).count()));
         }
     }
