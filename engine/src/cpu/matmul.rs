@@ -131,7 +131,7 @@ const PRODUCT_WORTH_A_THREAD: usize = 1024 * 1024;
 /// a panel once, unpacking it, is little beside them.
 const ROWS_WORTH_A_THREAD: usize = 56;
 
-/// Rows of a product that are too few to be dealt to so many threads.
+/// The fewest rows of a product that are dealt to so many threads; with fewer the panels are.
 pub fn undealt_rows(threads: usize) -> usize {
     threads * ROWS_WORTH_A_THREAD
 }

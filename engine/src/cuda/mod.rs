@@ -107,6 +107,8 @@ pub struct Cuda {
 /// Where logits and their gradients lie. Where products read bf16 the gradients lie behind the logits, in rows that begin
 /// where they are read fast; elsewhere they overwrite them.
 struct LogitsLayout {
+    /// Rows whose logits exist at once.
+    rows: usize,
     /// Of the logits.
     bytes: usize,
     /// Of gradients behind them.
@@ -233,21 +235,16 @@ impl Cuda {
         ]
     }
 
-    /// Logits of rows at once, the same for every call over a batch.
-    fn logit_rows(&self, vocabulary: usize) -> usize {
-        // Of four rows at a time, so that each piece of the hidden state begins at a multiple of 16 bytes.
-        (self.logits_bytes / (4 * vocabulary.max(1)) / 4 * 4).max(4)
-    }
-
-    /// The logits of so many rows, as far as they exist at once.
+    /// The logits of so many rows, as far as they exist at once; the same for every call over a batch.
     fn logits_layout(&self, vocabulary: usize, rows: usize) -> LogitsLayout {
-        let most = self.logit_rows(vocabulary).min(rows);
-        let bytes = (4 * most * vocabulary).next_multiple_of(2 * NARROW_ALIGNMENT);
+        // Four at a time, so that each piece of the hidden state begins at a multiple of 16 bytes.
+        let rows = rows.min((self.logits_bytes / (4 * vocabulary.max(1)) / 4 * 4).max(4));
+        let bytes = (4 * rows * vocabulary).next_multiple_of(2 * NARROW_ALIGNMENT);
         if self.arithmetic != Arithmetic::Bf16 {
-            return LogitsLayout { bytes, gradient_bytes: 0, stride: vocabulary };
+            return LogitsLayout { rows, bytes, gradient_bytes: 0, stride: vocabulary };
         }
         let stride = vocabulary.next_multiple_of(NARROW_ALIGNMENT);
-        LogitsLayout { bytes, gradient_bytes: 2 * most * stride, stride }
+        LogitsLayout { rows, bytes, gradient_bytes: 2 * rows * stride, stride }
     }
 
     /// The loss of each row, and what [`Kernels::cross_entropy`] and its full form write.
@@ -270,8 +267,8 @@ impl Cuda {
         let weight = head.operand(gpu, self.arithmetic, &mut scratch);
         let losses = scratch.rows.reserve(gpu, 4 * targets.len());
         let target_addresses = self.sent(&mut scratch, targets);
-        let most = self.logit_rows(vocabulary).min(targets.len());
-        let LogitsLayout { bytes, gradient_bytes, stride } = self.logits_layout(vocabulary, targets.len());
+        let LogitsLayout { rows: most, bytes, gradient_bytes, stride } =
+            self.logits_layout(vocabulary, targets.len());
         let logits = scratch.logits.reserve(gpu, bytes + gradient_bytes);
         let dlogits = if narrowed { logits + bytes as u64 } else { logits };
         for first in (0..targets.len()).step_by(most) {
@@ -415,22 +412,14 @@ impl Kernels for Cuda {
         let normalised = (full && config.head == Head::Normalised).then_some(Slot::Head);
         let copied = || matrices().chain(normalised).filter(|slot| precision(*slot) == Precision::F32);
         let copies = if narrow { 2 * copied().map(elements).sum::<usize>() } else { 0 };
-        let widest = config
-            .query_key_value_rows()
-            .max(config.attention_width())
-            .max(config.intermediate)
-            .max(config.hidden);
-        let left_and_right = match (narrow, full) {
-            (false, _) => 0,
-            (true, false) => 2 * tokens * widest,
-            (true, true) => {
-                2 * tokens * (widest + config.attention_width().max(config.intermediate).max(config.hidden))
-            }
-        };
+        // The left operand is an input or the gradient of an output; beside that gradient an input is the right one.
+        let inputs = config.attention_width().max(config.intermediate).max(config.hidden);
+        let left = inputs.max(config.query_key_value_rows());
+        let narrowed = if narrow { 2 * tokens * (left + if full { inputs } else { 0 }) } else { 0 };
         let of_logits = self.logits_layout(config.vocabulary, tokens);
         let logits = of_logits.bytes + of_logits.gradient_bytes;
         let rows = 4 * tokens * config.heads.max(rank);
-        Some((weight + copies + left_and_right + logits + rows + LIBRARIES_BYTES) as u64)
+        Some((weight + copies + narrowed + logits + rows + LIBRARIES_BYTES) as u64)
     }
 
     fn buffer(&self, length: usize) -> Buffer {
