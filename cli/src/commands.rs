@@ -21,6 +21,8 @@ mod watch;
 
 use std::process::ExitCode;
 
+pub(crate) use tune::failure as tuning_failure;
+
 use clap::Subcommand;
 
 use crate::failure::Failure;
@@ -66,6 +68,16 @@ pub(crate) enum Command {
     /// List, explain or clear finished cells
     #[command(subcommand)]
     Store(store::Store),
+}
+
+impl Command {
+    /// Processes on this machine that the command is divided among, and share its cores.
+    pub(crate) fn processes_here(&self) -> usize {
+        match self {
+            Self::Tune(command) => command.processes_here(),
+            _ => 1,
+        }
+    }
 }
 
 /// Runs a command.

@@ -24,6 +24,11 @@ impl Failure {
         Self { error: error.into(), wrong_input: false }
     }
 
+    /// The failure of one of several processes.
+    pub(crate) fn of_rank(self, rank: usize) -> Self {
+        Self { error: self.error.context(format!("rank {rank}")), ..self }
+    }
+
     pub(crate) fn code(&self) -> ExitCode {
         if self.wrong_input { ExitCode::from(WRONG_INPUT) } else { ExitCode::FAILURE }
     }
@@ -33,6 +38,12 @@ impl Failure {
         self.error.chain().any(|cause| {
             cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
         })
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::failed(error)
     }
 }
 

@@ -6,8 +6,11 @@ mod commands;
 mod device;
 mod failure;
 mod output;
+mod processes;
 
+use std::num::NonZero;
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 
 use clap::Parser;
 
@@ -35,7 +38,12 @@ fn main() -> ExitCode {
 fn start(arguments: Arguments, output: &Output) -> Result<ExitCode, Failure> {
     // The command runs on one of the pool's own threads: work handed in from outside would cost a switch of threads for
     // every product.
-    let threads = arguments.threads.map_or(0, std::num::NonZero::get);
+    let mut threads = arguments.threads.map_or(0, NonZero::get);
+    let processes = arguments.command.processes_here();
+    if processes > 1 {
+        let all = if threads == 0 { available_parallelism().map_or(1, NonZero::get) } else { threads };
+        threads = (all / processes).max(1);
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Failure::failed(anyhow::Error::new(error)))?;
     pool.install(|| commands::run(arguments.command, output))

@@ -11,11 +11,18 @@ use crate::arguments::Color;
 pub(crate) struct Output {
     json: bool,
     color: bool,
+    /// Another process of the same command tells what there is to tell.
+    quiet: bool,
 }
 
 impl Output {
     pub(crate) fn new(color: Color, json: bool) -> Self {
-        Self { json, color: colored(color) }
+        Self { json, color: colored(color), quiet: false }
+    }
+
+    /// The same for a process of whose command another one tells: errors alone are told.
+    pub(crate) fn quiet(&self) -> Self {
+        Self { quiet: true, ..*self }
     }
 
     /// Whether a result is to be one JSON object.
@@ -36,13 +43,17 @@ impl Output {
 
     /// Something to know that stops nothing.
     pub(crate) fn warning(&self, text: impl AsRef<str>) {
-        self.message("warning", "33", text.as_ref());
+        if !self.quiet {
+            self.message("warning", "33", text.as_ref());
+        }
     }
 
     /// What is being done, and how far it is, where there is no bar to show it.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
-        // A terminal that is gone is told nothing; the work goes on.
-        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+        if !self.quiet {
+            // A terminal that is gone is told nothing; the work goes on.
+            let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+        }
     }
 
     /// Why the command ended early, with its causes.

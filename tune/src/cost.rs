@@ -9,6 +9,7 @@ use engine::decoder::cost::{self, Lengths, ModuleShape, TrainedShape};
 use engine::decoder::weights::{HostData, LayerSlot, Precision, Slot};
 use model::BaseModel;
 
+use crate::collective::part;
 use crate::error::Result;
 use crate::order::RowOrder;
 use crate::rows::{TrainingRow, micro_batches};
@@ -176,7 +177,7 @@ pub fn cost(
     settings: &Settings,
     threads: usize,
 ) -> Cost {
-    let work = updates(rows, settings, settings.updates(rows.len()));
+    let work = updates(rows, settings, settings.updates(rows.len()), 1);
     let measured = measurements(work.updates, validation, settings);
     let of_validation = cost::loss(&shape.config, shape.modules.as_deref().unwrap_or(&[]), all(validation));
     let trained = shape.trained_parameters() as u64;
@@ -210,15 +211,20 @@ pub(crate) struct Work {
     most_tokens: usize,
 }
 
-/// The first `count` updates over rows of these lengths.
-pub(crate) fn updates(rows: &[RowLength], settings: &Settings, count: u64) -> Work {
+/// The first `count` updates over rows of these lengths, by so many processes together.
+pub(crate) fn updates(rows: &[RowLength], settings: &Settings, count: u64, world_size: usize) -> Work {
     let order =
         RowOrder { rows: rows.len(), batch: settings.batch, order: settings.order, seed: settings.seed };
     let mut work = Work { updates: count, ..Work::default() };
     let most = settings.micro_batch.unwrap_or(usize::MAX);
     order.for_each_update(count, |numbers| {
         let lengths: Vec<usize> = numbers.iter().map(|number| rows[*number].tokens).collect();
-        for cut in micro_batches(&lengths, settings.micro_batch_tokens, most) {
+        let parts = (0..world_size).map(|rank| part(&lengths, rank, world_size));
+        let cuts = parts.flat_map(|part| {
+            let cuts = micro_batches(&lengths[part.clone()], settings.micro_batch_tokens, most);
+            cuts.into_iter().map(move |cut| part.start + cut.start..part.start + cut.end)
+        });
+        for cut in cuts {
             let mut of_cut = Lengths::default();
             numbers[cut].iter().for_each(|number| of_cut += rows[*number].lengths());
             work.tokens += of_cut.tokens;
@@ -254,9 +260,14 @@ fn all(rows: &[RowLength]) -> Lengths {
     sum
 }
 
-/// Tokens of the largest micro-batch that a run meets, in its updates or its measurements.
-pub(crate) fn most_tokens(rows: &[RowLength], validation: &[RowLength], settings: &Settings) -> usize {
-    largest_of_all(&updates(rows, settings, settings.updates(rows.len())), validation, settings)
+/// Tokens of the largest micro-batch that any process of a run meets, in its updates or its measurements.
+pub(crate) fn most_tokens(
+    rows: &[RowLength],
+    validation: &[RowLength],
+    settings: &Settings,
+    world_size: usize,
+) -> usize {
+    largest_of_all(&updates(rows, settings, settings.updates(rows.len()), world_size), validation, settings)
 }
 
 fn largest_of_all(work: &Work, validation: &[RowLength], settings: &Settings) -> usize {

@@ -64,6 +64,9 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// A process that takes part is gone, never came, or does something else.
+    #[error("{0}")]
+    Collective(String),
     /// The run would not fit into memory.
     #[error("{0}")]
     Memory(String),

@@ -5,6 +5,7 @@
 //! beforehand), [`tensorboard`], and [`run`], which puts them together; [`verify`] tests a model beforehand.
 
 mod checkpoint;
+pub mod collective;
 pub mod cost;
 mod error;
 pub mod memory;
@@ -21,7 +22,7 @@ pub mod verify;
 pub use error::{Error, Result};
 pub use metrics::{Progress, Quiet, UpdateMetrics, ValidationMetrics};
 pub use rows::{Rows, TokenCounter, TrainingRow, count_tokens};
-pub use run::{Loss, Outcome, Places, loss, pretrain, tune};
+pub use run::{Loss, Outcome, Places, loss, pretrain, tune, tune_together};
 pub use settings::{
     BestOver, FrozenWeights, Keep, Length, Method, Order, Preset, Schedule, Settings, Supervise,
 };

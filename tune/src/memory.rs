@@ -63,7 +63,7 @@ fn predict<K: Kernels>(
     settings: &Settings,
 ) -> Memory {
     let memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
-    let tokens = most_tokens(rows, validation, settings);
+    let tokens = most_tokens(rows, validation, settings, 1);
     let precision = |slot| shape.precision(slot);
     let widest = |modules: &Vec<ModuleShape>| modules.iter().map(|module| module.rank).max().unwrap_or(0);
     let rank = shape.modules.as_ref().map(widest);
@@ -262,7 +262,7 @@ mod tests {
             ..Settings::preset(Preset::Paper, Method::Lora)
         };
         let long = [RowLength { tokens: 70, supervised: 1 }];
-        let most = |validation: &[RowLength]| most_tokens(&rows, validation, &settings);
+        let most = |validation: &[RowLength]| most_tokens(&rows, validation, &settings, 1);
         assert_eq!(most(&[]), 50);
         assert_eq!(most(&long), 70);
     }

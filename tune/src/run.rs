@@ -16,6 +16,7 @@ use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
 
 use crate::checkpoint::{Checkpoints, State};
+use crate::collective::{Alone, Collective, part};
 use crate::cost::{self, RowLength, Shape};
 use crate::error::{Error, Result};
 use crate::memory::{self, peak_bytes};
@@ -79,7 +80,28 @@ pub fn tune<K: Kernels + Clone>(
     places: &Places,
     progress: &mut dyn Progress,
 ) -> Result<Outcome> {
-    let mut run = Run::new(kernels, base, rows, validation, initial, settings, places)?;
+    tune_together(kernels, &Alone, base, rows, validation, initial, settings, places, progress)
+}
+
+/// [`tune`] by several processes, each of which calls it with the same rows and settings. Rank 0 writes, and is told how
+/// it goes; what the others give back is the same but for `kept_update`. A checkpoint of a world of another size is gone
+/// on from as well, with other roundings.
+///
+/// # Errors
+/// As for [`tune`]; and a process that is gone, or has other rows, settings or another model.
+#[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
+pub fn tune_together<K: Kernels + Clone>(
+    kernels: &K,
+    collective: &dyn Collective,
+    base: &BaseModel,
+    rows: &Rows,
+    validation: &Rows,
+    initial: Option<&PeftAdapter>,
+    settings: &Settings,
+    places: &Places,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
+    let mut run = Run::new(kernels, collective, base, rows, validation, initial, settings, places)?;
     run.resume(progress)?;
     run.train(progress)?;
     run.finish()
@@ -116,7 +138,7 @@ pub fn loss<K: Kernels + Clone>(
     let longest = rows.rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
     let plan = WorkspacePlan { tokens: micro_batch_tokens.max(longest), training: false, recompute: false };
     let mut workspace = Workspace::new(&decoder, adapter.as_slice_of_refs().as_slice(), plan);
-    Ok(measure(&decoder, adapter.as_ref(), &rows.rows, micro_batch_tokens, &mut workspace))
+    measure(&decoder, &Alone, adapter.as_ref(), &rows.rows, micro_batch_tokens, &mut workspace)
 }
 
 /// A mean cross-entropy.
@@ -150,6 +172,7 @@ impl<T> AsSliceOfRefs<T> for Option<T> {
 
 /// A run under way.
 struct Run<'a, K: Kernels> {
+    collective: &'a dyn Collective,
     base: &'a BaseModel,
     rows: &'a [TrainingRow],
     validation: &'a [TrainingRow],
@@ -167,8 +190,10 @@ struct Run<'a, K: Kernels> {
 }
 
 impl<'a, K: Kernels + Clone> Run<'a, K> {
+    #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
     fn new(
         kernels: &K,
+        collective: &'a dyn Collective,
         base: &'a BaseModel,
         rows: &'a Rows,
         validation: &'a Rows,
@@ -191,7 +216,9 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             }
         };
         let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
-        let available = kernels.available_bytes().or_else(memory::available);
+        // A GPU is a process's own; a machine's memory is for all that are on it.
+        let here = || memory::available().map(|bytes| bytes / collective.on_this_machine() as u64);
+        let available = kernels.available_bytes().or_else(here);
         memory::check(kernels, base, &lengths, &held_out, settings, available)?;
         let weights = match settings.method {
             Method::Full => Weights::Trained,
@@ -200,21 +227,23 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let mut shape = Shape::of(base, settings)?;
         let decoder = load(kernels, base, weights)?;
         let (config, trained) = match &peft {
-            None => (None, Trained::full(&decoder)),
+            None => (None, Trained::full(&decoder, collective)),
             Some(peft) => {
                 let config = AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config.clone() };
-                (Some(config), Trained::adapter(kernels, upload(kernels, base, peft)?))
+                (Some(config), Trained::adapter(kernels, upload(kernels, base, peft)?, collective))
             }
         };
         // No more than is used: a GPU's memory is held whether it is written to or not.
-        let tokens = cost::most_tokens(&lengths, &held_out, settings);
+        let tokens = cost::most_tokens(&lengths, &held_out, settings, collective.world_size());
         let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
         // An adapter that it began with has its own modules.
         shape.modules = trained.as_adapter().map(module_shapes);
         let adapters: Vec<&Adapter<K>> = trained.as_adapter().into_iter().collect();
         let workspace = Workspace::new(&decoder, &adapters, plan);
         let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
+        agree::<K>(collective, &fingerprint)?;
         Ok(Self {
+            collective,
             base,
             rows: &rows.rows,
             validation: &validation.rows,
@@ -238,9 +267,16 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     }
 
     /// Goes on from a checkpoint, if there is one; the metrics after it are cut off, since they will be written again.
+    /// Rank 0 alone need see the file.
     fn resume(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let found = self.checkpoints.read_state(&self.state.fingerprint)?;
-        if let Some((state, mut tensors)) = found {
+        let found = if self.collective.is_first() { self.checkpoints.state_bytes()? } else { None };
+        let mut begun = [f64::from(u8::from(found.is_some()))];
+        self.collective.sum(&mut begun)?;
+        if begun[0] > 0.0 {
+            let mut bytes = found.unwrap_or_default();
+            self.collective.broadcast(&mut bytes)?;
+            let (state, mut tensors) = self.checkpoints.parse_state(&bytes, &self.state.fingerprint)?;
+            drop(bytes);
             let restored = self.trained.restore(&mut self.decoder, |name, length| tensors.take(name, length));
             restored.ok_or_else(|| Error::Checkpoint {
                 path: self.places.checkpoints.clone(),
@@ -249,7 +285,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             self.state = state;
             progress.note(&format!("going on from update {} of {}", self.state.update, self.updates));
         }
-        if let Some(path) = &self.places.metrics {
+        if let Some(path) = self.places.metrics.as_ref().filter(|_| self.collective.is_first()) {
             cut_metrics(path, self.state.update)?;
         }
         Ok(())
@@ -258,7 +294,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     /// All updates that are left.
     fn train(&mut self, progress: &mut dyn Progress) -> Result<()> {
         let mut metrics = self.open_metrics()?;
-        let folder = self.places.tensorboard.as_ref();
+        let folder = self.places.tensorboard.as_ref().filter(|_| self.collective.is_first());
         let mut events = folder.map(|folder| EventFile::begin(folder, self.state.update)).transpose()?;
         while self.state.update < self.updates && !self.state.exhausted {
             let line = self.update()?;
@@ -279,9 +315,15 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 }
                 progress.validation(&line);
             }
-            let stop = progress.should_stop() && !last;
+            // Whoever is asked to stop stops all.
+            let mut asked = [f64::from(u8::from(progress.should_stop()))];
+            self.collective.sum(&mut asked)?;
+            let stop = asked[0] > 0.0 && !last;
             if stop || self.state.update.is_multiple_of(self.settings.checkpoint_every) {
-                self.checkpoints.write_state(&self.state, &self.trained.tensors(&self.decoder, true))?;
+                let tensors = self.trained.named_state(&self.decoder, self.collective)?;
+                if self.collective.is_first() {
+                    self.checkpoints.write_state(&self.state, &tensors)?;
+                }
             }
             if stop {
                 return Err(Error::Stopped { update: self.state.update });
@@ -299,14 +341,18 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let tokens: usize = numbers.iter().map(|number| self.rows[*number].tokens.len()).sum();
         // Of the whole batch: so the loss does not depend on how the batch is cut.
         let scale = 1.0 / supervised.max(1) as f32;
+        let lengths: Vec<usize> = numbers.iter().map(|number| self.rows[*number].tokens.len()).collect();
+        let own = part(&lengths, self.collective.rank(), self.collective.world_size());
         let mut sum = 0.0;
-        for batch in self.cut(self.rows, &numbers) {
+        for batch in self.cut(self.rows, &numbers[own]) {
             let dropout = if self.settings.method == Method::Lora { self.settings.dropout } else { 0.0 };
             let losses = self.trained.step(&self.decoder, &batch, scale, dropout, &mut self.workspace);
             sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
-        let loss = sum / supervised.max(1) as f64;
-        let norm = self.trained.gradient_norm(&self.decoder.kernels);
+        self.trained.reduce(&self.decoder, self.collective)?;
+        let mut sums = [sum, self.trained.squared_norm(&self.decoder.kernels)];
+        self.collective.sum(&mut sums)?;
+        let (loss, norm) = (sums[0] / supervised.max(1) as f64, sums[1].sqrt());
         if !loss.is_finite() || !norm.is_finite() {
             let ids: Vec<&str> = numbers.iter().map(|number| self.rows[*number].id.as_str()).collect();
             return Err(Error::NotFinite {
@@ -329,6 +375,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             gradient_scale: clip as f32,
         };
         self.trained.update(&mut self.decoder, &adamw);
+        self.trained.share(&mut self.decoder, self.collective)?;
         let seconds = begin.elapsed().as_secs_f64();
         Ok(UpdateMetrics {
             update: update + 1,
@@ -357,7 +404,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     fn validate(&mut self) -> Result<ValidationMetrics> {
         let adapter = self.trained.as_adapter();
         let tokens = self.settings.micro_batch_tokens;
-        let loss = measure(&self.decoder, adapter, self.validation, tokens, &mut self.workspace);
+        let loss =
+            measure(&self.decoder, self.collective, adapter, self.validation, tokens, &mut self.workspace)?;
         let compared = match self.settings.best_over {
             BestOver::Rows => loss.loss,
             BestOver::Languages => loss.mean_of_languages(),
@@ -374,16 +422,18 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         self.state.validations.push(line.clone());
         self.state.worse = if best { 0 } else { self.state.worse + 1 };
         self.state.exhausted = self.settings.patience.is_some_and(|patience| self.state.worse >= patience);
-        if best && self.settings.keep == Keep::Best {
-            self.checkpoints.write_best(&self.state, &self.trained.tensors(&self.decoder, false))?;
+        if best && self.settings.keep == Keep::Best && self.collective.is_first() {
+            self.checkpoints.write_best(&self.state, &self.trained.named_values(&self.decoder))?;
         }
         Ok(line)
     }
 
-    /// Writes the system that is kept, and removes the checkpoints.
+    /// Writes the system that is kept, and removes the checkpoints: rank 0's work, for which the others wait.
     fn finish(mut self) -> Result<Outcome> {
+        let collective = self.collective;
         let mut kept_update = self.state.update;
         if self.settings.keep == Keep::Best
+            && collective.is_first()
             && let Some((best, mut tensors)) = self.checkpoints.read_best(&self.state.fingerprint)?
         {
             kept_update = best.update;
@@ -393,23 +443,27 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 reason: "a tensor of the best checkpoint is missing or has another size".into(),
             })?;
         }
-        let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update);
+        let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update, 1);
         let flops = cost::flops(&self.shape, &work, self.settings);
         let Self { base, places, checkpoints, config, decoder, trained, workspace, state, .. } = self;
         // No step follows: what steps took makes room for the copies that are written.
         drop(workspace);
         let trained_parameters = match (trained, config) {
             (Trained::Adapter { adapter, .. }, Some(config)) => {
-                let peft = PeftAdapter { config, modules: adapter.to_host(&decoder.kernels) };
-                peft.write(&places.out, base.family(), base.config())?;
+                if collective.is_first() {
+                    let peft = PeftAdapter { config, modules: adapter.to_host(&decoder.kernels) };
+                    peft.write(&places.out, base.family(), base.config())?;
+                }
                 adapter.parameters()
             }
             (trained, _) => {
                 drop(trained);
-                model::folder::write(&places.out, base, Precision::F32, |slot| {
-                    let data = HostData::F32(decoder.tensor(slot).into());
-                    Ok(HostTensor { shape: slot.shape(base.config()), data })
-                })?;
+                if collective.is_first() {
+                    model::folder::write(&places.out, base, Precision::F32, |slot| {
+                        let data = HostData::F32(decoder.tensor(slot).into());
+                        Ok(HostTensor { shape: slot.shape(base.config()), data })
+                    })?;
+                }
                 base.config().parameters()
             }
         };
@@ -421,7 +475,11 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             trained_parameters,
             validations: state.validations,
         };
-        checkpoints.remove()?;
+        if collective.is_first() {
+            checkpoints.remove()?;
+        }
+        // Nobody has ended well before the result is there.
+        collective.sum(&mut [0.0])?;
         Ok(outcome)
     }
 
@@ -429,7 +487,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let open = |path: &PathBuf| {
             File::options().create(true).append(true).open(path).map_err(Error::io(path.clone()))
         };
-        self.places.metrics.as_ref().map(open).transpose()
+        self.places.metrics.as_ref().filter(|_| self.collective.is_first()).map(open).transpose()
     }
 }
 
@@ -505,35 +563,57 @@ pub(crate) fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterCo
     }
 }
 
-/// Mean loss over rows; the sums are in f64 and in the rows' order.
+/// Mean loss over rows; each rank takes some of the micro-batches. The sums are in f64 and in the rows' order.
 fn measure<K: Kernels>(
     decoder: &Decoder<K>,
+    collective: &dyn Collective,
     adapter: Option<&Adapter<K>>,
     rows: &[TrainingRow],
     micro_batch_tokens: usize,
     workspace: &mut Workspace<K>,
-) -> Loss {
+) -> Result<Loss> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
-    let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
-    for cut in micro_batches(&lengths, micro_batch_tokens, usize::MAX) {
+    let mut sums: BTreeMap<&str, [f64; 2]> =
+        rows.iter().map(|row| (row.language.as_str(), [0.0; 2])).collect();
+    let cuts = micro_batches(&lengths, micro_batch_tokens, usize::MAX).into_iter();
+    for cut in cuts.skip(collective.rank()).step_by(collective.world_size()) {
         let numbers: Vec<usize> = cut.clone().collect();
         let losses = decoder.loss(adapter, &pack(rows, &numbers, 0, 0), workspace);
         let mut losses = losses.into_iter();
         for row in &rows[cut] {
-            let (sum, count) = sums.entry(row.language.clone()).or_default();
+            let [sum, count] = sums.entry(&row.language).or_default();
             *sum += losses.by_ref().take(row.supervised()).map(f64::from).sum::<f64>();
-            *count += row.supervised();
+            *count += row.supervised() as f64;
         }
     }
-    let (sum, count) = sums.values().fold((0.0, 0), |(sum, count), (s, c)| (sum + s, count + c));
-    Loss {
-        loss: sum / count.max(1) as f64,
-        supervised_tokens: count,
-        by_language: sums
-            .into_iter()
-            .map(|(language, (sum, count))| (language, sum / count.max(1) as f64))
-            .collect(),
+    let mut all: Vec<f64> = sums.values().copied().flatten().collect();
+    collective.sum(&mut all)?;
+    let mean = |sum: f64, count: f64| sum / count.max(1.0);
+    let (sum, count) = all.chunks_exact(2).fold((0.0, 0.0), |(sum, count), of| (sum + of[0], count + of[1]));
+    let by_language = sums.into_keys().zip(all.chunks_exact(2));
+    Ok(Loss {
+        loss: mean(sum, count),
+        supervised_tokens: count as usize,
+        by_language: by_language.map(|(language, of)| (language.to_owned(), mean(of[0], of[1]))).collect(),
+    })
+}
+
+/// Refuses processes that would not tune the same: other rows, settings, another model, another device.
+fn agree<K: Kernels>(collective: &dyn Collective, fingerprint: &str) -> Result<()> {
+    let own = format!("{} {fingerprint}", std::any::type_name::<K>()).into_bytes();
+    let mut first = own.clone();
+    collective.broadcast(&mut first)?;
+    let mut others = [f64::from(u8::from(first != own))];
+    collective.sum(&mut others)?;
+    if others[0] > 0.0 {
+        return Err(Error::Settings(format!(
+            "{} of {} processes have other rows, settings, another model or another device than rank 0; expected the same \
+             command in all",
+            others[0],
+            collective.world_size()
+        )));
     }
+    Ok(())
 }
 
 /// A hash of all that determines a run's bytes.

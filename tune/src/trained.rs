@@ -1,4 +1,7 @@
 //! What the optimizer moves: an adapter's matrices, or all of a decoder's weights.
+//!
+//! Its tensors have an order: A and B of each of an adapter's modules, or a decoder's slots. Where several processes
+//! tune, each tensor has an owner, which alone keeps its moments and moves it: see [`crate::collective`].
 
 use std::collections::BTreeMap;
 
@@ -8,10 +11,13 @@ use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients};
 use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace};
 
+use crate::collective::{Collective, Receivers, deal};
+use crate::error::Result;
+
 /// The trained values, their gradients and their moments.
 pub(crate) enum Trained<K: Kernels> {
     /// LoRA.
-    Adapter { adapter: Adapter<K>, gradients: AdapterGradients<K>, moments: Vec<[Moments<K>; 2]> },
+    Adapter { adapter: Adapter<K>, gradients: AdapterGradients<K>, moments: Vec<Option<Moments<K>>> },
     /// Full tuning: the weights themselves are the decoder's.
     Full { gradients: Gradients<K>, moments: BTreeMap<Slot, Moments<K>> },
 }
@@ -26,19 +32,28 @@ fn zeros<K: Kernels>(kernels: &K, gradient: &K::Buffer) -> Moments<K> {
 }
 
 impl<K: Kernels> Trained<K> {
-    /// An adapter, with moments of zero.
-    pub(crate) fn adapter(kernels: &K, adapter: Adapter<K>) -> Self {
+    /// An adapter, with moments of zero for what this rank owns.
+    pub(crate) fn adapter(kernels: &K, adapter: Adapter<K>, collective: &dyn Collective) -> Self {
         let gradients = adapter.gradients(kernels);
-        let of_module = |[a, b]: &[K::Buffer; 2]| [zeros(kernels, a), zeros(kernels, b)];
-        let moments = gradients.blocks.iter().flatten().map(of_module).collect();
+        let all: Vec<&K::Buffer> = gradients.blocks.iter().flatten().flatten().collect();
+        let lengths: Vec<usize> = all.iter().map(|gradient| kernels.length(gradient)).collect();
+        let owners = deal(&lengths, collective.world_size());
+        let own = |(gradient, owner): (&&K::Buffer, &usize)| {
+            (*owner == collective.rank()).then(|| zeros(kernels, *gradient))
+        };
+        let moments = all.iter().zip(&owners).map(own).collect();
         Self::Adapter { adapter, gradients, moments }
     }
 
-    /// All weights, with moments of zero.
-    pub(crate) fn full(decoder: &Decoder<K>) -> Self {
+    /// All weights, with moments of zero for those that this rank owns.
+    pub(crate) fn full(decoder: &Decoder<K>, collective: &dyn Collective) -> Self {
         let gradients = decoder.gradients();
-        let moments =
-            gradients.iter().map(|(slot, buffer)| (slot, zeros(&decoder.kernels, buffer))).collect();
+        let owners = deal(&slot_lengths(decoder), collective.world_size());
+        let owned = slots(&decoder.config).into_iter().zip(owners);
+        let owned: Vec<Slot> =
+            owned.filter(|(_, owner)| *owner == collective.rank()).map(|(slot, _)| slot).collect();
+        let own = gradients.iter().filter(|(slot, _)| owned.contains(slot));
+        let moments = own.map(|(slot, buffer)| (slot, zeros(&decoder.kernels, buffer))).collect();
         Self::Full { gradients, moments }
     }
 
@@ -66,17 +81,38 @@ impl<K: Kernels> Trained<K> {
         decoder.step(gradient, batch, scale, dropout, workspace)
     }
 
-    /// The gradient's norm.
-    pub(crate) fn gradient_norm(&self, kernels: &K) -> f64 {
-        let squares: f64 = match self {
-            Self::Adapter { gradients, .. } => {
-                gradients.blocks.iter().flatten().flatten().map(|buffer| kernels.squared_norm(buffer)).sum()
+    /// Sums the gradients over all ranks, each at its owner. Elsewhere they are still the rank's own.
+    pub(crate) fn reduce(&mut self, decoder: &Decoder<K>, collective: &dyn Collective) -> Result<()> {
+        if collective.world_size() == 1 {
+            return Ok(());
+        }
+        let kernels = &decoder.kernels;
+        let owners = self.owners(decoder, collective);
+        let gradients = self.gradients(decoder);
+        let read = |tensor: usize| kernels.download(gradients[tensor], kernels.length(gradients[tensor]));
+        let sums = collective.reduce(&owners, &read)?;
+        let gradients = self.gradients_mut(decoder);
+        let own = gradients.into_iter().zip(owners).filter(|(_, owner)| *owner == collective.rank());
+        for ((gradient, _), sum) in own.zip(sums) {
+            kernels.write(&sum, gradient);
+        }
+        Ok(())
+    }
+
+    /// Σ g² over the tensors that this rank owns.
+    pub(crate) fn squared_norm(&self, kernels: &K) -> f64 {
+        match self {
+            Self::Adapter { gradients, moments, .. } => {
+                let all = gradients.blocks.iter().flatten().flatten().zip(moments);
+                all.filter(|(_, moments)| moments.is_some())
+                    .map(|(buffer, _)| kernels.squared_norm(buffer))
+                    .sum()
             }
-            Self::Full { gradients, .. } => {
-                gradients.iter().map(|(_, buffer)| kernels.squared_norm(buffer)).sum()
+            Self::Full { gradients, moments } => {
+                let own = gradients.iter().filter(|(slot, _)| moments.contains_key(slot));
+                own.map(|(_, buffer)| kernels.squared_norm(buffer)).sum()
             }
-        };
-        squares.sqrt()
+        }
     }
 
     /// The tensor with the largest gradient, or the first whose gradient is no number, and the gradient's norm: for
@@ -118,19 +154,17 @@ impl<K: Kernels> Trained<K> {
         largest.map_or_else(|| "none".to_owned(), |(name, norm)| format!("that of {name}, {norm:.3e}"))
     }
 
-    /// Moves the values and sets the gradients to zero.
+    /// Moves the values that this rank owns, and sets all gradients to zero.
     pub(crate) fn update(&mut self, decoder: &mut Decoder<K>, settings: &AdamW) {
         match self {
             Self::Adapter { adapter, gradients, moments } => {
                 let kernels = &decoder.kernels;
-                let modules = adapter.blocks.iter_mut().flatten();
-                let gradients = gradients.blocks.iter_mut().flatten();
-                for ((module, [da, db]), [a_moments, b_moments]) in modules.zip(gradients).zip(moments) {
-                    kernels.adamw(settings, &mut module.a, da, a_moments);
-                    kernels.adamw(settings, &mut module.b, db, b_moments);
-                    for gradient in [da, db] {
-                        kernels.clear(kernels.length(gradient), gradient);
+                let gradients = gradients.blocks.iter_mut().flatten().flatten();
+                for ((values, gradient), moments) in matrices_mut(adapter).zip(gradients).zip(moments) {
+                    if let Some(moments) = moments {
+                        kernels.adamw(settings, values, gradient, moments);
                     }
+                    kernels.clear(kernels.length(gradient), gradient);
                 }
             }
             Self::Full { gradients, moments } => {
@@ -146,78 +180,191 @@ impl<K: Kernels> Trained<K> {
         }
     }
 
-    /// The values as named rows of floats; with the moments, for a checkpoint.
-    pub(crate) fn tensors(&self, decoder: &Decoder<K>, with_moments: bool) -> Vec<(String, Vec<f32>)> {
-        let mut tensors = Vec::new();
-        let kernels = &decoder.kernels;
-        let all = |values: &K::Buffer| kernels.download(values, kernels.length(values));
-        match self {
-            Self::Adapter { adapter, moments, .. } => {
-                for (number, (module, moments)) in adapter.blocks.iter().flatten().zip(moments).enumerate() {
-                    for (side, values, moments) in
-                        [("a", &module.a, &moments[0]), ("b", &module.b, &moments[1])]
-                    {
-                        tensors.push((format!("{number:05}.{side}.values"), all(values)));
-                        if with_moments {
-                            tensors.push((format!("{number:05}.{side}.first"), all(&moments[0])));
-                            tensors.push((format!("{number:05}.{side}.second"), all(&moments[1])));
-                        }
-                    }
-                }
-            }
-            Self::Full { moments, .. } => {
-                for (number, slot) in slots(&decoder.config).into_iter().enumerate() {
-                    tensors.push((format!("{number:05}.values"), decoder.tensor(slot)));
-                    if let Some([first, second]) = moments.get(&slot).filter(|_| with_moments) {
-                        tensors.push((format!("{number:05}.first"), decoder.gradient_values(slot, first)));
-                        tensors.push((format!("{number:05}.second"), decoder.gradient_values(slot, second)));
-                    }
-                }
-            }
+    /// Hands the values that were moved from their owners to all ranks.
+    pub(crate) fn share(&mut self, decoder: &mut Decoder<K>, collective: &dyn Collective) -> Result<()> {
+        if collective.world_size() == 1 {
+            return Ok(());
         }
-        tensors
+        let owners = self.owners(decoder, collective);
+        let own: Vec<Vec<f32>> = (0..owners.len())
+            .filter(|tensor| owners[*tensor] == collective.rank())
+            .map(|tensor| self.values(decoder, tensor))
+            .collect();
+        collective.gather(&owners, &own, Receivers::All, &mut |tensor, values| {
+            self.set_values(decoder, tensor, values);
+        })
     }
 
-    /// The inverse of [`Trained::tensors`]. What a name does not fill stays as it is.
+    /// The values as named rows of floats.
+    pub(crate) fn named_values(&self, decoder: &Decoder<K>) -> Vec<(String, Vec<f32>)> {
+        let named = |(tensor, name)| (format!("{name}.values"), self.values(decoder, tensor));
+        self.names(decoder).into_iter().enumerate().map(named).collect()
+    }
+
+    /// Values and moments as named rows of floats, for a checkpoint: the moments come from their owners to rank 0. The
+    /// other ranks get nothing.
+    pub(crate) fn named_state(
+        &self,
+        decoder: &Decoder<K>,
+        collective: &dyn Collective,
+    ) -> Result<Vec<(String, Vec<f32>)>> {
+        let owners = self.owners(decoder, collective);
+        let names = self.names(decoder);
+        let mut state = if collective.is_first() { self.named_values(decoder) } else { Vec::new() };
+        for (index, what) in MOMENTS.into_iter().enumerate() {
+            let own: Vec<(usize, Vec<f32>)> = (0..names.len())
+                .filter_map(|tensor| Some((tensor, self.moment(decoder, tensor, index)?)))
+                .collect();
+            if collective.is_first() {
+                state.extend(
+                    own.into_iter().map(|(tensor, values)| (format!("{}.{what}", names[tensor]), values)),
+                );
+                collective.gather(&owners, &[], Receivers::First, &mut |tensor, values| {
+                    state.push((format!("{}.{what}", names[tensor]), values));
+                })?;
+            } else {
+                let own: Vec<Vec<f32>> = own.into_iter().map(|(_, values)| values).collect();
+                collective.gather(&owners, &own, Receivers::First, &mut |_, _| ())?;
+            }
+        }
+        Ok(state)
+    }
+
+    /// The inverse of [`Trained::named_state`] and of [`Trained::named_values`]. What a name does not fill stays as it
+    /// is, and so do moments that are another rank's.
     pub(crate) fn restore(
         &mut self,
         decoder: &mut Decoder<K>,
         mut take: impl FnMut(&str, usize) -> Option<Vec<f32>>,
     ) -> Option<()> {
-        match self {
-            Self::Adapter { adapter, moments, .. } => {
-                let kernels = &decoder.kernels;
-                for (number, (module, moments)) in
-                    adapter.blocks.iter_mut().flatten().zip(moments).enumerate()
-                {
-                    let [of_a, of_b] = moments;
-                    for (side, values, moments) in [("a", &mut module.a, of_a), ("b", &mut module.b, of_b)] {
-                        let name = |what: &str| format!("{number:05}.{side}.{what}");
-                        let found = take(&name("values"), kernels.length(values))?;
-                        kernels.write(&found, values);
-                        for (what, moment) in ["first", "second"].into_iter().zip(moments) {
-                            if let Some(found) = take(&name(what), kernels.length(moment)) {
-                                kernels.write(&found, moment);
-                            }
-                        }
-                    }
-                }
-            }
-            Self::Full { moments, .. } => {
-                for (number, slot) in slots(&decoder.config).into_iter().enumerate() {
-                    let length = slot.shape(&decoder.config).iter().product();
-                    decoder.set_tensor(slot, take(&format!("{number:05}.values"), length)?);
-                    for (what, index) in [("first", 0), ("second", 1)] {
-                        if let Some(found) = take(&format!("{number:05}.{what}"), length) {
-                            let moment = decoder.load_like(slot, found);
-                            if let Some(moments) = moments.get_mut(&slot) {
-                                moments[index] = moment;
-                            }
-                        }
-                    }
+        let lengths = self.lengths(decoder);
+        for (tensor, (name, length)) in self.names(decoder).into_iter().zip(lengths).enumerate() {
+            let values = take(&format!("{name}.values"), length)?;
+            self.set_values(decoder, tensor, values);
+            for (index, what) in MOMENTS.into_iter().enumerate() {
+                if let Some(values) = take(&format!("{name}.{what}"), length) {
+                    self.set_moment(decoder, tensor, index, values);
                 }
             }
         }
         Some(())
     }
+
+    /// By tensor, the rank whose it is.
+    fn owners(&self, decoder: &Decoder<K>, collective: &dyn Collective) -> Vec<usize> {
+        deal(&self.lengths(decoder), collective.world_size())
+    }
+
+    /// By tensor, its elements.
+    fn lengths(&self, decoder: &Decoder<K>) -> Vec<usize> {
+        match self {
+            Self::Adapter { gradients, .. } => {
+                let all = gradients.blocks.iter().flatten().flatten();
+                all.map(|gradient| decoder.kernels.length(gradient)).collect()
+            }
+            Self::Full { .. } => slot_lengths(decoder),
+        }
+    }
+
+    /// By tensor, its name in a checkpoint.
+    fn names(&self, decoder: &Decoder<K>) -> Vec<String> {
+        match self {
+            Self::Adapter { adapter, .. } => {
+                let sides = |module: usize| ["a", "b"].map(|side| format!("{module:05}.{side}"));
+                (0..adapter.blocks.iter().flatten().count()).flat_map(sides).collect()
+            }
+            Self::Full { .. } => {
+                (0..slots(&decoder.config).len()).map(|number| format!("{number:05}")).collect()
+            }
+        }
+    }
+
+    /// By tensor, its gradient.
+    fn gradients(&self, decoder: &Decoder<K>) -> Vec<&K::Buffer> {
+        match self {
+            Self::Adapter { gradients, .. } => gradients.blocks.iter().flatten().flatten().collect(),
+            Self::Full { gradients, .. } => {
+                let mut by_slot: BTreeMap<Slot, &K::Buffer> = gradients.iter().collect();
+                slots(&decoder.config).into_iter().filter_map(|slot| by_slot.remove(&slot)).collect()
+            }
+        }
+    }
+
+    /// The same, to be written.
+    fn gradients_mut(&mut self, decoder: &Decoder<K>) -> Vec<&mut K::Buffer> {
+        match self {
+            Self::Adapter { gradients, .. } => gradients.blocks.iter_mut().flatten().flatten().collect(),
+            Self::Full { gradients, .. } => {
+                let mut by_slot: BTreeMap<Slot, &mut K::Buffer> = gradients.iter_mut().collect();
+                slots(&decoder.config).into_iter().filter_map(|slot| by_slot.remove(&slot)).collect()
+            }
+        }
+    }
+
+    /// A tensor's values.
+    fn values(&self, decoder: &Decoder<K>, tensor: usize) -> Vec<f32> {
+        match self {
+            Self::Adapter { adapter, .. } => {
+                let values =
+                    adapter.blocks.iter().flatten().flat_map(|module| [&module.a, &module.b]).nth(tensor);
+                let all = |values| decoder.kernels.download(values, decoder.kernels.length(values));
+                values.map(all).unwrap_or_default()
+            }
+            Self::Full { .. } => decoder.tensor(slots(&decoder.config)[tensor]),
+        }
+    }
+
+    fn set_values(&mut self, decoder: &mut Decoder<K>, tensor: usize, values: Vec<f32>) {
+        match self {
+            Self::Adapter { adapter, .. } => {
+                if let Some(buffer) = matrices_mut(adapter).nth(tensor) {
+                    decoder.kernels.write(&values, buffer);
+                }
+            }
+            Self::Full { .. } => decoder.set_tensor(slots(&decoder.config)[tensor], values),
+        }
+    }
+
+    /// A tensor's first or second moment; none where it is another rank's.
+    fn moment(&self, decoder: &Decoder<K>, tensor: usize, index: usize) -> Option<Vec<f32>> {
+        match self {
+            Self::Adapter { moments, .. } => {
+                let moment = &moments[tensor].as_ref()?[index];
+                Some(decoder.kernels.download(moment, decoder.kernels.length(moment)))
+            }
+            Self::Full { moments, .. } => {
+                let slot = slots(&decoder.config)[tensor];
+                Some(decoder.gradient_values(slot, &moments.get(&slot)?[index]))
+            }
+        }
+    }
+
+    fn set_moment(&mut self, decoder: &Decoder<K>, tensor: usize, index: usize, values: Vec<f32>) {
+        match self {
+            Self::Adapter { moments, .. } => {
+                if let Some(moments) = &mut moments[tensor] {
+                    decoder.kernels.write(&values, &mut moments[index]);
+                }
+            }
+            Self::Full { moments, .. } => {
+                let slot = slots(&decoder.config)[tensor];
+                if let Some(moments) = moments.get_mut(&slot) {
+                    moments[index] = decoder.load_like(slot, values);
+                }
+            }
+        }
+    }
+}
+
+/// What a checkpoint calls a tensor's two moments.
+const MOMENTS: [&str; 2] = ["first", "second"];
+
+/// Elements of each of a decoder's tensors.
+fn slot_lengths<K: Kernels>(decoder: &Decoder<K>) -> Vec<usize> {
+    slots(&decoder.config).into_iter().map(|slot| slot.shape(&decoder.config).iter().product()).collect()
+}
+
+/// A and B of each of an adapter's modules.
+fn matrices_mut<K: Kernels>(adapter: &mut Adapter<K>) -> impl Iterator<Item = &mut K::Buffer> {
+    adapter.blocks.iter_mut().flatten().flat_map(|module| [&mut module.a, &mut module.b])
 }

@@ -30,6 +30,7 @@ use tune::{
 use crate::device::{Device, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::processes::{ProcessArguments, World};
 
 /// Tunes a base model on instruction data. A killed tuning, started again, goes on from its last checkpoint.
 /// Settings that are not given are the preset's
@@ -184,6 +185,9 @@ pub(crate) struct Tune {
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     device: Device,
 
+    #[command(flatten)]
+    processes: ProcessArguments,
+
     /// A JSON line an update (update, loss, learning_rate, tokens, tokens_per_second, peak_bytes) and a measurement
     #[arg(long, value_name = "FILE.jsonl")]
     metrics: Option<PathBuf>,
@@ -214,15 +218,38 @@ where
 }
 
 impl Tune {
+    /// Processes on this machine that the tuning is divided among.
+    pub(crate) fn processes_here(&self) -> usize {
+        self.processes.here()
+    }
+
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         self.check()?;
+        let world = self.processes.meet(self.device, output)?;
+        let rank = world.collective().rank();
+        let ended = if rank == 0 {
+            self.run_in(&world, output)
+        } else {
+            self.run_in(&world, &output.quiet()).map_err(|failure| failure.of_rank(rank))
+        };
+        let code = ended?;
+        world.end()?;
+        Ok(code)
+    }
+
+    fn run_in(&self, world: &World, output: &Output) -> Result<ExitCode, Failure> {
         match self.device {
-            Device::Cpu => self.run_on(&Cpu, output),
-            Device::Cuda => self.run_on(&cuda(output)?, output),
+            Device::Cpu => self.run_on(&Cpu, world, output),
+            Device::Cuda => self.run_on(&cuda(output)?, world, output),
         }
     }
 
-    fn run_on<K: Kernels + Clone>(self, kernels: &K, output: &Output) -> Result<ExitCode, Failure> {
+    fn run_on<K: Kernels + Clone>(
+        &self,
+        kernels: &K,
+        world: &World,
+        output: &Output,
+    ) -> Result<ExitCode, Failure> {
         let (mut records, validation) = set_apart(self.data.read(output)?, self.validation_rows);
         if let Some(rows) = self.rows {
             if rows > records.len() {
@@ -242,12 +269,15 @@ impl Tune {
             ..Places::under(&self.out)
         };
 
-        let progress = progress::on_standard_error();
+        let collective = world.collective();
+        let progress =
+            if collective.is_first() { progress::on_standard_error() } else { Box::new(progress::Silent) };
         progress.cell("tuning");
         let stop = lab::stop::Stop::on_signals()?;
         let begin = Instant::now();
-        let outcome = tune::tune(
+        let outcome = tune::tune_together(
             kernels,
+            collective,
             &base,
             &rows,
             &held_out,
@@ -258,6 +288,9 @@ impl Tune {
         );
         progress.end();
         let outcome = outcome.map_err(failure)?;
+        if !collective.is_first() {
+            return Ok(ExitCode::SUCCESS);
+        }
         self.tell(&outcome, &rows, &held_out, begin.elapsed().as_secs_f64(), output)
     }
 
@@ -493,7 +526,7 @@ pub(super) fn encode(
 }
 
 /// Whether a tuning that failed was asked for something wrong.
-pub(super) fn failure(error: tune::Error) -> Failure {
+pub(crate) fn failure(error: tune::Error) -> Failure {
     match error {
         tune::Error::Settings(_)
         | tune::Error::Decoder { .. }

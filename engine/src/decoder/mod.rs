@@ -257,6 +257,11 @@ impl<K: Kernels> Gradients<K> {
         self.buffers.iter().map(|(slot, buffer)| (*slot, buffer))
     }
 
+    /// The same, to be written.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut K::Buffer)> {
+        self.buffers.iter_mut().map(|(slot, buffer)| (*slot, buffer))
+    }
+
     /// Sets all gradients to zero.
     pub fn clear(&mut self, decoder: &Decoder<K>) {
         for buffer in self.buffers.values_mut() {

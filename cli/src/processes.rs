@@ -1,0 +1,247 @@
+//! `tune` by several processes: on this machine, where the program starts the others itself, or on several machines.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::net::TcpListener;
+use std::num::NonZero;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tune::collective::mesh::{Mesh, Seat};
+use tune::collective::{Alone, Collective};
+
+use crate::device::Device;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// How long the processes of several machines wait for each other: a scheduler may start some of them later.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long those of one machine do, which are started together.
+const SHORT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// After this time it is told that others are waited for.
+const UNTOLD: Duration = Duration::from_secs(2);
+
+/// How long a process may still take to end when its tuning has.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Which process of which tuning the program was started as by another: rank, world size, master, token.
+const SEAT: &str = "POLYPACA_SEAT";
+
+/// GPUs that CUDA shows to a process.
+const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+
+/// Where a tuning's processes are.
+#[derive(Debug, Args)]
+pub(crate) struct ProcessArguments {
+    /// Tune by N processes, each with a part of every update's rows: on this machine unless --process-rank is given; with
+    /// --device cuda one a GPU
+    #[arg(long, value_name = "N", default_value = "1")]
+    processes: NonZero<usize>,
+
+    /// This process's number, from 0, where the same command is started N times, on one or several machines
+    #[arg(long, value_name = "R", requires = "master")]
+    process_rank: Option<usize>,
+
+    /// Where process 0 listens for the others
+    #[arg(long, value_name = "HOST:PORT", requires = "process_rank")]
+    master: Option<String>,
+}
+
+impl ProcessArguments {
+    /// Processes that share this machine's cores, as far as the flags tell.
+    pub(crate) fn here(&self) -> usize {
+        if self.process_rank.is_some() { 1 } else { self.processes.get() }
+    }
+
+    /// Meets the tuning's other processes, which are started if they are this machine's.
+    pub(crate) fn meet(&self, device: Device, output: &Output) -> Result<World, Failure> {
+        if let Some(seat) = inherited_seat()? {
+            return World::join(&seat, SHORT_PATIENCE, output);
+        }
+        match (self.process_rank, &self.master) {
+            (Some(rank), Some(master)) => {
+                let world_size = self.processes.get();
+                let seat = Seat { rank, world_size, master: master.clone(), token: String::new() };
+                World::join(&seat, PATIENCE, output)
+            }
+            _ if self.here() > 1 => World::start(self.here(), device, output),
+            _ => Ok(World { collective: Some(Box::new(Alone)), others: Vec::new() }),
+        }
+    }
+}
+
+/// A tuning's processes, as one of them sees them.
+pub(crate) struct World {
+    /// There until the end.
+    collective: Option<Box<dyn Collective>>,
+    /// Those that this one started: ranks 1 and on.
+    others: Vec<Child>,
+}
+
+impl World {
+    /// What the processes do together.
+    pub(crate) fn collective(&self) -> &dyn Collective {
+        self.collective.as_deref().unwrap_or(&Alone)
+    }
+
+    /// Starts the others on this machine, with the command that this one was started with.
+    fn start(processes: usize, device: Device, output: &Output) -> Result<Self, Failure> {
+        let listener =
+            TcpListener::bind("127.0.0.1:0").context("--processes: no port of this machine is free")?;
+        let master =
+            listener.local_addr().context("--processes: no port of this machine is free")?.to_string();
+        let seat = Seat { rank: 0, world_size: processes, master, token: token() };
+        let mut world = Self { collective: None, others: Vec::new() };
+        for rank in 1..processes {
+            let started = start(&Seat { rank, ..seat.clone() }, device);
+            world.others.push(started.with_context(|| format!("--processes: rank {rank} was not started"))?);
+        }
+        let mut waiting = Waiting::new(output);
+        let mesh = Mesh::lead(&seat, &listener, SHORT_PATIENCE, &mut |missing| {
+            waiting.tell(missing);
+            world.others.iter_mut().zip(1..).try_for_each(|(other, rank)| match other.try_wait() {
+                Ok(Some(status)) => Err(tune::Error::Collective(format!(
+                    "rank {rank} ended before it took part, with {status}"
+                ))),
+                _ => Ok(()),
+            })
+        });
+        world.collective = Some(Box::new(mesh.map_err(Failure::failed)?));
+        Ok(world)
+    }
+
+    /// Takes a seat among processes that others start.
+    fn join(seat: &Seat, patience: Duration, output: &Output) -> Result<Self, Failure> {
+        let mut waiting = Waiting::new(output);
+        let mesh = Mesh::meet(seat, patience, &mut |missing| {
+            waiting.tell(missing);
+            Ok(())
+        });
+        let mesh = mesh.map_err(super::commands::tuning_failure)?;
+        Ok(Self { collective: Some(Box::new(mesh)), others: Vec::new() })
+    }
+
+    /// Waits for the processes that this one started.
+    pub(crate) fn end(mut self) -> Result<(), Failure> {
+        self.collective = None;
+        for (rank, other) in self.others.iter_mut().enumerate() {
+            let status = other.wait()?;
+            if !status.success() {
+                return Err(Failure::failed(anyhow!("rank {} ended with {status}", rank + 1)));
+            }
+        }
+        self.others.clear();
+        Ok(())
+    }
+}
+
+/// Where this process failed, the others learn of it from the connections' end; whoever does not is ended.
+impl Drop for World {
+    fn drop(&mut self) {
+        self.collective = None;
+        let until = Instant::now() + GRACE;
+        for other in &mut self.others {
+            while matches!(other.try_wait(), Ok(None)) && Instant::now() < until {
+                thread::sleep(Duration::from_millis(20));
+            }
+            // One that has ended cannot be ended once more.
+            let _ = other.kill();
+            let _ = other.wait();
+        }
+    }
+}
+
+/// Tells once that others are waited for.
+struct Waiting<'a> {
+    output: &'a Output,
+    since: Instant,
+    told: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(output: &'a Output) -> Self {
+        Self { output, since: Instant::now(), told: false }
+    }
+
+    fn tell(&mut self, missing: usize) {
+        if !self.told && self.since.elapsed() >= UNTOLD {
+            self.told = true;
+            let processes = if missing == 1 { "process" } else { "processes" };
+            self.output.note(format!("waiting for {missing} other {processes}"));
+        }
+    }
+}
+
+/// Starts this program once more, in another seat.
+fn start(seat: &Seat, device: Device) -> anyhow::Result<Child> {
+    let Seat { rank, world_size, master, token } = seat;
+    let mut command = Command::new(env::current_exe()?);
+    command
+        .args(env::args_os().skip(1))
+        .env(SEAT, format!("{rank} {world_size} {master} {token}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    if device == Device::Cuda {
+        command.env(VISIBLE_DEVICES, gpu(*rank, env::var(VISIBLE_DEVICES).ok().as_deref())?);
+    }
+    Ok(command.spawn()?)
+}
+
+/// The GPU of a process on this machine, of those that CUDA shows to its parent.
+fn gpu(rank: usize, visible: Option<&str>) -> anyhow::Result<String> {
+    let Some(visible) = visible else { return Ok(rank.to_string()) };
+    let found = visible.split(',').nth(rank).map(|name| name.trim().to_owned());
+    found
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| anyhow!("{VISIBLE_DEVICES} is {visible:?}: expected a GPU for each of the processes"))
+}
+
+/// The seat that another process started this one for.
+fn inherited_seat() -> Result<Option<Seat>, Failure> {
+    let Ok(text) = env::var(SEAT) else { return Ok(None) };
+    let parts: Vec<&str> = text.split(' ').collect();
+    let seat = match parts[..] {
+        [rank, world_size, master, token] => rank
+            .parse()
+            .ok()
+            .zip(world_size.parse().ok())
+            .map(|(rank, world_size)| Seat { rank, world_size, master: master.into(), token: token.into() }),
+        _ => None,
+    };
+    let wrong = || anyhow!("{SEAT} is {text:?}: it is set by the program itself; expected none");
+    seat.map(Some).ok_or_else(wrong).map_err(Failure::wrong_input)
+}
+
+/// What no other process of this machine can guess: the keys of the standard library's hash maps are the system's random
+/// numbers.
+fn token() -> String {
+    let number = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", number(), number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_process_has_a_gpu_of_its_own() {
+        let of = |rank, visible| gpu(rank, visible).map_err(|error| error.to_string());
+        assert_eq!(of(1, None), Ok("1".into()));
+        assert_eq!(of(1, Some("3, GPU-5a")), Ok("GPU-5a".into()));
+        assert_eq!(
+            of(2, Some("3,5")),
+            Err("CUDA_VISIBLE_DEVICES is \"3,5\": expected a GPU for each of the processes".into())
+        );
+    }
+
+    #[test]
+    fn no_two_tunings_have_the_same_token() {
+        assert_ne!(token(), token());
+        assert_eq!(token().len(), 32);
+    }
+}
