@@ -6,10 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use engine::Cpu;
+use emulator::Emulator;
+use engine::cuda::Arithmetic;
+use engine::kernels::Kernels;
+use engine::{Cpu, Cuda};
 use instructions::record::Record;
 use instructions::template::Template;
 use model::BaseModel;
@@ -62,9 +66,19 @@ impl Job {
     }
 
     fn run(&self, collective: &dyn Collective, out: &Path, heard: &mut Heard) -> Result<Outcome, Error> {
+        self.run_on(&Cpu, collective, out, heard)
+    }
+
+    fn run_on<K: Kernels + Clone>(
+        &self,
+        kernels: &K,
+        collective: &dyn Collective,
+        out: &Path,
+        heard: &mut Heard,
+    ) -> Result<Outcome, Error> {
         let Self { base, rows, validation, settings } = self;
         let places = Places { metrics: Some(out.with_extension("jsonl")), ..Places::under(out) };
-        tune_together(&Cpu, collective, base, rows, validation, None, settings, &places, heard)
+        tune_together(kernels, collective, base, rows, validation, None, settings, &places, heard)
     }
 
     /// By a world of this size, each rank on a thread; what each one heard and came to.
@@ -242,6 +256,28 @@ fn the_same_processes_come_to_the_same_bytes_stopped_or_not() {
                 difference.sqrt() <= 1e-2 * size.sqrt() + 1e-6,
                 "{method:?}: {name}: {difference} of {size}"
             );
+        }
+    }
+}
+
+#[test]
+fn processes_with_a_gpu_each_come_to_one_processes_losses() {
+    for method in [Method::Lora, Method::Full] {
+        let job = Job::new("llama-grouped", Settings { length: Length::Updates(3), ..everything(method) });
+        let folder = tempfile::tempdir().unwrap();
+        let mut expected = Heard::default();
+        job.run(&Alone, &folder.path().join("alone"), &mut expected).unwrap();
+        let out = folder.path().join("together");
+        let ranks = world(2, |mesh| {
+            let kernels = Cuda::new(Arc::new(Emulator::default()), Arithmetic::F32);
+            let mut heard = Heard::default();
+            job.run_on(&kernels, &mesh, &out, &mut heard).unwrap();
+            heard
+        });
+        for heard in ranks {
+            // As for processes on the CPU.
+            assert_close(&format!("{method:?}"), &heard.losses, &expected.losses, 1e-4);
+            assert_close(&format!("{method:?}"), &heard.validations, &expected.validations, 1e-4);
         }
     }
 }
