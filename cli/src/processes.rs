@@ -2,9 +2,11 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::io::Read;
 use std::net::TcpListener;
 use std::num::NonZero;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
@@ -80,7 +82,14 @@ pub(crate) struct World {
     /// There until the end.
     collective: Option<Box<dyn Collective>>,
     /// Those that this one started: ranks 1 and on.
-    others: Vec<Child>,
+    others: Vec<Other>,
+}
+
+/// A process that this one has started.
+struct Other {
+    process: Child,
+    /// All that it says on its standard error, once it has ended.
+    said: JoinHandle<Vec<u8>>,
 }
 
 impl World {
@@ -91,27 +100,30 @@ impl World {
 
     /// Starts the others on this machine, with the command that this one was started with.
     fn start(processes: usize, device: Device, output: &Output) -> Result<Self, Failure> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").context("--processes: no port of this machine is free")?;
-        let master =
-            listener.local_addr().context("--processes: no port of this machine is free")?.to_string();
+        let no_port = "--processes: no port of this machine is free";
+        let listener = TcpListener::bind("127.0.0.1:0").context(no_port)?;
+        let master = listener.local_addr().context(no_port)?.to_string();
         let seat = Seat { rank: 0, world_size: processes, master, token: token() };
         let mut world = Self { collective: None, others: Vec::new() };
         for rank in 1..processes {
             let started = start(&Seat { rank, ..seat.clone() }, device);
-            world.others.push(started.with_context(|| format!("--processes: rank {rank} was not started"))?);
+            let started = started.with_context(|| format!("--processes: rank {rank} was not started"));
+            world.others.push(started.map_err(Failure::wrong_input)?);
         }
         let mut waiting = Waiting::new(output);
         let mesh = Mesh::lead(&seat, &listener, SHORT_PATIENCE, &mut |missing| {
             waiting.tell(missing);
-            world.others.iter_mut().zip(1..).try_for_each(|(other, rank)| match other.try_wait() {
+            world.others.iter_mut().zip(1..).try_for_each(|(other, rank)| match other.process.try_wait() {
                 Ok(Some(status)) => Err(tune::Error::Collective(format!(
                     "rank {rank} ended before it took part, with {status}"
                 ))),
                 _ => Ok(()),
             })
         });
-        world.collective = Some(Box::new(mesh.map_err(Failure::failed)?));
+        match mesh {
+            Ok(mesh) => world.collective = Some(Box::new(mesh)),
+            Err(error) => return world.end(Err(Failure::failed(error)), output),
+        }
         Ok(world)
     }
 
@@ -126,34 +138,55 @@ impl World {
         Ok(Self { collective: Some(Box::new(mesh)), others: Vec::new() })
     }
 
-    /// Waits for the processes that this one started.
-    pub(crate) fn end(mut self) -> Result<(), Failure> {
+    /// Waits for the processes that this one started, and says how all of them `ended`: this one, or else the first other
+    /// one that failed. What others said is told where it is why this one failed.
+    pub(crate) fn end<T>(mut self, ended: Result<T, Failure>, output: &Output) -> Result<T, Failure> {
         self.collective = None;
-        for (rank, other) in self.others.iter_mut().enumerate() {
-            let status = other.wait()?;
-            if !status.success() {
-                return Err(Failure::failed(anyhow!("rank {} ended with {status}", rank + 1)));
+        let told = match &ended {
+            Ok(_) => true,
+            Err(failure) => {
+                matches!(failure.error.downcast_ref::<tune::Error>(), Some(tune::Error::Collective(_)))
             }
+        };
+        let mut failed = None;
+        for (mut other, rank) in std::mem::take(&mut self.others).into_iter().zip(1..) {
+            if ended.is_err() {
+                end_in_time(&mut other.process);
+            }
+            let status = other.process.wait()?;
+            if status.success() {
+                continue;
+            }
+            let said = other.said.join().unwrap_or_default();
+            if told && !said.is_empty() {
+                output.note(String::from_utf8_lossy(&said).trim_end());
+            }
+            failed.get_or_insert_with(|| Failure::failed(anyhow!("rank {rank} ended with {status}")));
         }
-        self.others.clear();
-        Ok(())
+        let ended = ended?;
+        failed.map_or(Ok(ended), Err)
     }
 }
 
-/// Where this process failed, the others learn of it from the connections' end; whoever does not is ended.
+/// No process stays behind, however this one ends.
 impl Drop for World {
     fn drop(&mut self) {
         self.collective = None;
-        let until = Instant::now() + GRACE;
         for other in &mut self.others {
-            while matches!(other.try_wait(), Ok(None)) && Instant::now() < until {
-                thread::sleep(Duration::from_millis(20));
-            }
-            // One that has ended cannot be ended once more.
-            let _ = other.kill();
-            let _ = other.wait();
+            end_in_time(&mut other.process);
         }
     }
+}
+
+/// A process whose tuning has failed learns of it from the connections' end; one that does not is ended.
+fn end_in_time(process: &mut Child) {
+    let until = Instant::now() + GRACE;
+    while matches!(process.try_wait(), Ok(None)) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(20));
+    }
+    // One that has ended cannot be ended once more.
+    let _ = process.kill();
+    let _ = process.wait();
 }
 
 /// Tells once that others are waited for.
@@ -178,18 +211,29 @@ impl<'a> Waiting<'a> {
 }
 
 /// Starts this program once more, in another seat.
-fn start(seat: &Seat, device: Device) -> anyhow::Result<Child> {
+fn start(seat: &Seat, device: Device) -> anyhow::Result<Other> {
     let Seat { rank, world_size, master, token } = seat;
     let mut command = Command::new(env::current_exe()?);
     command
         .args(env::args_os().skip(1))
         .env(SEAT, format!("{rank} {world_size} {master} {token}"))
         .stdin(Stdio::null())
-        .stdout(Stdio::null());
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     if device == Device::Cuda {
         command.env(VISIBLE_DEVICES, gpu(*rank, env::var(VISIBLE_DEVICES).ok().as_deref())?);
     }
-    Ok(command.spawn()?)
+    let mut process = command.spawn()?;
+    let stderr = process.stderr.take();
+    let said = thread::spawn(move || {
+        let mut said = Vec::new();
+        if let Some(mut stderr) = stderr {
+            // What was said until then is kept.
+            let _ = stderr.read_to_end(&mut said);
+        }
+        said
+    });
+    Ok(Other { process, said })
 }
 
 /// The GPU of a process on this machine, of those that CUDA shows to its parent.

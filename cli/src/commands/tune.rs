@@ -232,9 +232,7 @@ impl Tune {
         } else {
             self.run_in(&world, &output.quiet()).map_err(|failure| failure.of_rank(rank))
         };
-        let code = ended?;
-        world.end()?;
-        Ok(code)
+        world.end(ended, output)
     }
 
     fn run_in(&self, world: &World, output: &Output) -> Result<ExitCode, Failure> {
