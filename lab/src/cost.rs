@@ -367,7 +367,12 @@ impl<'a> Estimator<'a> {
 
     /// How many tunings of a base model are worked on at once: as [`crate::work::Rooms`] has it.
     fn at_once(&self, number: usize) -> usize {
-        if self.bases.get(&number).is_some_and(|base| base.small) { side_by_side(self.threads) } else { 1 }
+        let small = self.bases.get(&number).is_some_and(|base| base.small);
+        if small && self.prepared.experiment.experiment.device.is_cpu() {
+            side_by_side(self.threads)
+        } else {
+            1
+        }
     }
 
     /// Takes note of how long a finished cell took.

@@ -129,6 +129,27 @@ pub struct Grid {
     /// A score that a recipe should reach in every seen language; half of the greatest unless given.
     #[serde(default)]
     pub minimum_score: Option<f64>,
+    /// Where base models are trained and tuned and answer; `cpu` unless given.
+    #[serde(default, skip_serializing_if = "Device::is_cpu")]
+    pub device: Device,
+}
+
+/// Where a cell's arithmetic is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The machine's processor, in 32-bit floats.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU, products in brain floats.
+    Cuda,
+}
+
+impl Device {
+    /// Whether it is the processor.
+    pub fn is_cpu(&self) -> bool {
+        *self == Self::Cpu
+    }
 }
 
 /// Named defaults.

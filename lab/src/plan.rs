@@ -246,7 +246,8 @@ impl Plan {
                 self.base_hashes.insert(name.clone(), hash.clone());
                 Base { number, name, cell: None, determinant: hash }
             } else {
-                let determinants = from_scratch(model)?;
+                let mut determinants = from_scratch(model)?;
+                device(&mut determinants, experiment);
                 let determinant = determinants.key().to_string();
                 let cell = self.add(determinants, Vec::new(), Work::BaseModel { base_model: number });
                 Base { number, name, cell: Some(cell), determinant }
@@ -334,6 +335,7 @@ impl Plan {
         determinants.add("mix", self.cells[mix.cell].key);
         determinants.add("method", method.name());
         determinants.add("seed", seed);
+        device(&mut determinants, experiment);
         let given = experiment.tune.for_method(method).with_updates(mix.updates);
         let mut resolved =
             serde_json::to_value(resolve::tuning(experiment.experiment.preset, method, &given, seed))?;
@@ -455,6 +457,9 @@ impl Plan {
                 determinants.add(*name, value);
             }
             determinants.add("prompts", asked);
+            if matches!(answerer, Answerer::Model { .. }) {
+                device(&mut determinants, experiment);
+            }
             let method = match answerer {
                 Answerer::Model { tuning: Some(tuning), .. } => match self.cells[*tuning].work {
                     Work::Tuning { method, .. } => Some(method),
@@ -514,6 +519,13 @@ impl Hashes {
 fn languages(experiment: &Experiment) -> Result<Vec<Language>> {
     let parse = |code: &str| code.parse().with_context(|| format!("the language code `{code}`"));
     experiment.all_languages().map(parse).collect()
+}
+
+/// A GPU's products are in fewer bits, and so its results are others. The processor goes without saying.
+fn device(determinants: &mut Determinants, experiment: &Experiment) {
+    if experiment.experiment.device == experiment::Device::Cuda {
+        determinants.add("device", "cuda");
+    }
 }
 
 fn from_scratch(model: &experiment::BaseModel) -> Result<Determinants> {

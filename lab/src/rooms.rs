@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use answer::{AnswerModel, System, respond};
 use anyhow::{Context, Result};
-use engine::Cpu;
+use engine::kernels::Kernels;
 use instructions::check::fertility;
 use instructions::prompt::Prompt;
 use model::BaseModel;
@@ -39,11 +39,11 @@ const NEW_FOLDER: &str = "new";
 /// A report's learning curve has no more points than this.
 const CURVE_POINTS: usize = 200;
 
-/// The room `tune`.
+/// The room `tune`, on a backend.
 #[derive(Debug, Clone, Copy)]
-pub struct TuneRoom;
+pub struct TuneRoom<K>(pub K);
 
-impl Tuner for TuneRoom {
+impl<K: Kernels + Clone> Tuner for TuneRoom<K> {
     fn pretrain(&self, model: &experiment::BaseModel, folder: &Path, progress: &CellProgress) -> Result<()> {
         let config = model.config.as_deref().context("a base model has neither `path` nor `config`")?;
         let given = model.pretraining.as_ref().context("`pretraining` is missing")?;
@@ -60,7 +60,7 @@ impl Tuner for TuneRoom {
             metrics: Some(folder.join(METRICS_FILE)),
             tensorboard: None,
         };
-        let trained = tune::pretrain(&Cpu, &base, &rows, &settings, &places, &mut Told(progress));
+        let trained = tune::pretrain(&self.0, &base, &rows, &settings, &places, &mut Told(progress));
         trained.map_err(stopped)?;
         fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))
     }
@@ -88,7 +88,7 @@ impl Tuner for TuneRoom {
             tensorboard: job.tensorboard.then(|| folder.join(TENSORBOARD_FOLDER)),
         };
         let outcome =
-            tune::tune(&Cpu, &base, &rows, &validation, None, &settings, &places, &mut Told(progress));
+            tune::tune(&self.0, &base, &rows, &validation, None, &settings, &places, &mut Told(progress));
         let outcome = outcome.map_err(stopped)?;
         let (curve, seconds) = read_metrics(&metrics)?;
         Ok(TuningRecord {
@@ -103,19 +103,29 @@ impl Tuner for TuneRoom {
     }
 }
 
-/// The room `answer`. Keeps the model that it answered with last: the next cell mostly needs it again.
-#[derive(Default)]
-pub struct Answers {
-    last: Mutex<Option<(PathBuf, AnswerModel)>>,
+/// The room `answer`, on a backend. Keeps the model that it answered with last: the next cell mostly needs it again.
+pub struct Answers<K: Kernels> {
+    kernels: K,
+    last: Mutex<Option<(PathBuf, AnswerModel<K>)>>,
 }
 
-impl AnswerRoom for Answers {
+impl<K: Kernels> Answers<K> {
+    /// Without a model yet.
+    pub fn new(kernels: K) -> Self {
+        Self { kernels, last: Mutex::new(None) }
+    }
+}
+
+impl<K: Kernels + Clone> AnswerRoom for Answers<K> {
     fn answer(&self, job: &AnswerJob, progress: &CellProgress) -> Result<Vec<String>> {
         let mut last =
             self.last.lock().map_err(|_| anyhow::anyhow!("an earlier cell broke off while answering"))?;
         let (path, mut model) = match last.take() {
             Some((path, model)) if path == job.model => (path, model),
-            _ => (job.model.to_owned(), AnswerModel::open(job.model, &[])?),
+            _ => {
+                let base = BaseModel::open(job.model)?;
+                (job.model.to_owned(), AnswerModel::load(self.kernels.clone(), base, &[])?)
+            }
         };
         model.adapters.clear();
         let system = match job.adapter {

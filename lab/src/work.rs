@@ -69,8 +69,12 @@ pub(crate) const SMALL_MODEL: u64 = 64 << 20;
 impl Worker for Rooms<'_> {
     fn threads(&self, cell: &Cell, needs: &Needs) -> Threads {
         match cell.work {
+            // A GPU is not divided.
             Work::Tuning { base_model, base_cell, .. }
-                if self.base(base_model, base_cell, needs).is_ok_and(|base| bytes(&base) <= SMALL_MODEL) =>
+                if self.experiment.experiment.device.is_cpu()
+                    && self
+                        .base(base_model, base_cell, needs)
+                        .is_ok_and(|base| bytes(&base) <= SMALL_MODEL) =>
             {
                 Threads::One
             }

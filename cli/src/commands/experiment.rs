@@ -26,7 +26,7 @@ pub(crate) struct ExperimentArguments {
 
 impl ExperimentArguments {
     /// Reads, checks and plans the experiment, and tells every problem of its input.
-    pub(crate) fn prepare(self, output: &Output) -> Result<(Prepared, Places), Failure> {
+    pub(crate) fn prepare(&self, output: &Output) -> Result<(Prepared, Places), Failure> {
         let prepared = prepare(&self.experiment).map_err(Failure::wrong_input)?;
         for problem in &prepared.inputs.problems {
             output.warning(problem.to_string());
@@ -34,7 +34,7 @@ impl ExperimentArguments {
         for difference in &prepared.inputs.differences {
             output.warning(difference);
         }
-        let places = Places::new(&prepared.experiment, self.out, self.store);
+        let places = Places::new(&prepared.experiment, self.out.clone(), self.store.clone());
         Ok((prepared, places))
     }
 }

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Args;
+use engine::Cpu;
 use lab::cost::{self, Budget, Calibration, CellCost, Drops, Estimator};
+use lab::experiment::Device;
 use lab::plan::State;
 use lab::store::{Determinants, Store};
 use serde::Serialize;
 
 use super::experiment::ExperimentArguments;
+use crate::device::cuda;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -128,7 +131,8 @@ impl Plan {
             lines.push(Line { cell: label, key: cell.key.short(), state, changed, cost: None });
         }
         let threads = rayon::current_num_threads();
-        let device = cost::calibration::device(threads);
+        let computes_on = prepared.experiment.experiment.device;
+        let device = cost::calibration::device(threads, computes_on);
         let (mut left, mut drops) = (None, None);
         if !self.cells_only {
             let mut calibration = Calibration::read(&places.store, &device).map_err(Failure::wrong_input)?;
@@ -136,7 +140,11 @@ impl Plan {
                 let mut estimator =
                     Estimator::new(&prepared, &store, &calibration, threads).map_err(Failure::failed)?;
                 let mut told = |what: &str| output.note(format!("measuring {what}"));
-                let measured = estimator.calibrate(&mut told).map_err(Failure::failed)?;
+                let measured = match computes_on {
+                    Device::Cpu => estimator.calibrate(&Cpu, &mut told),
+                    Device::Cuda => estimator.calibrate(&cuda(output)?, &mut told),
+                };
+                let measured = measured.map_err(Failure::failed)?;
                 measured.write(&places.store, &device).map_err(Failure::failed)?;
                 calibration = measured;
             }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
-use lab::experiment::Slurm;
+use engine::Cpu;
+use engine::kernels::Kernels;
+use lab::experiment::{Device, Slurm};
 use lab::local::{Finished, Machinery, Places, Prepared, Ready, hold, ready, ready_for};
 use lab::progress::{self, Progress, Within};
 use lab::rooms::{Answers, TuneRoom, open_model};
@@ -20,6 +22,7 @@ use lab::store::{Key, Store};
 use lab::watch::Recorded;
 
 use super::experiment::ExperimentArguments;
+use crate::device::cuda;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -58,31 +61,46 @@ enum Runner {
 
 impl Run {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let Self { experiment, runner, slurm, cells, record } = self;
-        let file = experiment.experiment.clone();
-        let (prepared, places) = experiment.prepare(output)?;
-        let settings = slurm_settings(slurm.as_deref(), &prepared)?;
-        let machinery =
-            Machinery { tuner: &TuneRoom, answerer: &Answers::default(), open_model: &open_model };
-        if !cells.is_empty() {
-            return some(&cells, record.as_deref(), &prepared, &places, &machinery);
+        let (prepared, places) = self.experiment.prepare(output)?;
+        // Who submits to a cluster computes nothing, and needs no GPU.
+        let submits = self.runner == Runner::Slurm && self.cells.is_empty();
+        match prepared.experiment.experiment.device {
+            Device::Cuda if !submits => self.run_on(&cuda(output)?, &prepared, &places, output),
+            _ => self.run_on(&Cpu, &prepared, &places, output),
         }
-        let ready = ready(&prepared, &places, &machinery).map_err(Failure::wrong_input)?;
+    }
+
+    fn run_on<K: Kernels + Clone>(
+        self,
+        kernels: &K,
+        prepared: &Prepared,
+        places: &Places,
+        output: &Output,
+    ) -> Result<ExitCode, Failure> {
+        let Self { experiment, runner, slurm, cells, record } = self;
+        let settings = slurm_settings(slurm.as_deref(), prepared)?;
+        let (tuner, answerer) = (TuneRoom(kernels.clone()), Answers::new(kernels.clone()));
+        let machinery = Machinery { tuner: &tuner, answerer: &answerer, open_model: &open_model };
+        if !cells.is_empty() {
+            return some(&cells, record.as_deref(), prepared, places, &machinery);
+        }
+        let ready = ready(prepared, places, &machinery).map_err(Failure::wrong_input)?;
         let stop = Stop::on_signals()?;
-        let _held = hold(&places).map_err(Failure::failed)?;
+        let _held = hold(places).map_err(Failure::failed)?;
         let store = Store::share(&places.store).map_err(Failure::failed)?;
         let progress = Recorded::new(progress::on_standard_error(), &places.out);
         let outcome = match runner {
             Runner::Local => ready.run(&store, None, &progress, &stop).map_err(Failure::failed)?,
             Runner::Slurm => {
-                let run = OnSlurm { file: &file, settings: &settings, prepared: &prepared, places: &places };
+                let file = &experiment.experiment;
+                let run = OnSlurm { file, settings: &settings, prepared, places };
                 run.all(&ready, &store, &progress, &stop)?
             }
         };
         if !outcome.stopped.is_empty() {
             return Err(ended_early(&outcome, runner));
         }
-        let finished = ready.report(&outcome, &places).map_err(Failure::failed)?;
+        let finished = ready.report(&outcome, places).map_err(Failure::failed)?;
         tell(&finished, output)
     }
 }

@@ -8,12 +8,14 @@ use std::thread::available_parallelism;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use engine::kernels::Kernels;
 use instructions::prompt::Prompt;
 use model::BaseModel;
 use serde::{Deserialize, Serialize};
 use tune::{Keep, Length, Places, Rows, Settings, UpdateMetrics, ValidationMetrics};
 
 use super::{Estimator, calibration_file};
+use crate::experiment::Device;
 use crate::plan::{Answerer, Work};
 use crate::store::write_atomically;
 
@@ -92,35 +94,40 @@ fn name(base: &str, kind: &str) -> String {
     format!("{base} {kind}")
 }
 
-/// This machine's name: its processor, and the threads that are computed with.
-pub fn device(threads: usize) -> String {
+/// The name of what an experiment computes on here: the processor and the threads that are computed with, or a GPU.
+pub fn device(threads: usize, device: Device) -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let processor = model.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
     let cores = available_parallelism().map_or(threads, std::num::NonZero::get);
-    format!("{processor}, {threads} of {cores} threads")
+    let gpu = if device == Device::Cuda { ", cuda" } else { "" };
+    format!("{processor}, {threads} of {cores} threads{gpu}")
 }
 
 impl Estimator<'_> {
-    /// Measures each base model at each kind of work that the plan has for it: some updates of a tuning on its own
-    /// rows, some prompts answered. Takes seconds for small models, minutes for large ones.
+    /// Measures each base model at each kind of work that the plan has for it, on a backend: some updates of a tuning on
+    /// its own rows, some prompts answered. Takes seconds for small models, minutes for large ones.
     ///
     /// # Errors
     /// What a tuning or an answer fails with.
-    pub fn calibrate(&mut self, told: &mut dyn FnMut(&str)) -> Result<Calibration> {
+    pub fn calibrate<K: Kernels + Clone>(
+        &mut self,
+        kernels: &K,
+        told: &mut dyn FnMut(&str),
+    ) -> Result<Calibration> {
         let mut calibration = self.calibration.clone();
         for (cell, number, kind) in self.to_measure() {
             let label = self.prepared.experiment.base_model[number].name.clone();
             told(&format!("{label}: {kind}"));
             let rate = match &cell.work {
-                Work::BaseModel { base_model } => self.measure_pretraining(*base_model)?,
+                Work::BaseModel { base_model } => self.measure_pretraining(kernels, *base_model)?,
                 Work::Tuning { base_model, mix, method, seed, .. } => {
                     let job = self.tuning_job(*base_model, *mix, *method, *seed)?;
-                    self.measure_tuning(*base_model, *mix, *method, &job.settings)?
+                    self.measure_tuning(kernels, *base_model, *mix, *method, &job.settings)?
                 }
                 Work::Answers { answerer, language } => {
                     let prompts = self.prepared.inputs.prompts.get(language).map(Vec::as_slice);
-                    self.measure_answers(answerer, prompts.unwrap_or_default())?
+                    self.measure_answers(kernels, answerer, prompts.unwrap_or_default())?
                 }
                 Work::Mix { .. } | Work::Scores { .. } => continue,
             };
@@ -129,17 +136,18 @@ impl Estimator<'_> {
         Ok(calibration)
     }
 
-    fn measure_pretraining(&mut self, number: usize) -> Result<Rate> {
+    fn measure_pretraining<K: Kernels + Clone>(&mut self, kernels: &K, number: usize) -> Result<Rate> {
         let given = &self.prepared.experiment.base_model[number];
         let settings = crate::settings::pretraining(given.pretraining.as_ref().context("no `pretraining`")?);
         let documents = crate::rooms::documents(given)?;
         let base = &self.base(number)?.model;
         let rows = Rows::from_text(&documents, base.tokenizer(), settings.cutoff)?;
-        measure(base, &rows, &settings)
+        measure(kernels, base, &rows, &settings)
     }
 
-    fn measure_tuning(
+    fn measure_tuning<K: Kernels + Clone>(
         &mut self,
+        kernels: &K,
         number: usize,
         mix: usize,
         method: crate::experiment::Method,
@@ -160,13 +168,13 @@ impl Estimator<'_> {
         let enough = settings.batch.saturating_mul(UPDATES as usize).min(mix.rows.len()).min(1024);
         let rows = Rows::encode(&mix.rows[..enough], &template, base.model.tokenizer(), settings)?;
         if self.at_once(number) == 1 {
-            return measure(&base.model, &rows, settings);
+            return measure(kernels, &base.model, &rows, settings);
         }
         // As many side by side as there will be, a thread each.
         let rates: Vec<Result<Rate>> = std::thread::scope(|scope| {
             let measuring = || {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-                pool.install(|| measure(&base.model, &rows, settings))
+                pool.install(|| measure(kernels, &base.model, &rows, settings))
             };
             let threads: Vec<_> = (0..self.threads).map(|_| scope.spawn(measuring)).collect();
             let joined = threads.into_iter().map(|thread| {
@@ -179,7 +187,12 @@ impl Estimator<'_> {
         Ok(Rate { seconds_per_flop: sum / rates.len().max(1) as f64 })
     }
 
-    fn measure_answers(&mut self, answerer: &Answerer, prompts: &[Prompt]) -> Result<Rate> {
+    fn measure_answers<K: Kernels + Clone>(
+        &mut self,
+        kernels: &K,
+        answerer: &Answerer,
+        prompts: &[Prompt],
+    ) -> Result<Rate> {
         let Answerer::Model { base_model, .. } = answerer else {
             anyhow::bail!("an endpoint is not measured")
         };
@@ -200,7 +213,7 @@ impl Estimator<'_> {
                 folder.path()
             }
         };
-        let model = answer::AnswerModel::open(path, &[])?;
+        let model = answer::AnswerModel::load(kernels.clone(), BaseModel::open(path)?, &[])?;
         let begin = Instant::now();
         let mut flops = 0u128;
         let systems = [answer::System::base("")];
@@ -215,7 +228,12 @@ impl Estimator<'_> {
 }
 
 /// Some updates of a tuning, whose result is thrown away.
-fn measure(base: &BaseModel, rows: &Rows, settings: &Settings) -> Result<Rate> {
+fn measure<K: Kernels + Clone>(
+    kernels: &K,
+    base: &BaseModel,
+    rows: &Rows,
+    settings: &Settings,
+) -> Result<Rate> {
     let tokens = (rows.tokens() / rows.rows.len().max(1)).max(1);
     let batch = settings.batch.min((MICRO_BATCHES * settings.micro_batch_tokens / tokens).max(1));
     let settings = Settings {
@@ -228,8 +246,7 @@ fn measure(base: &BaseModel, rows: &Rows, settings: &Settings) -> Result<Rate> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let places = Places::under(&folder.path().join("system"));
     let mut clock = Clock::default();
-    let outcome =
-        tune::tune(&engine::Cpu, base, rows, &Rows::default(), None, &settings, &places, &mut clock)?;
+    let outcome = tune::tune(kernels, base, rows, &Rows::default(), None, &settings, &places, &mut clock)?;
     // The operations of the updates that count, by their share of the tokens.
     let flops = outcome.flops * clock.tokens as f64 / outcome.tokens.max(1) as f64;
     Ok(Rate { seconds_per_flop: clock.seconds / flops.max(1.0) })

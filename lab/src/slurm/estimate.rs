@@ -29,7 +29,8 @@ const JUDGE_TOKENS: f64 = 25_000.0;
 /// As [`Estimator::all`].
 pub fn estimates(prepared: &Prepared, store: &Store, cores: usize) -> Result<Vec<Estimate>> {
     let cores = cores.max(1);
-    let calibration = Calibration::read(store.folder(), &calibration::device(cores))?;
+    let device = prepared.experiment.experiment.device;
+    let calibration = Calibration::read(store.folder(), &calibration::device(cores, device))?;
     let costs = Estimator::new(prepared, store, &calibration, cores)?.all()?;
     let cells = prepared.plan.cells.iter().zip(costs);
     Ok(cells.map(|(cell, cost)| of(&cell.work, &cost, prepared, cores)).collect())

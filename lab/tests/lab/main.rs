@@ -2,6 +2,7 @@
 
 mod common;
 mod experiment_file;
+mod gpu;
 mod plan;
 mod run;
 mod schema;

@@ -84,6 +84,12 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
         ("name = \"small\"", "name = \"small\"\ndescription = \"x\"", NONE),
         ("name = \"small\"", "name = \"small\"\nminimum_score = 3", NONE),
         ("name = \"small\"", "name = \"small\"\npreset = \"fair\"", ALL),
+        (
+            "name = \"small\"",
+            "name = \"small\"\ndevice = \"cuda\"",
+            &[("tuning", 10), ("answers", 32), ("scores", 32)],
+        ),
+        ("name = \"small\"", "name = \"small\"\ndevice = \"cpu\"", NONE),
         ("name = \"small\"", "name = \"small\"\ninclude_base = false", NONE),
         ("name = \"small\"", "name = \"small\"\nmethods = [\"lora\", \"full\"]", ALL),
         ("name = \"small\"", "name = \"small\"\nrecipes = [\"english\"]", NONE),
