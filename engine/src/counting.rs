@@ -103,6 +103,10 @@ impl<K: Kernels> Kernels for Counting<K> {
         self.inner.widest_head()
     }
 
+    fn most_bytes(&self) -> Option<u64> {
+        self.inner.most_bytes()
+    }
+
     fn available_bytes(&self) -> Option<u64> {
         self.inner.available_bytes()
     }

@@ -49,6 +49,11 @@ pub trait Kernels: Send + Sync {
         None
     }
 
+    /// The most bytes of the backend's own memory that it has held at once; none where it works in the machine's.
+    fn most_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes of a backend's own memory that its kernels hold beside weights, activations and what is trained, while a
     /// decoder is tuned on `tokens` tokens at once: by an adapter of at most `rank`, or (none) in full. `precision` is in
     /// what its matrices are kept. None where it works in the machine's memory.

@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::settings::{Length, Preset};
-    use crate::{Places, Quiet, Rows, TrainingRow, tune};
+    use crate::{Places, Quiet, Rows, TrainingRow, UpdateMetrics, tune};
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
@@ -223,10 +223,16 @@ mod tests {
             let told = Shape::of(&base, &settings)
                 .map(|shape| predict(&kernels, &shape, &lengths, &[], &settings).total() as f64);
             let out = tempfile::tempdir().map(|folder| {
-                let places = Places::under(folder.path());
-                tune(&kernels, &base, &rows, &Rows::default(), None, &settings, &places, &mut Quiet).map(drop)
+                let metrics = folder.path().join("metrics.jsonl");
+                let places = Places { metrics: Some(metrics.clone()), ..Places::under(folder.path()) };
+                let tuned =
+                    tune(&kernels, &base, &rows, &Rows::default(), None, &settings, &places, &mut Quiet);
+                tuned.ok()?;
+                let lines = std::fs::read_to_string(metrics).ok()?;
+                serde_json::from_str::<UpdateMetrics>(lines.lines().last()?).ok()?.device_peak_bytes
             });
-            let (Ok(told), Ok(Ok(()))) = (told, out) else { panic!("{name}: it was not tuned") };
+            let (Ok(told), Ok(Some(metered))) = (told, out) else { panic!("{name}: it was not tuned") };
+            assert_eq!(metered, gpu.most_bytes() as u64, "{name}: what the metrics tell");
             // The emulator has none of NVIDIA's libraries.
             let told = told - LIBRARIES_BYTES as f64;
             let came_to = gpu.most_bytes() as f64;

@@ -27,6 +27,9 @@ pub struct UpdateMetrics {
     pub seconds: f64,
     /// The most memory that the process has held so far, or since [`crate::memory::restart_peak`] was last called.
     pub peak_bytes: u64,
+    /// The most of a GPU's own memory that was held so far, what NVIDIA's libraries take apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_peak_bytes: Option<u64>,
 }
 
 /// One measurement on the validation rows.

@@ -388,6 +388,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             tokens_per_second: tokens as f64 / seconds,
             seconds,
             peak_bytes: peak_bytes(),
+            device_peak_bytes: self.decoder.kernels.most_bytes(),
         })
     }
 

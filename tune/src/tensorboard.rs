@@ -60,7 +60,9 @@ impl EventFile {
             ("tokens_per_second", metrics.tokens_per_second),
             ("peak_bytes", metrics.peak_bytes as f64),
         ];
-        self.scalars(metrics.update, values.into_iter().map(|(tag, value)| (tag.to_owned(), value)))
+        let of_device = metrics.device_peak_bytes.map(|bytes| ("device_peak_bytes", bytes as f64));
+        let values = values.into_iter().chain(of_device);
+        self.scalars(metrics.update, values.map(|(tag, value)| (tag.to_owned(), value)))
     }
 
     /// A measurement's loss, over all rows and language by language.

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
@@ -211,12 +212,20 @@ pub trait Device: Send + Sync {
 #[derive(Clone)]
 pub struct Gpu {
     device: Arc<dyn Device>,
+    held: Arc<Held>,
+}
+
+/// Bytes that are allocated on a device, and the most that were at once.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: AtomicUsize,
+    most: AtomicUsize,
 }
 
 impl Gpu {
     /// A device from here on.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device }
+        Self { device, held: Arc::default() }
     }
 
     /// What to call it.
@@ -232,10 +241,18 @@ impl Gpu {
         self.device.memory()
     }
 
+    /// The most bytes that were allocated here at once; what the device's own libraries take is not among them.
+    pub fn most_bytes(&self) -> usize {
+        self.held.most.load(Ordering::Relaxed)
+    }
+
     /// Memory with undefined contents.
     pub(super) fn allocate(&self, bytes: usize) -> Memory {
         // A device may not give no bytes.
-        let address = self.must("allocate memory", self.device.allocate(bytes.max(16)));
+        let taken = bytes.max(16);
+        let address = self.must("allocate memory", self.device.allocate(taken));
+        let held = self.held.bytes.fetch_add(taken, Ordering::Relaxed) + taken;
+        self.held.most.fetch_max(held, Ordering::Relaxed);
         Memory { gpu: self.clone(), address, bytes }
     }
 
@@ -389,5 +406,6 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: `allocate` gave the address, and its owner is gone.
         unsafe { self.gpu.device.free(self.address) };
+        self.gpu.held.bytes.fetch_sub(self.bytes.max(16), Ordering::Relaxed);
     }
 }

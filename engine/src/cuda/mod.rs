@@ -379,6 +379,10 @@ impl Kernels for Cuda {
         Some(attention::WIDEST_HEAD)
     }
 
+    fn most_bytes(&self) -> Option<u64> {
+        Some(self.gpu.most_bytes() as u64)
+    }
+
     fn available_bytes(&self) -> Option<u64> {
         self.memory().ok().map(|[free, _]| free as u64)
     }
