@@ -1,9 +1,11 @@
 //! A tuning that would not fit into memory is refused before it starts, with what would fit.
 
 use engine::decoder::cost::ModuleShape;
+use engine::decoder::weights::slots;
 use engine::kernels::Kernels;
 use model::BaseModel;
 
+use crate::collective::{Collective, deal};
 use crate::cost::{Memory, RowLength, Shape, cost, most_tokens};
 use crate::error::{Error, Result};
 use crate::settings::{FrozenWeights, Method, Settings};
@@ -11,7 +13,31 @@ use crate::settings::{FrozenWeights, Method, Settings};
 /// The program before it has read a model: code, the threads' stacks, the tokenizer.
 pub const PROGRAM: u64 = 100 << 20;
 
-/// Refuses a tuning that would not fit into `available` bytes (none: not known), and says what would.
+/// What a process of a tuning may take; none is not known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Of the memory that its backend works in.
+    pub available: Option<u64>,
+    /// Of the machine's, where that is another one.
+    pub of_machine: Option<u64>,
+    /// The processes that tune together, and share the moments.
+    pub world_size: usize,
+}
+
+impl Room {
+    /// What there is for this process. A GPU is a process's own; a machine's memory is for all that are on it.
+    pub(crate) fn of<K: Kernels>(kernels: &K, collective: &dyn Collective) -> Self {
+        let here = available().map(|bytes| bytes / collective.on_this_machine() as u64);
+        let of_device = kernels.available_bytes();
+        Self {
+            available: of_device.or(here),
+            of_machine: of_device.and(here),
+            world_size: collective.world_size(),
+        }
+    }
+}
+
+/// Refuses a tuning that would not fit, and says what would.
 ///
 /// # Errors
 /// [`Error::Memory`]; and modules that the model does not have.
@@ -21,12 +47,15 @@ pub(crate) fn check<K: Kernels>(
     rows: &[RowLength],
     validation: &[RowLength],
     settings: &Settings,
-    available: Option<u64>,
+    room: Room,
 ) -> Result<()> {
-    let Some(available) = available else { return Ok(()) };
     let of = |settings: &Settings| -> Result<Memory> {
-        Ok(predict(kernels, &Shape::of(base, settings)?, rows, validation, settings))
+        Ok(predict(kernels, &Shape::of(base, settings)?, rows, validation, settings, room.world_size))
     };
+    if let Some(available) = room.of_machine {
+        check_machine(base, rows, validation, settings, available)?;
+    }
+    let Some(available) = room.available else { return Ok(()) };
     let wanted = of(settings)?;
     if wanted.total() <= available {
         return Ok(());
@@ -54,16 +83,43 @@ pub(crate) fn check<K: Kernels>(
     )))
 }
 
-/// What a tuning takes of the memory that its backend works in, the program among it.
+/// Refuses a tuning on a GPU whose checkpoints would not fit into the machine's memory, where they are written from.
+fn check_machine(
+    base: &BaseModel,
+    rows: &[RowLength],
+    validation: &[RowLength],
+    settings: &Settings,
+    available: u64,
+) -> Result<()> {
+    let threads = rayon::current_num_threads();
+    let checkpoint = cost(&Shape::of(base, settings)?, rows, validation, settings, threads).memory.checkpoint;
+    if checkpoint + PROGRAM <= available {
+        return Ok(());
+    }
+    Err(Error::Memory(format!(
+        "this tuning's checkpoints would take {} of the machine's memory, and {} are free; with --checkpoint-every above \
+         the number of updates none would be written",
+        gigabytes(checkpoint + PROGRAM),
+        gigabytes(available)
+    )))
+}
+
+/// What one of `world_size` processes of a tuning takes of the memory that its backend works in, the program among it.
 fn predict<K: Kernels>(
     kernels: &K,
     shape: &Shape,
     rows: &[RowLength],
     validation: &[RowLength],
     settings: &Settings,
+    world_size: usize,
 ) -> Memory {
-    let memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
-    let tokens = most_tokens(rows, validation, settings, 1);
+    let mut memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
+    if world_size > 1 && shape.modules.is_none() {
+        // Moments of the tensors that it owns, and these once more while they are summed or handed on.
+        memory.optimizer -= MOMENTS_BYTES * shape.trained_parameters() as u64;
+        memory.optimizer += (MOMENTS_BYTES + 4) * largest_share(shape, world_size);
+    }
+    let tokens = most_tokens(rows, validation, settings, world_size);
     let precision = |slot| shape.precision(slot);
     let widest = |modules: &Vec<ModuleShape>| modules.iter().map(|module| module.rank).max().unwrap_or(0);
     let rank = shape.modules.as_ref().map(widest);
@@ -72,6 +128,20 @@ fn predict<K: Kernels>(
         // The program and what becomes a checkpoint are in the machine's memory.
         Some(scratch) => Memory { scratch, checkpoint: 0, ..memory },
     }
+}
+
+/// Bytes of a trained value's two moments.
+const MOMENTS_BYTES: u64 = 2 * 4;
+
+/// Values of the tensors of which one process keeps the moments, at most.
+fn largest_share(shape: &Shape, world_size: usize) -> u64 {
+    let slots = slots(&shape.config).into_iter();
+    let lengths: Vec<usize> = slots.map(|slot| slot.shape(&shape.config).iter().product()).collect();
+    let mut shares = vec![0; world_size];
+    for (length, owner) in lengths.iter().zip(deal(&lengths, world_size)) {
+        shares[owner] += *length as u64;
+    }
+    shares.into_iter().max().unwrap_or(0)
 }
 
 /// Settings that take less, from the one that costs the least time or precision on, each with its flags.
@@ -176,7 +246,8 @@ mod tests {
         };
         let enough = cost(&shape, &rows, &[], &settings, threads).memory.total() + PROGRAM;
         let found = |available| {
-            let refused = check(&Cpu, &base, &rows, &[], &settings, available);
+            let room = Room { available, of_machine: None, world_size: 1 };
+            let refused = check(&Cpu, &base, &rows, &[], &settings, room);
             refused.map_or_else(|error| error.to_string(), |()| "it fits".to_owned())
         };
         assert_eq!(found(Some(enough)), "it fits");
@@ -185,6 +256,31 @@ mod tests {
         assert!(message.contains("--recompute would fit"), "{message}");
         let message = found(Some(1));
         assert!(message.contains("a smaller model"), "{message}");
+    }
+
+    #[test]
+    fn processes_together_take_less_for_each_and_a_gpus_checkpoints_are_the_machines() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
+        let base = match BaseModel::open(folder) {
+            Ok(base) => base,
+            Err(error) => panic!("{error}"),
+        };
+        let settings = Settings::preset(Preset::Paper, Method::Full);
+        let rows = vec![RowLength { tokens: 64, supervised: 63 }; 256 * 60];
+        let shape = match Shape::of(&base, &settings) {
+            Ok(shape) => shape,
+            Err(error) => panic!("{error}"),
+        };
+        let optimizer = |world_size| predict(&Cpu, &shape, &rows, &[], &settings, world_size).optimizer;
+        let moments = MOMENTS_BYTES * shape.trained_parameters() as u64;
+        // Three quarters of the moments go, and a quarter of the values comes as a copy; no tensor is cut.
+        assert!(optimizer(4) < optimizer(1) - moments / 2, "{} and {}", optimizer(4), optimizer(1));
+        let found = |of_machine| {
+            let room = Room { available: None, of_machine: Some(of_machine), world_size: 1 };
+            check(&Cpu, &base, &rows, &[], &settings, room).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(1 << 40), Ok(()));
+        assert!(found(1).is_err_and(|told| told.contains("--checkpoint-every")));
     }
 
     /// Room that is asked for and not used: operands as wide as the widest, a matrix to be converted.
@@ -221,7 +317,7 @@ mod tests {
             let kernels = Cuda::new(gpu.clone(), arithmetic);
             let lengths = RowLength::of(&rows.rows);
             let told = Shape::of(&base, &settings)
-                .map(|shape| predict(&kernels, &shape, &lengths, &[], &settings).total() as f64);
+                .map(|shape| predict(&kernels, &shape, &lengths, &[], &settings, 1).total() as f64);
             let out = tempfile::tempdir().map(|folder| {
                 let metrics = folder.path().join("metrics.jsonl");
                 let places = Places { metrics: Some(metrics.clone()), ..Places::under(folder.path()) };

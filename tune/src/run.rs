@@ -19,7 +19,7 @@ use crate::checkpoint::{Checkpoints, State};
 use crate::collective::{Alone, Collective, part};
 use crate::cost::{self, RowLength, Shape};
 use crate::error::{Error, Result};
-use crate::memory::{self, peak_bytes};
+use crate::memory::{self, Room, peak_bytes};
 use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics};
 use crate::order::RowOrder;
 use crate::rows::{Rows, TrainingRow, micro_batches, pack};
@@ -216,10 +216,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             }
         };
         let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
-        // A GPU is a process's own; a machine's memory is for all that are on it.
-        let here = || memory::available().map(|bytes| bytes / collective.on_this_machine() as u64);
-        let available = kernels.available_bytes().or_else(here);
-        memory::check(kernels, base, &lengths, &held_out, settings, available)?;
+        memory::check(kernels, base, &lengths, &held_out, settings, Room::of(kernels, collective))?;
         let weights = match settings.method {
             Method::Full => Weights::Trained,
             Method::Lora => Weights::Frozen(settings.weights.precision()),
