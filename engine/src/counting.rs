@@ -116,6 +116,22 @@ impl<K: Kernels> Kernels for Counting<K> {
         Shaped { inner: self.inner.matrix(tensor, precision), rows, columns }
     }
 
+    fn modify(&self, buffer: &mut K::Buffer, modify: &mut dyn FnMut(&mut [f32])) {
+        self.inner.modify(buffer, modify);
+    }
+
+    fn read(&self, buffer: &K::Buffer, read: &mut dyn FnMut(&[f32])) {
+        self.inner.read(buffer, read);
+    }
+
+    fn modify_matrix(&self, matrix: &mut Self::Matrix, modify: &mut dyn FnMut(&mut [f32])) {
+        self.inner.modify_matrix(&mut matrix.inner, modify);
+    }
+
+    fn read_matrix(&self, matrix: &Self::Matrix, read: &mut dyn FnMut(&[f32])) {
+        self.inner.read_matrix(&matrix.inner, read);
+    }
+
     fn matrix_values(&self, matrix: &Self::Matrix) -> Vec<f32> {
         self.inner.matrix_values(&matrix.inner)
     }

@@ -88,6 +88,20 @@ pub trait Kernels: Send + Sync {
     fn visit(&self, length: usize, buffer: &mut Self::Buffer, visit: &mut dyn FnMut(&mut [f32])) {
         visit(&mut self.download(buffer, length));
     }
+    /// Hands `modify` the buffer's values, to read and to overwrite.
+    fn modify(&self, buffer: &mut Self::Buffer, modify: &mut dyn FnMut(&mut [f32])) {
+        let mut values = self.download(buffer, self.length(buffer));
+        modify(&mut values);
+        self.write(&values, buffer);
+    }
+    /// Hands `read` the buffer's values.
+    fn read(&self, buffer: &Self::Buffer, read: &mut dyn FnMut(&[f32])) {
+        read(&self.download(buffer, self.length(buffer)));
+    }
+    /// Hands `modify` a trained matrix's values as the backend has them laid out, to read and to overwrite.
+    fn modify_matrix(&self, matrix: &mut Self::Matrix, modify: &mut dyn FnMut(&mut [f32]));
+    /// Hands `read` a trained matrix's values as the backend has them laid out.
+    fn read_matrix(&self, matrix: &Self::Matrix, read: &mut dyn FnMut(&[f32]));
     /// Lays a two-dimensional tensor out for products and keeps it in `precision`; what is trained is kept in `f32`.
     fn matrix(&self, tensor: &HostTensor<'_>, precision: Precision) -> Self::Matrix;
     /// The matrix's elements, row-major.

@@ -36,29 +36,46 @@ pub trait Collective: Send + Sync {
     /// As for [`Collective::sum`].
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()>;
 
-    /// Sums tensors over all ranks at their owners: tensor `i` is `read(i)`, as long in every rank, and rank
-    /// `owners[i]`'s. Gives back the sums of the tensors that are this rank's, in their order.
+    /// Sums each of `tensors`, as long in every rank, over all ranks at its owner: tensor `i` is rank `owners[i]`'s. What
+    /// is in the other ranks stays as it is.
     ///
     /// # Errors
     /// As for [`Collective::sum`].
-    fn reduce(&self, owners: &[usize], read: &(dyn Fn(usize) -> Vec<f32> + Sync)) -> Result<Vec<Vec<f32>>>;
+    fn reduce(&self, owners: &[usize], tensors: Vec<Box<dyn Tensor + '_>>) -> Result<()>;
 
-    /// Hands tensors from their owners to `receivers`: `own` are this rank's, in their order; `take(i, values)` gets
-    /// those of the others where this rank is among the receivers.
+    /// Overwrites each of `tensors` with its owner's, in all ranks that are among the receivers.
     ///
     /// # Errors
     /// As for [`Collective::sum`].
     fn gather(
         &self,
         owners: &[usize],
-        own: &[Vec<f32>],
+        tensors: Vec<Box<dyn Tensor + '_>>,
         receivers: Receivers,
-        take: &mut dyn FnMut(usize, Vec<f32>),
     ) -> Result<()>;
 
     /// Whether this is rank 0.
     fn is_first(&self) -> bool {
         self.rank() == 0
+    }
+}
+
+/// Values that ranks hand each other, wherever they lie.
+pub trait Tensor: Send + Sync {
+    /// Hands `read` the values.
+    fn read(&self, read: &mut dyn FnMut(&[f32]));
+
+    /// Hands `modify` the values, to read and to overwrite.
+    fn modify(&mut self, modify: &mut dyn FnMut(&mut [f32]));
+}
+
+impl Tensor for &mut Vec<f32> {
+    fn read(&self, read: &mut dyn FnMut(&[f32])) {
+        read(self);
+    }
+
+    fn modify(&mut self, modify: &mut dyn FnMut(&mut [f32])) {
+        modify(self);
     }
 }
 
@@ -103,16 +120,15 @@ impl Collective for Alone {
         Ok(())
     }
 
-    fn reduce(&self, owners: &[usize], read: &(dyn Fn(usize) -> Vec<f32> + Sync)) -> Result<Vec<Vec<f32>>> {
-        Ok((0..owners.len()).map(read).collect())
+    fn reduce(&self, _owners: &[usize], _tensors: Vec<Box<dyn Tensor + '_>>) -> Result<()> {
+        Ok(())
     }
 
     fn gather(
         &self,
         _owners: &[usize],
-        _own: &[Vec<f32>],
+        _tensors: Vec<Box<dyn Tensor + '_>>,
         _receivers: Receivers,
-        _take: &mut dyn FnMut(usize, Vec<f32>),
     ) -> Result<()> {
         Ok(())
     }

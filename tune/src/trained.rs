@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use engine::decoder::backward::Trained as Gradient;
 use engine::decoder::weights::{Slot, slots};
-use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients};
+use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients, Weight};
 use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace};
 
-use crate::collective::{Collective, Receivers, deal};
+use crate::collective::{Collective, Receivers, Tensor, deal};
 use crate::error::Result;
 
 /// The trained values, their gradients and their moments.
@@ -83,20 +83,9 @@ impl<K: Kernels> Trained<K> {
 
     /// Sums the gradients over all ranks, each at its owner. Elsewhere they are still the rank's own.
     pub(crate) fn reduce(&mut self, decoder: &Decoder<K>, collective: &dyn Collective) -> Result<()> {
-        if collective.world_size() == 1 {
-            return Ok(());
-        }
-        let kernels = &decoder.kernels;
         let owners = self.owners(decoder, collective);
-        let gradients = self.gradients(decoder);
-        let read = |tensor: usize| kernels.download(gradients[tensor], kernels.length(gradients[tensor]));
-        let sums = collective.reduce(&owners, &read)?;
-        let gradients = self.gradients_mut(decoder);
-        let own = gradients.into_iter().zip(owners).filter(|(_, owner)| *owner == collective.rank());
-        for ((gradient, _), sum) in own.zip(sums) {
-            kernels.write(&sum, gradient);
-        }
-        Ok(())
+        let gradients = self.gradients_mut(decoder).into_iter();
+        collective.reduce(&owners, gradients.map(|buffer| shared(&decoder.kernels, buffer)).collect())
     }
 
     /// Σ g² over the tensors that this rank owns.
@@ -186,13 +175,27 @@ impl<K: Kernels> Trained<K> {
             return Ok(());
         }
         let owners = self.owners(decoder, collective);
-        let own: Vec<Vec<f32>> = (0..owners.len())
-            .filter(|tensor| owners[*tensor] == collective.rank())
-            .map(|tensor| self.values(decoder, tensor))
-            .collect();
-        collective.gather(&owners, &own, Receivers::All, &mut |tensor, values| {
-            self.set_values(decoder, tensor, values);
-        })
+        match self {
+            Self::Adapter { adapter, .. } => {
+                let tensors = matrices_mut(adapter).map(|buffer| shared(&decoder.kernels, buffer)).collect();
+                collective.gather(&owners, tensors, Receivers::All)
+            }
+            Self::Full { .. } => {
+                let slots = slots(&decoder.config);
+                let (kernels, mut weights) = decoder.weights_mut();
+                let tensors = slots.into_iter().filter_map(|slot| {
+                    Some(match weights.remove(&slot)? {
+                        Weight::Matrix(matrix) => {
+                            Box::new(SharedMatrix { kernels, matrix }) as Box<dyn Tensor>
+                        }
+                        Weight::Vector(buffer) => shared(kernels, buffer),
+                    })
+                });
+                collective.gather(&owners, tensors.collect(), Receivers::All)?;
+                decoder.weights_moved();
+                Ok(())
+            }
+        }
     }
 
     /// The values as named rows of floats.
@@ -211,20 +214,18 @@ impl<K: Kernels> Trained<K> {
         let owners = self.owners(decoder, collective);
         let names = self.names(decoder);
         let mut state = if collective.is_first() { self.named_values(decoder) } else { Vec::new() };
+        let lengths = self.lengths(decoder);
         for (index, what) in MOMENTS.into_iter().enumerate() {
-            let own: Vec<(usize, Vec<f32>)> = (0..names.len())
-                .filter_map(|tensor| Some((tensor, self.moment(decoder, tensor, index)?)))
-                .collect();
+            // What is another rank's is filled in where it is gathered, and not needed elsewhere.
+            let moment = |(tensor, length): (usize, &usize)| {
+                let others = if collective.is_first() { *length } else { 0 };
+                self.moment(decoder, tensor, index).unwrap_or_else(|| vec![0.0; others])
+            };
+            let mut moments: Vec<Vec<f32>> = lengths.iter().enumerate().map(moment).collect();
+            let tensors = moments.iter_mut().map(|moment| Box::new(moment) as Box<dyn Tensor>);
+            collective.gather(&owners, tensors.collect(), Receivers::First)?;
             if collective.is_first() {
-                state.extend(
-                    own.into_iter().map(|(tensor, values)| (format!("{}.{what}", names[tensor]), values)),
-                );
-                collective.gather(&owners, &[], Receivers::First, &mut |tensor, values| {
-                    state.push((format!("{}.{what}", names[tensor]), values));
-                })?;
-            } else {
-                let own: Vec<Vec<f32>> = own.into_iter().map(|(_, values)| values).collect();
-                collective.gather(&owners, &own, Receivers::First, &mut |_, _| ())?;
+                state.extend(names.iter().map(|name| format!("{name}.{what}")).zip(moments));
             }
         }
         Ok(state)
@@ -280,17 +281,6 @@ impl<K: Kernels> Trained<K> {
     }
 
     /// By tensor, its gradient.
-    fn gradients(&self, decoder: &Decoder<K>) -> Vec<&K::Buffer> {
-        match self {
-            Self::Adapter { gradients, .. } => gradients.blocks.iter().flatten().flatten().collect(),
-            Self::Full { gradients, .. } => {
-                let mut by_slot: BTreeMap<Slot, &K::Buffer> = gradients.iter().collect();
-                slots(&decoder.config).into_iter().filter_map(|slot| by_slot.remove(&slot)).collect()
-            }
-        }
-    }
-
-    /// The same, to be written.
     fn gradients_mut(&mut self, decoder: &Decoder<K>) -> Vec<&mut K::Buffer> {
         match self {
             Self::Adapter { gradients, .. } => gradients.blocks.iter_mut().flatten().flatten().collect(),
@@ -354,6 +344,42 @@ impl<K: Kernels> Trained<K> {
             }
         }
     }
+}
+
+/// A buffer that ranks hand each other.
+struct SharedBuffer<'a, K: Kernels> {
+    kernels: &'a K,
+    buffer: &'a mut K::Buffer,
+}
+
+impl<K: Kernels> Tensor for SharedBuffer<'_, K> {
+    fn read(&self, read: &mut dyn FnMut(&[f32])) {
+        self.kernels.read(self.buffer, read);
+    }
+
+    fn modify(&mut self, modify: &mut dyn FnMut(&mut [f32])) {
+        self.kernels.modify(self.buffer, modify);
+    }
+}
+
+/// A trained matrix that ranks hand each other, in the layout of their backend, which is the same for all.
+struct SharedMatrix<'a, K: Kernels> {
+    kernels: &'a K,
+    matrix: &'a mut K::Matrix,
+}
+
+impl<K: Kernels> Tensor for SharedMatrix<'_, K> {
+    fn read(&self, read: &mut dyn FnMut(&[f32])) {
+        self.kernels.read_matrix(self.matrix, read);
+    }
+
+    fn modify(&mut self, modify: &mut dyn FnMut(&mut [f32])) {
+        self.kernels.modify_matrix(self.matrix, modify);
+    }
+}
+
+fn shared<'a, K: Kernels>(kernels: &'a K, buffer: &'a mut K::Buffer) -> Box<dyn Tensor + 'a> {
+    Box::new(SharedBuffer { kernels, buffer })
 }
 
 /// What a checkpoint calls a tensor's two moments.

@@ -131,6 +131,24 @@ impl Kernels for Cpu {
             .for_each(|(out, x)| add(out, x));
     }
 
+    fn modify(&self, buffer: &mut Buffer, modify: &mut dyn FnMut(&mut [f32])) {
+        modify(buffer);
+    }
+
+    fn read(&self, buffer: &Buffer, read: &mut dyn FnMut(&[f32])) {
+        read(buffer);
+    }
+
+    fn modify_matrix(&self, matrix: &mut Matrix, modify: &mut dyn FnMut(&mut [f32])) {
+        let Some(values) = matrix.values_mut() else { unreachable!("a trained matrix is kept in f32") };
+        modify(values);
+    }
+
+    fn read_matrix(&self, matrix: &Matrix, read: &mut dyn FnMut(&[f32])) {
+        let Some(values) = matrix.values() else { unreachable!("a trained matrix is kept in f32") };
+        read(values);
+    }
+
     fn visit(&self, length: usize, buffer: &mut Buffer, visit: &mut dyn FnMut(&mut [f32])) {
         visit(&mut buffer[..length]);
     }

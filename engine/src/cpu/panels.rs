@@ -104,6 +104,14 @@ impl Matrix {
     }
 
     /// The elements in panel order, of a matrix kept in `f32`; none of another.
+    pub fn values(&self) -> Option<&Buffer> {
+        match &self.values {
+            Values::F32(values) => Some(values),
+            Values::Bf16(_) | Values::F16(_) | Values::Quantised(_) => None,
+        }
+    }
+
+    /// The same, to be written.
     pub fn values_mut(&mut self) -> Option<&mut Buffer> {
         match &mut self.values {
             Values::F32(values) => Some(values),

@@ -111,6 +111,17 @@ impl Matrix {
         }
     }
 
+    /// Overwrites all elements of a trained matrix, and the copy that products read.
+    pub(super) fn set_values(&mut self, gpu: &Gpu, values: &[f32]) {
+        let length = self.rows * self.columns;
+        assert_eq!(values.len(), length, "elements of a matrix");
+        let Kept::F32(memory) = &self.kept else { unreachable!("a trained matrix is kept in f32") };
+        memory.write(0, values);
+        if let Some(narrowed) = &self.narrowed {
+            narrow(gpu, length, memory.at(0..4 * length), narrowed.at(0..2 * length));
+        }
+    }
+
     /// Where all elements lie for a product in `arithmetic`: as they are kept, or converted into `scratch`.
     pub(super) fn operand(&self, gpu: &Gpu, arithmetic: Arithmetic, scratch: &mut Scratch) -> Address {
         let length = self.rows * self.columns;

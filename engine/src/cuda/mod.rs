@@ -450,6 +450,16 @@ impl Kernels for Cuda {
         Matrix::new(&self.gpu, tensor, precision, self.arithmetic)
     }
 
+    fn modify_matrix(&self, matrix: &mut Matrix, modify: &mut dyn FnMut(&mut [f32])) {
+        let mut values = matrix.values(&self.gpu);
+        modify(&mut values);
+        matrix.set_values(&self.gpu, &values);
+    }
+
+    fn read_matrix(&self, matrix: &Matrix, read: &mut dyn FnMut(&[f32])) {
+        read(&matrix.values(&self.gpu));
+    }
+
     fn matrix_values(&self, matrix: &Matrix) -> Vec<f32> {
         matrix.values(&self.gpu)
     }

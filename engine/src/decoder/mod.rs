@@ -146,6 +146,19 @@ impl<K: Kernels> Decoder<K> {
         self.renormalise_head(slot);
     }
 
+    /// All weights by slot, as the backend has them laid out; [`Decoder::weights_moved`] is to be called after they have
+    /// been written.
+    pub fn weights_mut(&mut self) -> (&K, BTreeMap<Slot, Weight<'_, K>>) {
+        let matrices = self.matrices.iter_mut().map(|(slot, matrix)| (*slot, Weight::Matrix(matrix)));
+        let vectors = self.vectors.iter_mut().map(|(slot, vector)| (*slot, Weight::Vector(vector)));
+        (&self.kernels, matrices.chain(vectors).collect())
+    }
+
+    /// Computes again what is computed from the weights.
+    pub fn weights_moved(&mut self) {
+        self.renormalise_head(Slot::Head);
+    }
+
     /// Bytes of weights kept.
     pub fn weight_bytes(&self) -> usize {
         let matrices = self.matrices.values().chain(&self.normalised_head);
@@ -249,6 +262,14 @@ impl<K: Kernels> Decoder<K> {
 /// Gradients of a decoder's own weights, in the weights' layouts: full tuning.
 pub struct Gradients<K: Kernels> {
     buffers: BTreeMap<Slot, K::Buffer>,
+}
+
+/// One of a decoder's weights.
+pub enum Weight<'a, K: Kernels> {
+    /// One that products read.
+    Matrix(&'a mut K::Matrix),
+    /// A bias, or a norm's weight.
+    Vector(&'a mut K::Buffer),
 }
 
 impl<K: Kernels> Gradients<K> {

@@ -13,7 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 pub use super::meeting::Seat;
 use super::meeting::{Guest, Met, at, gone, join, lead};
-use super::{Collective, Receivers};
+use super::{Collective, Receivers, Tensor};
 use crate::error::{Error, Result};
 
 /// A machine that vanishes without a word is noticed after about a minute.
@@ -39,17 +39,17 @@ pub struct Mesh {
 enum Kind {
     Numbers = 1,
     Bytes,
-    Gradient,
-    Values,
+    Tensor,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        [Self::Numbers, Self::Bytes, Self::Gradient, Self::Values]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [Self::Numbers, Self::Bytes, Self::Tensor].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
+
+/// Elements of a tensor that are added up at once: they stay in the cache.
+const CHUNK: usize = 64 * 1024;
 
 /// A frame's beginning: kind, number of the operation, bytes that follow.
 const HEADER: usize = 1 + 8 + 8;
@@ -167,65 +167,86 @@ impl Collective for Mesh {
         }
     }
 
-    fn reduce(&self, owners: &[usize], read: &(dyn Fn(usize) -> Vec<f32> + Sync)) -> Result<Vec<Vec<f32>>> {
+    fn reduce(&self, owners: &[usize], tensors: Vec<Box<dyn Tensor + '_>>) -> Result<()> {
         let operation = self.begin();
-        let owned_by = |rank: usize| (0..owners.len()).filter(move |tensor| owners[*tensor] == rank);
-        let send = |rank: usize, peer: &Peer| -> Result<()> {
-            owned_by(rank).try_for_each(|tensor| {
-                let values = read(tensor);
-                let bytes = bytemuck::cast_slice(&values);
-                peer.send(Kind::Gradient, operation, bytes).map_err(gone(rank, &peer.address))
-            })
+        let mut by_owner = dealt(owners, tensors, self.peers.len());
+        let own = std::mem::take(&mut by_owner[self.rank]);
+        let send = |rank: usize, peer: &Peer| {
+            by_owner[rank].iter().try_for_each(|tensor| peer.send_tensor(rank, operation, &**tensor))
         };
-        let receive = || owned_by(self.rank).map(|tensor| self.summed(operation, read(tensor))).collect();
-        self.while_sending(send, receive)
+        self.while_sending(send, || {
+            let mut chunks = [vec![0.0; CHUNK], vec![0.0; CHUNK]];
+            own.into_iter().try_for_each(|mut tensor| {
+                let mut added = Ok(());
+                tensor.modify(&mut |values| added = self.add_up(values, operation, &mut chunks));
+                added
+            })
+        })
     }
 
     fn gather(
         &self,
         owners: &[usize],
-        own: &[Vec<f32>],
+        tensors: Vec<Box<dyn Tensor + '_>>,
         receivers: Receivers,
-        take: &mut dyn FnMut(usize, Vec<f32>),
     ) -> Result<()> {
         let operation = self.begin();
-        let send = |rank: usize, peer: &Peer| -> Result<()> {
-            own.iter().filter(|_| receivers.include(rank)).try_for_each(|values| {
-                let bytes = bytemuck::cast_slice(values);
-                peer.send(Kind::Values, operation, bytes).map_err(gone(rank, &peer.address))
-            })
+        let mut by_owner = dealt(owners, tensors, self.peers.len());
+        let own = std::mem::take(&mut by_owner[self.rank]);
+        let send = |rank: usize, peer: &Peer| {
+            let sent = own.iter().filter(|_| receivers.include(rank));
+            sent.into_iter().try_for_each(|tensor| peer.send_tensor(rank, operation, &**tensor))
         };
-        let receive = || {
+        self.while_sending(send, || {
             for (rank, peer) in self.others().filter(|_| receivers.include(self.rank)) {
-                for tensor in (0..owners.len()).filter(|tensor| owners[*tensor] == rank) {
-                    let mut values =
-                        vec![0.0f32; peer.length(rank, Kind::Values, operation)? / size_of::<f32>()];
-                    peer.fill(rank, bytemuck::cast_slice_mut(&mut values))?;
-                    take(tensor, values);
+                for tensor in &mut by_owner[rank] {
+                    let mut received = Ok(());
+                    tensor.modify(&mut |values| {
+                        let bytes = bytemuck::cast_slice_mut(values);
+                        received = peer.receive(rank, Kind::Tensor, operation, bytes);
+                    });
+                    received?;
                 }
             }
             Ok(())
-        };
-        self.while_sending(send, receive)
+        })
     }
 }
 
+/// Tensors by their owners, in their order.
+fn dealt<'a>(
+    owners: &[usize],
+    tensors: Vec<Box<dyn Tensor + 'a>>,
+    world_size: usize,
+) -> Vec<Vec<Box<dyn Tensor + 'a>>> {
+    let mut by_owner: Vec<Vec<_>> = (0..world_size).map(|_| Vec::new()).collect();
+    for (tensor, owner) in tensors.into_iter().zip(owners) {
+        by_owner[*owner].push(tensor);
+    }
+    by_owner
+}
+
 impl Mesh {
-    /// The sum over all ranks of a tensor of which this one's part is `own`, in the order of ranks.
-    fn summed(&self, operation: u64, own: Vec<f32>) -> Result<Vec<f32>> {
-        let mut theirs = vec![0.0f32; own.len()];
-        let mut sum = vec![0.0f32; own.len()];
-        for (rank, peer) in self.peers.iter().enumerate() {
-            let addends = match peer {
-                None => &own,
-                Some(peer) => {
-                    peer.receive(rank, Kind::Gradient, operation, bytemuck::cast_slice_mut(&mut theirs))?;
-                    &theirs
-                }
-            };
-            sum.iter_mut().zip(addends).for_each(|(sum, addend)| *sum += addend);
+    /// Adds what the other ranks send of a tensor to this one's part of it, in the order of ranks and a chunk at a time.
+    fn add_up(&self, values: &mut [f32], operation: u64, chunks: &mut [Vec<f32>; 2]) -> Result<()> {
+        for (rank, peer) in self.others() {
+            peer.expect(rank, Kind::Tensor, operation, size_of_val(values))?;
         }
-        Ok(sum)
+        let [own, theirs] = chunks;
+        for sum in values.chunks_mut(CHUNK) {
+            let (own, theirs) = (&mut own[..sum.len()], &mut theirs[..sum.len()]);
+            own.copy_from_slice(sum);
+            sum.fill(0.0);
+            for (rank, peer) in self.peers.iter().enumerate() {
+                let mut addends = &*own;
+                if let Some(peer) = peer {
+                    peer.fill(rank, bytemuck::cast_slice_mut(theirs))?;
+                    addends = theirs;
+                }
+                sum.iter_mut().zip(addends).for_each(|(sum, addend)| *sum += addend);
+            }
+        }
+        Ok(())
     }
 
     /// Sends to each other rank on a thread of its own, and receives meanwhile: so nobody waits for somebody who waits.
@@ -283,16 +304,28 @@ impl Peer {
         Ok(number(9) as usize)
     }
 
+    /// Sends a tensor from where it lies.
+    fn send_tensor(&self, rank: usize, operation: u64, tensor: &dyn Tensor) -> Result<()> {
+        let mut sent = Ok(());
+        tensor.read(&mut |values| sent = self.send(Kind::Tensor, operation, bytemuck::cast_slice(values)));
+        sent.map_err(gone(rank, &self.address))
+    }
+
+    /// Reads the beginning of a frame whose length is known.
+    fn expect(&self, rank: usize, kind: Kind, operation: u64, bytes: usize) -> Result<()> {
+        let length = self.length(rank, kind, operation)?;
+        if length == bytes {
+            return Ok(());
+        }
+        Err(Error::Collective(format!(
+            "rank {rank} ({}) sent {length} bytes of {kind:?}, expected {bytes}",
+            self.address
+        )))
+    }
+
     /// Reads a frame whose length is known.
     fn receive(&self, rank: usize, kind: Kind, operation: u64, bytes: &mut [u8]) -> Result<()> {
-        let length = self.length(rank, kind, operation)?;
-        if length != bytes.len() {
-            return Err(Error::Collective(format!(
-                "rank {rank} ({}) sent {length} bytes of {kind:?}, expected {}",
-                self.address,
-                bytes.len()
-            )));
-        }
+        self.expect(rank, kind, operation, bytes.len())?;
         self.fill(rank, bytes)
     }
 
@@ -344,6 +377,10 @@ mod tests {
         })
     }
 
+    fn boxed(tensors: &mut [Vec<f32>]) -> Vec<Box<dyn Tensor + '_>> {
+        tensors.iter_mut().map(|tensor| Box::new(tensor) as Box<dyn Tensor>).collect()
+    }
+
     #[test]
     fn sums_come_to_all_and_those_of_tensors_to_their_owners() {
         // The second is larger than what the system takes before somebody reads it.
@@ -357,17 +394,20 @@ mod tests {
                 let mut bytes = vec![mesh.rank() as u8; 300_000 * (mesh.rank() + 1)];
                 mesh.broadcast(&mut bytes).unwrap();
                 assert!(bytes == vec![0; 300_000]);
-                let sums = mesh.reduce(&owners, &|tensor| of_rank(mesh.rank(), tensor)).unwrap();
+                let tensors: Vec<Vec<f32>> =
+                    (0..lengths.len()).map(|tensor| of_rank(mesh.rank(), tensor)).collect();
+                let mut reduced = tensors.clone();
+                mesh.reduce(&owners, boxed(&mut reduced)).unwrap();
+                let ranks = |tensor: usize| (0..world_size).map(|rank| rank + 10 * tensor).sum::<usize>();
+                let whole = |tensor: usize| vec![ranks(tensor) as f32; lengths[tensor]];
+                for (tensor, found) in reduced.iter().enumerate() {
+                    let own = owners[tensor] == mesh.rank();
+                    assert!(*found == if own { whole(tensor) } else { tensors[tensor].clone() });
+                }
                 for receivers in [Receivers::First, Receivers::All] {
-                    let mut taken: Vec<Option<Vec<f32>>> = vec![None; lengths.len()];
-                    mesh.gather(&owners, &sums, receivers, &mut |tensor, values| {
-                        taken[tensor] = Some(values);
-                    })
-                    .unwrap();
-                    for (tensor, taken) in taken.into_iter().enumerate() {
-                        let others = owners[tensor] != mesh.rank() && receivers.include(mesh.rank());
-                        let ranks: usize = (0..world_size).map(|rank| rank + 10 * tensor).sum();
-                        assert!(taken == others.then(|| vec![ranks as f32; lengths[tensor]]));
+                    mesh.gather(&owners, boxed(&mut reduced), receivers).unwrap();
+                    if receivers.include(mesh.rank()) {
+                        assert!(reduced.iter().enumerate().all(|(tensor, found)| *found == whole(tensor)));
                     }
                 }
                 assert_eq!(mesh.on_this_machine(), world_size);
@@ -386,7 +426,8 @@ mod tests {
                 return None;
             }
             // More than fits between two ranks, so that they would wait for each other.
-            mesh.reduce(&owners, &|_| vec![0.0; 4_000_000]).err().map(|error| error.to_string())
+            let mut tensors = vec![vec![0.0; 4_000_000]; 3];
+            mesh.reduce(&owners, boxed(&mut tensors)).err().map(|error| error.to_string())
         });
         let told: Vec<&String> = found.iter().flatten().collect();
         assert_eq!(told.len(), 2);
