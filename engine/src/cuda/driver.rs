@@ -260,48 +260,61 @@ impl Device for Driver {
             std::collections::hash_map::Entry::Vacant(new) => {
                 let plan = match Plan::new(handle, &key, product.bias) {
                     Ok(plan) => Some(plan),
-                    Err(blas::CublasError(blas_sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => {
-                        let Product { rows, columns, depth, arithmetic, .. } = product;
-                        tracing::warn!(
-                            "cuBLASLt has no algorithm for {rows} × {depth} by {depth} × {columns} in {arithmetic:?}: a \
-                             plain kernel multiplies them, slowly"
-                        );
-                        None
-                    }
+                    Err(source) if has_no_algorithm(product, &source) => None,
                     Err(source) => return Err(refused(product, source)),
                 };
                 new.insert(plan)
             }
         };
-        let Some(plan) = plan else { return Ok(false) };
+        let Some(known) = plan else { return Ok(false) };
         let beta: f32 = if product.accumulate { 1.0 } else { 0.0 };
         let pointer = |address: Address| address as *const c_void;
         // cuBLASLt's matrices are column-major: what it multiplies here is the transposed, right operand first.
         // SAFETY: the caller's promise for the operands; the plan's descriptions live as long as it does.
-        unsafe {
-            plan.set_bias(product.bias).map_err(error)?;
+        let multiplied = unsafe {
+            known.set_bias(product.bias).map_err(error)?;
             blas::matmul(
                 handle,
-                plan.description,
+                known.description,
                 pointer_to(&product.scale),
                 pointer_to(&beta),
                 pointer(product.right.address),
-                plan.right,
+                known.right,
                 pointer(product.left.address),
-                plan.left,
+                known.left,
                 pointer(product.out),
-                plan.out,
+                known.out,
                 product.out as *mut c_void,
-                plan.out,
-                &raw const plan.algorithm,
+                known.out,
+                &raw const known.algorithm,
                 workspace as *mut c_void,
                 WORKSPACE_BYTES,
                 self.stream.cu_stream().cast(),
             )
+        };
+        match multiplied {
+            Ok(()) => Ok(true),
+            // It was refused before anything was written.
+            Err(source) if has_no_algorithm(product, &source) => {
+                *plan = None;
+                Ok(false)
+            }
+            Err(source) => Err(refused(product, source)),
         }
-        .map(|()| true)
-        .map_err(|source| refused(product, source))
     }
+}
+
+/// Whether cuBLASLt says that it cannot multiply such operands, which is told once: their plan is then none.
+fn has_no_algorithm(product: &Product, source: &blas::CublasError) -> bool {
+    let cannot = source.0 == blas_sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED;
+    if cannot {
+        let Product { rows, columns, depth, arithmetic, .. } = product;
+        tracing::warn!(
+            "cuBLASLt has no algorithm for {rows} × {depth} by {depth} × {columns} in {arithmetic:?}: a plain kernel \
+             multiplies them, slowly"
+        );
+    }
+    cannot
 }
 
 /// Lets the driver keep what is freed for what is allocated next: else it goes back to the system whenever the host waits,
