@@ -9,7 +9,7 @@ import json
 import shutil
 
 import torch
-from transformers import (AutoModelForCausalLM, BloomConfig, Gemma2Config, GPTNeoXConfig, LlamaConfig, MistralConfig,
+from transformers import (AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, GPTNeoXConfig, LlamaConfig, MistralConfig,
                           Qwen2Config, Qwen3Config)
 
 import baichuan
@@ -29,6 +29,14 @@ def gpt_neox(hidden, layers, heads, inner, rotated, parallel):
     return GPTNeoXConfig(vocab_size=bpe.VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
                          intermediate_size=inner, rotary_pct=rotated, max_position_embeddings=2048,
                          use_parallel_residual=parallel, **ENDS)
+
+
+def blocks(*kinds, factor=None):
+    """Gemma 3's kinds of blocks, and what each rotates by."""
+    stretched = {"rope_type": "linear", "factor": factor} if factor else {"rope_type": "default"}
+    return {"layer_types": [f"{kind}_attention" for kind in kinds],
+            "rope_parameters": {"full_attention": {"rope_theta": 1000000.0, **stretched},
+                                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}}
 
 
 def bloom(hidden, layers, heads):
@@ -63,6 +71,14 @@ MODELS = {
                                        rope_theta=1000000.0), "float32"),
     "gemma2": (lambda: llama(Gemma2Config, hidden=40, layers=2, heads=4, groups=2, inner=68, tied=True, head_dim=12,
                              query_pre_attn_scalar=20, sliding_window=24, max_position_embeddings=1024), "float32"),
+    # The second of three blocks is global, and its angles are stretched, as in the larger models.
+    "gemma3": (lambda: llama(Gemma3TextConfig, hidden=40, layers=3, heads=5, groups=1, inner=68, tied=True, head_dim=12,
+                             query_pre_attn_scalar=20, sliding_window=512, **blocks("sliding", "full", "sliding", factor=8.0)),
+               "float32"),
+    "gemma3-one-head": (lambda: llama(Gemma3TextConfig, hidden=24, layers=1, heads=1, groups=1, inner=36, tied=True, head_dim=40,
+                                      sliding_window=512, **blocks("full")), "float32"),
+    "gemma3-four-heads": (lambda: llama(Gemma3TextConfig, hidden=32, layers=2, heads=4, groups=2, inner=100, tied=True, head_dim=16,
+                                        query_pre_attn_scalar=16, sliding_window=512, sliding_window_pattern=2), "float32"),
 }
 BAICHUAN = {name for name in MODELS if name.startswith("baichuan")}
 
@@ -106,6 +122,8 @@ PUBLISHED_KEYS = {
     "llama-tied": {"rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": "float32"},
     "qwen2": {"rope_theta": 1000000.0, "torch_dtype": "float32"},
     "mistral": {"rope_theta": 10000.0, "torch_dtype": "float32"},
+    "gemma3-four-heads": {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 2,
+                          "torch_dtype": "float32"},
 }
 
 

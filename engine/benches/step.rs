@@ -49,6 +49,9 @@ fn pythia_70m() -> DecoderConfig {
         output_bias: true,
         feed_forward_bias: true,
         query_key_norm: false,
+        output_norms: false,
+        attention_scale: None,
+        local_rotary: None,
         max_positions: 2048,
     }
 }

@@ -51,7 +51,9 @@ fn block_width(config: &DecoderConfig) -> usize {
     let gate = usize::from(config.activation.gated());
     let middle = usize::from(config.residual == Residual::Sequential);
     let head_norm = usize::from(config.query_key_norm);
-    4 + config.query_key_value_rows() * (1 + head_norm)
+    let output_norms = usize::from(config.output_norms);
+    4 + output_norms * 2 * (config.hidden + 2)
+        + config.query_key_value_rows() * (1 + head_norm)
         + head_norm * (config.heads + config.key_value_heads)
         + config.attention_width()
         + config.heads
@@ -77,12 +79,21 @@ pub struct BlockActivations<K: Kernels> {
     pub(crate) log_sums: K::Buffer,
     /// The residual stream between attention and feed-forward (sequential blocks), else nothing.
     pub(crate) middle: K::Buffer,
+    /// What attention comes to before it is normalised and added to the stream (Gemma 3), else nothing: `[hidden]`
+    pub(crate) attention_output: K::Buffer,
+    /// Mean and reciprocal deviation of that norm (Gemma 3): `[2]`
+    pub(crate) attention_output_stats: K::Buffer,
     /// Mean and reciprocal deviation of the feed-forward norm: `[2]`
     pub(crate) feed_forward_stats: K::Buffer,
     /// The gate product, of gated activations: `[intermediate]`
     pub(crate) gate: K::Buffer,
     /// The up product: `[intermediate]`
     pub(crate) up: K::Buffer,
+    /// What the feed-forward layer comes to before it is normalised and added to the stream (Gemma 3), else nothing:
+    /// `[hidden]`
+    pub(crate) feed_forward_output: K::Buffer,
+    /// Mean and reciprocal deviation of that norm (Gemma 3): `[2]`
+    pub(crate) feed_forward_output_stats: K::Buffer,
     /// `scale A x` of each module of the adapter in this block: `[rank]`
     pub(crate) lora: Vec<K::Buffer>,
 }
@@ -113,7 +124,7 @@ pub struct Workspace<K: Kernels> {
     pub(crate) dx: K::Buffer,
     /// The gradient of a norm's output: `[hidden]`
     pub(crate) dnormed: K::Buffer,
-    /// The gradient of the feed-forward's or embedding's part of the stream: `[hidden]`
+    /// The gradient of attention's, the feed-forward's or the embedding's part of the stream: `[hidden]`
     pub(crate) dpart: K::Buffer,
     /// Of queries, keys and values.
     pub(crate) dquery_key_value: K::Buffer,
@@ -143,9 +154,13 @@ impl<K: Kernels> Workspace<K> {
             mixed: rows(config.attention_width()),
             log_sums: rows(config.heads),
             middle: when(config.residual == Residual::Sequential, config.hidden),
+            attention_output: when(config.output_norms, config.hidden),
+            attention_output_stats: when(config.output_norms, 2),
             feed_forward_stats: rows(2),
             gate: when(gated, config.intermediate),
             up: rows(config.intermediate),
+            feed_forward_output: when(config.output_norms, config.hidden),
+            feed_forward_output_stats: when(config.output_norms, 2),
             lora: ranks(adapters, (blocks > 1).then_some(index)).into_iter().map(rows).collect(),
         };
         let widest = config.hidden.max(config.intermediate).max(config.attention_width());

@@ -170,7 +170,9 @@ fn attention_shape(
     (heads, key_value_heads, head_size, alibi): (usize, usize, usize, bool),
 ) -> AttentionShape {
     let slopes = if alibi { AttentionShape::alibi_slopes(heads) } else { Vec::new() };
-    AttentionShape { heads, key_value_heads, head_size, slopes }
+    // Not the head size's own.
+    let scale = 0.9 / (head_size as f32).sqrt();
+    AttentionShape { heads, key_value_heads, head_size, scale, slopes }
 }
 
 #[test]

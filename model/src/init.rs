@@ -57,6 +57,8 @@ fn is_norm_weight(slot: Slot) -> bool {
                     | LayerSlot::FeedForwardNormWeight
                     | LayerSlot::QueryNormWeight
                     | LayerSlot::KeyNormWeight
+                    | LayerSlot::AttentionOutputNormWeight
+                    | LayerSlot::FeedForwardOutputNormWeight
             )
     )
 }

@@ -11,9 +11,9 @@ use crate::gguf::{Pieces, sentencepiece_json};
 use crate::stored::numbers;
 use crate::tokenizer::template;
 
-/// The tiny models of `oracle/`, each with its family: one head and many, grouped and not, tied and not. Gemma-2's block
-/// (four norms, capped scores, a window) is not one that the decoder computes.
-pub const TINY_MODELS: [(&str, Family); 21] = [
+/// The tiny models of `oracle/`, each with its family: one head and many, grouped and not, tied and not. Gemma 2's block
+/// (capped scores) is not one that the decoder computes.
+pub const TINY_MODELS: [(&str, Family); 24] = [
     ("llama-grouped", Family::Llama),
     ("llama-tied", Family::Llama),
     ("llama-bf16", Family::Llama),
@@ -35,6 +35,9 @@ pub const TINY_MODELS: [(&str, Family); 21] = [
     ("baichuan-7b-like", Family::Baichuan),
     ("baichuan-13b-like", Family::Baichuan),
     ("baichuan-one-head", Family::Baichuan),
+    ("gemma3", Family::Gemma3),
+    ("gemma3-one-head", Family::Gemma3),
+    ("gemma3-four-heads", Family::Gemma3),
 ];
 
 /// Test material that is not part of the project: `POLYPACA_REAL`, or `shared/real` beside the workspace. None, said

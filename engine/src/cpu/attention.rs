@@ -23,6 +23,8 @@ pub struct AttentionShape {
     pub key_value_heads: usize,
     /// Width of a head.
     pub head_size: usize,
+    /// What scores are multiplied by.
+    pub scale: f32,
     /// ALiBi's slope of each query head; empty without ALiBi.
     pub slopes: Vec<f32>,
 }
@@ -41,11 +43,6 @@ impl AttentionShape {
     /// Query heads that share a key-value head.
     pub fn group(&self) -> usize {
         self.heads / self.key_value_heads
-    }
-
-    /// What scores are multiplied by.
-    pub fn scale(&self) -> f32 {
-        1.0 / (self.head_size as f32).sqrt()
     }
 
     /// First column of a key head's keys in a row of queries, keys and values.
@@ -182,7 +179,7 @@ pub(crate) fn attention_backward(
                         softmax_backward(
                             weights,
                             math::dot(&dout[at.clone()], &out[at]),
-                            shape.scale(),
+                            shape.scale,
                             dweights,
                         );
                     }
@@ -282,7 +279,7 @@ impl Views {
         }
         let slope = shape.slopes.get(head).copied();
         for (row, scores) in queries.zip(scores.chunks_exact_mut(keys)) {
-            let scale = shape.scale();
+            let scale = shape.scale;
             match slope {
                 None => scores.iter_mut().for_each(|score| *score *= scale),
                 Some(slope) => {

@@ -98,7 +98,7 @@ fn one_head(
             let slope = shape.slopes.get(head * shape.group() + index);
             for (key, score) in scores.iter_mut().enumerate() {
                 let bias = slope.map_or(0.0, |slope| slope * (key as f32 - row.position as f32));
-                *score = *score * shape.scale() + bias;
+                *score = *score * shape.scale + bias;
             }
             softmax(scores);
         }

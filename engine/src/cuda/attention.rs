@@ -104,7 +104,7 @@ impl Cuda {
             heads: shape.heads as i32,
             key_value_heads: shape.key_value_heads as i32,
             size: shape.head_size as i32,
-            scale: shape.scale(),
+            scale: shape.scale,
             slopes,
         })
     }

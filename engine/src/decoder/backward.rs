@@ -139,8 +139,12 @@ impl<K: Kernels> Decoder<K> {
         // The output product of a parallel block reads the same gradient as the feed-forward layer: before it is
         // added to.
         let output = |sink: &mut Sink<'_, K>, w: &mut Workspace<K>| {
-            let (block, dmixed) = (&w.blocks[index], Some((&mut w.dmixed, false)));
-            linear.run(Linear::Output, &block.mixed, &w.dx, dmixed, sink, &block.lora, &mut w.dropped);
+            let block = &w.blocks[index];
+            let (slot, stats) = (LayerSlot::AttentionOutputNormWeight, &block.attention_output_stats);
+            let (output, dpart) = (&block.attention_output, &mut w.dpart);
+            let dout = self.output_norm_backward(layer, slot, rows, output, stats, &w.dx, dpart, sink);
+            let dmixed = Some((&mut w.dmixed, false));
+            linear.run(Linear::Output, &block.mixed, dout, dmixed, sink, &block.lora, &mut w.dropped);
         };
         if parallel {
             output(sink, w);
@@ -163,7 +167,7 @@ impl<K: Kernels> Decoder<K> {
         let (x, out, log_sums) = (&block.query_key_value, &block.mixed, &block.log_sums);
         let dx = &mut w.dquery_key_value;
         k.attention_backward(&self.shape, &batch.sequences, x, out, log_sums, &w.dmixed, dx);
-        if let Some(frequencies) = self.frequencies() {
+        if let Some(frequencies) = self.frequencies(layer) {
             k.rotate(&self.shape, pass.positions, frequencies, -1.0, dx);
         }
         self.normalise_heads_backward(layer, rows, block, sink, dx);
@@ -203,10 +207,13 @@ impl<K: Kernels> Decoder<K> {
             let gate = gated.then_some(&block.gate);
             k.activate(config.activation, length, gate, &block.up, &mut w.activated);
         }
+        let (slot, stats) = (LayerSlot::FeedForwardOutputNormWeight, &block.feed_forward_output_stats);
+        let (output, dpart) = (&block.feed_forward_output, &mut w.dpart);
+        let dout = self.output_norm_backward(layer, slot, rows, output, stats, &w.dx, dpart, sink);
         linear.run(
             Linear::Down,
             &w.activated,
-            &w.dx,
+            dout,
             Some((&mut w.dup, false)),
             sink,
             &block.lora,
@@ -241,6 +248,32 @@ impl<K: Kernels> Decoder<K> {
             self.norm_gradient(gradients, weight, bias, rows, stream, &block.feed_forward_stats, &w.dnormed);
         }
         k.norm_backward(config.norm, rows, stream, weight, &block.feed_forward_stats, &w.dnormed, &mut w.dx);
+    }
+
+    /// The gradient of what a half of a block adds to the stream, before Gemma 3's norm of it: that of the stream where
+    /// there is no such norm.
+    #[expect(clippy::too_many_arguments, reason = "a norm's buffers")]
+    fn output_norm_backward<'w>(
+        &self,
+        layer: usize,
+        slot: LayerSlot,
+        rows: usize,
+        output: &K::Buffer,
+        stats: &K::Buffer,
+        dx: &'w K::Buffer,
+        dpart: &'w mut K::Buffer,
+        sink: &mut Sink<'_, K>,
+    ) -> &'w K::Buffer {
+        if !self.config.output_norms {
+            return dx;
+        }
+        let k = &self.kernels;
+        if let Some(dweight) = sink.full.as_deref_mut().and_then(|gradients| gradients.layer(layer, slot)) {
+            k.norm_backward_weight(rows, output, stats, dx, dweight, None);
+        }
+        k.clear(rows * self.config.hidden, dpart);
+        k.norm_backward(self.config.norm, rows, output, self.vector(layer, slot), stats, dx, dpart);
+        dpart
     }
 
     /// Qwen3's norms of query and key heads: `dx` in place.

@@ -39,8 +39,14 @@ pub struct DecoderConfig {
     pub output_bias: bool,
     /// Whether the feed-forward products have biases.
     pub feed_forward_bias: bool,
-    /// Qwen3 normalises each query and key head (RMS, own weights) before the rotation.
+    /// Qwen3 and Gemma 3 normalise each query and key head (RMS, own weights) before the rotation.
     pub query_key_norm: bool,
+    /// Gemma 3 normalises what attention and the feed-forward layer add to the residual stream.
+    pub output_norms: bool,
+    /// What scores are multiplied by where it is not the head size that says so (Gemma 3).
+    pub attention_scale: Option<f32>,
+    /// Blocks that rotate by angles of their own; none but in Gemma 3.
+    pub local_rotary: Option<LocalRotary>,
     /// Longest sequence the model was made for; beyond it the caller is warned.
     pub max_positions: usize,
 }
@@ -76,6 +82,16 @@ pub enum Position {
     },
     /// A bias on each score, linear in the distance, with a slope per head (Press et al. 2022).
     Alibi,
+}
+
+/// Blocks whose attention is to what is near, and whose rotary embedding has a base of its own: Gemma 3 has five of them
+/// for one of the other kind. Within a window, which limits [`DecoderConfig::max_positions`], their attention is the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalRotary {
+    /// For each block, whether it is one of them.
+    pub layers: Vec<bool>,
+    /// As those of [`Position::Rotary`], and as many.
+    pub frequencies: Vec<f32>,
 }
 
 impl Position {
@@ -136,6 +152,11 @@ impl DecoderConfig {
     /// Width of attention's output before its product: `heads * head_size`.
     pub fn attention_width(&self) -> usize {
         self.heads * self.head_size
+    }
+
+    /// What scores are multiplied by.
+    pub fn score_scale(&self) -> f32 {
+        self.attention_scale.unwrap_or_else(|| 1.0 / (self.head_size as f32).sqrt())
     }
 
     /// Number of weights, with a tied head counted once.

@@ -158,7 +158,7 @@ impl<K: Kernels> Decoder<K> {
         let target = &mut block.query_key_value;
         self.linear(layer, Linear::QueryKeyValue, pass, normed, target, false, &mut block.lora, dropped);
         self.normalise_heads(layer, rows, block);
-        if let Some(frequencies) = self.frequencies() {
+        if let Some(frequencies) = self.frequencies(layer) {
             k.rotate(&self.shape, pass.positions, frequencies, 1.0, &mut block.query_key_value);
         }
         match attend {
@@ -174,7 +174,14 @@ impl<K: Kernels> Decoder<K> {
             }
         }
         k.copy(hidden, x, out);
-        self.linear(layer, Linear::Output, pass, &block.mixed, out, true, &mut block.lora, dropped);
+        if config.output_norms {
+            let (mixed, output) = (&block.mixed, &mut block.attention_output);
+            self.linear(layer, Linear::Output, pass, mixed, output, false, &mut block.lora, dropped);
+            let (slot, stats) = (LayerSlot::AttentionOutputNormWeight, &mut block.attention_output_stats);
+            self.add_normalised(layer, slot, rows, &block.attention_output, stats, normed, out);
+        } else {
+            self.linear(layer, Linear::Output, pass, &block.mixed, out, true, &mut block.lora, dropped);
+        }
 
         // Feed-forward.
         let stream = match config.residual {
@@ -194,7 +201,32 @@ impl<K: Kernels> Decoder<K> {
         self.linear(layer, Linear::Up, pass, normed, &mut block.up, false, &mut block.lora, dropped);
         let gate = gated.then_some(&block.gate);
         k.activate(config.activation, rows * config.intermediate, gate, &block.up, activated);
-        self.linear(layer, Linear::Down, pass, activated, out, true, &mut block.lora, dropped);
+        if config.output_norms {
+            let output = &mut block.feed_forward_output;
+            self.linear(layer, Linear::Down, pass, activated, output, false, &mut block.lora, dropped);
+            let (slot, stats) =
+                (LayerSlot::FeedForwardOutputNormWeight, &mut block.feed_forward_output_stats);
+            self.add_normalised(layer, slot, rows, &block.feed_forward_output, stats, normed, out);
+        } else {
+            self.linear(layer, Linear::Down, pass, activated, out, true, &mut block.lora, dropped);
+        }
+    }
+
+    /// Gemma 3's norm of what a half of a block adds to the stream.
+    #[expect(clippy::too_many_arguments, reason = "a norm's buffers")]
+    fn add_normalised(
+        &self,
+        layer: usize,
+        slot: LayerSlot,
+        rows: usize,
+        output: &K::Buffer,
+        stats: &mut K::Buffer,
+        normed: &mut K::Buffer,
+        out: &mut K::Buffer,
+    ) {
+        let (k, config) = (&self.kernels, &self.config);
+        k.norm(config.norm, rows, output, self.vector(layer, slot), None, normed, stats);
+        k.add(rows * config.hidden, normed, out);
     }
 
     /// `out (+)= W x + bias`, and what the adapters add.

@@ -116,6 +116,7 @@ impl<K: Kernels> Decoder<K> {
             heads: config.heads,
             key_value_heads: config.key_value_heads,
             head_size: config.head_size,
+            scale: config.score_scale(),
             slopes,
         };
         Ok(Self { config: config.clone(), kernels, shape, matrices, vectors, normalised_head, trained })
@@ -251,10 +252,13 @@ impl<K: Kernels> Decoder<K> {
         if self.config.head == Head::Tied { Slot::Embedding } else { Slot::Head }
     }
 
-    pub(crate) fn frequencies(&self) -> Option<&[f32]> {
-        match &self.config.position {
-            Position::Rotary { frequencies, .. } => Some(frequencies),
-            Position::Alibi => None,
+    /// A block's rotary angles.
+    pub(crate) fn frequencies(&self, layer: usize) -> Option<&[f32]> {
+        let local = self.config.local_rotary.as_ref();
+        match (&self.config.position, local.filter(|local| local.layers[layer])) {
+            (Position::Rotary { .. }, Some(local)) => Some(&local.frequencies),
+            (Position::Rotary { frequencies, .. }, None) => Some(frequencies),
+            (Position::Alibi, _) => None,
         }
     }
 }

@@ -40,14 +40,16 @@ pub enum LayerSlot {
     QueryKeyValueWeight,
     /// `[(heads + 2 key_value_heads) * head_size]`
     QueryKeyValueBias,
-    /// `[head_size]`, Qwen3
+    /// `[head_size]`, Qwen3 and Gemma 3
     QueryNormWeight,
-    /// `[head_size]`, Qwen3
+    /// `[head_size]`, Qwen3 and Gemma 3
     KeyNormWeight,
     /// `[hidden, heads * head_size]`
     OutputWeight,
     /// `[hidden]`
     OutputBias,
+    /// `[hidden]`, Gemma 3
+    AttentionOutputNormWeight,
     /// `[hidden]`
     FeedForwardNormWeight,
     /// `[hidden]`, LayerNorm only
@@ -62,6 +64,8 @@ pub enum LayerSlot {
     DownWeight,
     /// `[hidden]`
     DownBias,
+    /// `[hidden]`, Gemma 3
+    FeedForwardOutputNormWeight,
 }
 
 /// All slots that a configuration has, in the order in which data flows through them.
@@ -84,6 +88,7 @@ pub fn slots(config: &DecoderConfig) -> Vec<Slot> {
     add(config.query_key_norm, LayerSlot::KeyNormWeight);
     add(true, LayerSlot::OutputWeight);
     add(config.output_bias, LayerSlot::OutputBias);
+    add(config.output_norms, LayerSlot::AttentionOutputNormWeight);
     add(true, LayerSlot::FeedForwardNormWeight);
     add(layer_norm, LayerSlot::FeedForwardNormBias);
     add(config.activation.gated(), LayerSlot::GateWeight);
@@ -91,6 +96,7 @@ pub fn slots(config: &DecoderConfig) -> Vec<Slot> {
     add(config.feed_forward_bias, LayerSlot::UpBias);
     add(true, LayerSlot::DownWeight);
     add(config.feed_forward_bias, LayerSlot::DownBias);
+    add(config.output_norms, LayerSlot::FeedForwardOutputNormWeight);
     for layer in 0..config.layers {
         all.extend(block.iter().map(|&slot| Slot::Layer(layer, slot)));
     }
@@ -120,7 +126,9 @@ impl Slot {
                 | LayerSlot::FeedForwardNormWeight
                 | LayerSlot::FeedForwardNormBias
                 | LayerSlot::OutputBias
-                | LayerSlot::DownBias => vec![hidden],
+                | LayerSlot::AttentionOutputNormWeight
+                | LayerSlot::DownBias
+                | LayerSlot::FeedForwardOutputNormWeight => vec![hidden],
                 LayerSlot::QueryKeyValueWeight => vec![config.query_key_value_rows(), hidden],
                 LayerSlot::QueryKeyValueBias => vec![config.query_key_value_rows()],
                 LayerSlot::QueryNormWeight | LayerSlot::KeyNormWeight => vec![config.head_size],

@@ -34,6 +34,9 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig> {
         output_bias: true,
         feed_forward_bias: true,
         query_key_norm: false,
+        output_norms: false,
+        attention_scale: None,
+        local_rotary: None,
         max_positions: keys.count(&["seq_length"])?.unwrap_or(2048),
     })
 }

@@ -47,6 +47,9 @@ pub(super) fn read(keys: &Keys<'_>, notes: &mut Vec<String>) -> Result<DecoderCo
         output_bias: bias,
         feed_forward_bias: true,
         query_key_norm: false,
+        output_norms: false,
+        attention_scale: None,
+        local_rotary: None,
         max_positions: keys.count(&["max_position_embeddings"])?.unwrap_or(2048),
     })
 }
@@ -96,6 +99,8 @@ pub(super) fn within(attention: &str, slot: LayerSlot) -> String {
         LayerSlot::UpBias => "mlp.dense_h_to_4h.bias".to_owned(),
         LayerSlot::DownWeight => "mlp.dense_4h_to_h.weight".to_owned(),
         LayerSlot::DownBias => "mlp.dense_4h_to_h.bias".to_owned(),
+        LayerSlot::AttentionOutputNormWeight => format!("{attention}.dense_norm.weight"),
+        LayerSlot::FeedForwardOutputNormWeight => "mlp.dense_norm.weight".to_owned(),
     }
 }
 

@@ -42,12 +42,17 @@ pub(super) fn skeleton(family: Family, keys: &Keys<'_>, notes: &mut Vec<String>)
         None => match family {
             // The default of its configuration class, whatever the hidden size.
             Family::Qwen3 => 128,
-            Family::Gemma => 256,
+            Family::Gemma | Family::Gemma3 => 256,
             _ => divided(keys, hidden, heads)?,
         },
     };
-    let rope = rotary::read(keys, &["rope_theta"], &["partial_rotary_factor"], 1.0, notes)?;
-    let rotated = (head_size as f64 * rope.share) as usize;
+    // Gemma 3 has two, which it reads itself.
+    let position = if family == Family::Gemma3 {
+        rotary::position(head_size, 1.0, rotary::Scaling::None)
+    } else {
+        let rope = rotary::read(keys, &["rope_theta"], &["partial_rotary_factor"], 1.0, notes)?;
+        rotary::position((head_size as f64 * rope.share) as usize, rope.base, rope.scaling)
+    };
     let max_positions = keys.count(&["max_position_embeddings"])?.unwrap_or(2048);
     Ok(DecoderConfig {
         vocabulary: keys.required_count(&["vocab_size"])?,
@@ -58,7 +63,7 @@ pub(super) fn skeleton(family: Family, keys: &Keys<'_>, notes: &mut Vec<String>)
         head_size,
         intermediate: keys.required_count(&["intermediate_size"])?,
         norm: Norm { kind: NormKind::Rms, epsilon: keys.positive(&["rms_norm_eps"], 1e-6)? as f32 },
-        position: rotary::position(rotated, rope.base, rope.scaling),
+        position,
         residual: Residual::Sequential,
         activation: Activation::SwiGlu,
         embedding_norm: false,
@@ -68,6 +73,9 @@ pub(super) fn skeleton(family: Family, keys: &Keys<'_>, notes: &mut Vec<String>)
         output_bias: false,
         feed_forward_bias: false,
         query_key_norm: false,
+        output_norms: false,
+        attention_scale: None,
+        local_rotary: None,
         max_positions: within_window(family, keys, max_positions, notes)?,
     })
 }
@@ -82,6 +90,8 @@ fn within_window(
     let window = keys.count(&["sliding_window"])?;
     let in_use = match family {
         Family::Mistral => true,
+        // Where the configuration does not list its blocks' kinds, most are local.
+        Family::Gemma3 => true,
         Family::Qwen2 | Family::Qwen3 => keys.flag("use_sliding_window", false)?,
         _ => false,
     } || keys
@@ -146,6 +156,8 @@ pub(super) fn name(slot: Slot) -> String {
         LayerSlot::UpBias => "mlp.up_proj.bias",
         LayerSlot::DownWeight => "mlp.down_proj.weight",
         LayerSlot::DownBias => "mlp.down_proj.bias",
+        LayerSlot::AttentionOutputNormWeight => "self_attn.o_norm.weight",
+        LayerSlot::FeedForwardOutputNormWeight => "mlp.down_norm.weight",
     };
     format!("model.layers.{layer}.{within}")
 }

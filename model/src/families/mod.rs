@@ -7,6 +7,7 @@
 mod baichuan;
 mod bloom;
 mod gemma;
+mod gemma3;
 mod gpt_neox;
 mod llama;
 mod published;
@@ -48,6 +49,8 @@ pub enum Family {
     Baichuan,
     /// Gemma, first version.
     Gemma,
+    /// Gemma 3, the decoders of text alone.
+    Gemma3,
 }
 
 /// How a file orders the output rows of a matrix.
@@ -227,7 +230,7 @@ const NOT_COMPUTED: &[&str] = &[
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -236,6 +239,7 @@ impl Family {
         Self::Bloom,
         Self::Baichuan,
         Self::Gemma,
+        Self::Gemma3,
     ];
 
     /// The name in `model_type` of `config.json`.
@@ -249,6 +253,7 @@ impl Family {
             Self::Bloom => "bloom",
             Self::Baichuan => "baichuan",
             Self::Gemma => "gemma",
+            Self::Gemma3 => "gemma3_text",
         }
     }
 
@@ -270,8 +275,11 @@ impl Family {
             Self::Bloom => bloom::read(&keys)?,
             Self::Baichuan => baichuan::read(&keys, &mut notes)?,
             Self::Gemma => gemma::read(&keys, &mut notes)?,
+            Self::Gemma3 => gemma3::read(&keys, &mut notes)?,
         };
-        for &key in NOT_COMPUTED {
+        // What Gemma 3's scores are multiplied by.
+        let computed = |key: &str| family == Self::Gemma3 && key == "query_pre_attn_scalar";
+        for &key in NOT_COMPUTED.iter().filter(|key| !computed(key)) {
             if let Some(value) = keys.get(key) {
                 return Err(keys.unsupported(key, value, "a model without it"));
             }
@@ -292,13 +300,14 @@ impl Family {
             Self::Bloom => bloom::parts(config, slot),
             Self::Baichuan => baichuan::parts(config, slot),
             Self::Gemma => gemma::parts(config, slot),
+            Self::Gemma3 => gemma3::parts(config, slot),
         }
     }
 
     /// The linear modules of block `layer`, in the order in which data flows through them.
     pub fn modules(self, config: &DecoderConfig, layer: usize) -> Vec<Module> {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Qwen3 | Self::Gemma => {
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Qwen3 | Self::Gemma | Self::Gemma3 => {
                 llama::modules(config, layer)
             }
             Self::GptNeox => gpt_neox::modules(config, layer),

@@ -50,7 +50,7 @@ pub(crate) fn config_json(family: Family, config: &DecoderConfig) -> Value {
             "hidden_act": "gelu", "attention_bias": config.query_key_value_bias,
             "use_parallel_residual": config.residual == Residual::Parallel,
         })),
-        Family::Gemma => {
+        Family::Gemma | Family::Gemma3 => {
             set(json!({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}));
         }
         _ => set(json!({"hidden_act": "silu"})),
@@ -58,7 +58,7 @@ pub(crate) fn config_json(family: Family, config: &DecoderConfig) -> Value {
     if !matches!(family, Family::GptNeox | Family::Baichuan) {
         set(json!({"num_key_value_heads": config.key_value_heads, "head_dim": config.head_size}));
     }
-    if matches!(family, Family::Llama | Family::Qwen3 | Family::Gemma) {
+    if matches!(family, Family::Llama | Family::Qwen3 | Family::Gemma | Family::Gemma3) {
         set(json!({"attention_bias": config.query_key_value_bias}));
     }
     json
@@ -74,6 +74,7 @@ fn architecture(family: Family) -> &'static str {
         Family::Bloom => "BloomForCausalLM",
         Family::Baichuan => "BaichuanForCausalLM",
         Family::Gemma => "GemmaForCausalLM",
+        Family::Gemma3 => "Gemma3ForCausalLM",
     }
 }
 

@@ -61,6 +61,7 @@ fn scaled(frequency: f32, scaling: Scaling) -> f32 {
 }
 
 /// What `config.json` says of the rotary embedding, in the keys of transformers 5 (`rope_parameters`) or before.
+#[derive(Clone, Copy)]
 pub(crate) struct Published {
     pub(crate) base: f64,
     /// The share of a head that is rotated.
@@ -89,6 +90,17 @@ pub(crate) fn read(
         Some(given) => read_scaling(given, keys, notes)?,
     };
     Ok(Published { base, share, scaling })
+}
+
+/// Reads one object of rotary keys, of a model that has several.
+pub(crate) fn read_parameters(
+    given: &Keys<'_>,
+    whole: &Keys<'_>,
+    default_base: f64,
+    notes: &mut Vec<String>,
+) -> Result<Published> {
+    let base = given.positive(&["rope_theta"], default_base)?;
+    Ok(Published { base, share: 1.0, scaling: read_scaling(given, whole, notes)? })
 }
 
 fn read_scaling(given: &Keys<'_>, whole: &Keys<'_>, notes: &mut Vec<String>) -> Result<Scaling> {

@@ -118,6 +118,9 @@ impl Gguf {
             output_bias: self.has("blk.0.attn_output.bias"),
             feed_forward_bias: self.has("blk.0.ffn_up.bias"),
             query_key_norm: self.has("blk.0.attn_q_norm.weight"),
+            output_norms: false,
+            attention_scale: None,
+            local_rotary: None,
             max_positions: self.optional_count(&key("context_length"))?.unwrap_or(2048),
         };
         families::check(self.path(), &config)?;
@@ -413,5 +416,7 @@ fn within(slot: LayerSlot) -> &'static str {
         LayerSlot::UpBias => "ffn_up.bias",
         LayerSlot::DownWeight => "ffn_down.weight",
         LayerSlot::DownBias => "ffn_down.bias",
+        LayerSlot::AttentionOutputNormWeight => "post_attention_norm.weight",
+        LayerSlot::FeedForwardOutputNormWeight => "post_ffw_norm.weight",
     }
 }

@@ -69,6 +69,10 @@ fn architecture(path: &Path, family: Family, config: &DecoderConfig) -> Result<&
         found,
         expected: format!("{expected}, because a GGUF file cannot say otherwise"),
     };
+    if family == Family::Gemma3 {
+        // llama.cpp has which blocks are local, and the base of their rotary embedding, in its code and not in the file.
+        return Err(refuse("model_type", family.to_string(), "another family, or a Hugging Face folder"));
+    }
     if family == Family::Baichuan {
         let [rotated, biased] = BAICHUAN_BLOCKS;
         let wanted = if config.position == Position::Alibi { biased } else { rotated };
@@ -86,6 +90,7 @@ fn architecture(path: &Path, family: Family, config: &DecoderConfig) -> Result<&
         Family::Bloom => "bloom",
         Family::Baichuan => "baichuan",
         Family::Gemma => "gemma",
+        Family::Gemma3 => "gemma3",
     })
 }
 
