@@ -93,7 +93,7 @@ fn what_a_gguf_file_cannot_say_is_refused() {
     let merged = Merged { base: &base, adapter: Some(&adapter) };
     let refused = merged.write_gguf(&out.path().join("gemma3.gguf"), Precision::F32).unwrap_err();
     assert!(refused.to_string().contains("gemma3_text"), "{refused}");
-    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
     let folder = out.path().join("gemma3");
     merged.write_folder(&folder, Precision::F32).unwrap();
     assert!(distance(&folder, &merged) < ROUNDING);
