@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::decoder::config::{Activation, Norm};
 use crate::decoder::weights::{HostTensor, Precision};
-use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView};
+use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView, Sequence};
 
 /// A backend that counts.
 #[derive(Debug, Default)]
@@ -41,10 +41,9 @@ impl<K> Counting<K> {
     }
 
     /// Each of attention's products has a multiply-add for each pair on or below the diagonal and each column.
-    fn count_attention(&self, products: usize, shape: &AttentionShape, sequences: &[Range<usize>]) {
+    fn count_attention(&self, products: usize, shape: &AttentionShape, sequences: &[Sequence]) {
         for sequence in sequences {
-            let pairs = sequence.len() * (sequence.len() + 1) / 2;
-            self.count(&[products, shape.heads, shape.head_size, pairs]);
+            self.count(&[products, shape.heads, shape.head_size, sequence.pairs()]);
         }
     }
 }
@@ -105,6 +104,10 @@ impl<K: Kernels> Kernels for Counting<K> {
 
     fn most_bytes(&self) -> Option<u64> {
         self.inner.most_bytes()
+    }
+
+    fn shares_prefixes(&self) -> bool {
+        self.inner.shares_prefixes()
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -246,7 +249,7 @@ impl<K: Kernels> Kernels for Counting<K> {
     fn attention(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &K::Buffer,
         out: &mut K::Buffer,
         log_sums: &mut K::Buffer,
@@ -258,7 +261,7 @@ impl<K: Kernels> Kernels for Counting<K> {
     fn attention_backward(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &K::Buffer,
         out: &K::Buffer,
         log_sums: &K::Buffer,
@@ -297,11 +300,10 @@ impl<K: Kernels> Kernels for Counting<K> {
         x: &K::Buffer,
         head: &Self::Matrix,
         targets: &[u32],
-        scale: f32,
-        dx: Option<&mut K::Buffer>,
+        gradient: Option<(&[f32], &mut K::Buffer)>,
     ) -> Vec<f32> {
-        self.count(&[targets.len(), head.rows, head.columns, 1 + usize::from(dx.is_some())]);
-        self.inner.cross_entropy(x, &head.inner, targets, scale, dx)
+        self.count(&[targets.len(), head.rows, head.columns, 1 + usize::from(gradient.is_some())]);
+        self.inner.cross_entropy(x, &head.inner, targets, gradient)
     }
 
     fn cross_entropy_full(
@@ -309,12 +311,12 @@ impl<K: Kernels> Kernels for Counting<K> {
         x: &K::Buffer,
         head: &Self::Matrix,
         targets: &[u32],
-        scale: f32,
+        scales: &[f32],
         dx: &mut K::Buffer,
         dhead: &mut K::Buffer,
     ) -> Vec<f32> {
         self.count(&[targets.len(), head.rows, head.columns, 3]);
-        self.inner.cross_entropy_full(x, &head.inner, targets, scale, dx, dhead)
+        self.inner.cross_entropy_full(x, &head.inner, targets, scales, dx, dhead)
     }
 
     fn adamw_matrix(

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+pub use crate::batch::Sequence;
 pub use crate::cpu::adamw::AdamW;
 pub use crate::cpu::attention::AttentionShape;
 pub use crate::cpu::dropout::DropoutKey;
@@ -18,10 +19,8 @@ use crate::decoder::weights::{HostTensor, Precision, Slot};
 pub struct DropoutPlace<'a> {
     /// Share of elements set to zero, in `0.0..1.0`.
     pub rate: f32,
-    /// The key of each sequence.
+    /// The key of each row.
     pub keys: &'a [DropoutKey],
-    /// The rows of each sequence.
-    pub sequences: &'a [Range<usize>],
     /// The block.
     pub layer: usize,
     /// The module's number in the adapter.
@@ -71,6 +70,12 @@ pub trait Kernels: Send + Sync {
     /// The widest head that attention takes; none where any will do.
     fn widest_head(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether attention takes sequences that go on from another one's rows; where it does not, every
+    /// [`Sequence::prefix`] is empty.
+    fn shares_prefixes(&self) -> bool {
+        false
     }
 
     /// A buffer of zeros.
@@ -123,7 +128,7 @@ pub trait Kernels: Send + Sync {
     fn add(&self, length: usize, x: &Self::Buffer, out: &mut Self::Buffer);
     /// Overwrites `out` with the rows of `x` that `rows` names, each `width` wide.
     fn gather(&self, width: usize, rows: &[usize], x: &Self::Buffer, out: &mut Self::Buffer);
-    /// Adds row `i` of `x` to row `rows[i]` of `out`.
+    /// Adds row `i` of `x` to row `rows[i]` of `out`, in this order where a row is named more than once.
     fn scatter_add(&self, width: usize, rows: &[usize], x: &Self::Buffer, out: &mut Self::Buffer);
 
     /// Overwrites `out` with `scale` times the table's row of each token.
@@ -285,12 +290,12 @@ pub trait Kernels: Send + Sync {
         dquery_key_value: &mut Self::Buffer,
         dweight: Option<&mut Self::Buffer>,
     );
-    /// Overwrites `out` (`[rows, heads * head_size]`) with causal attention within each sequence, and `log_sums`
-    /// (`[rows, heads]`) with the logarithm of each sum of exponentials.
+    /// Overwrites `out` (`[rows, heads * head_size]`) with causal attention within each sequence and over all of its
+    /// prefix, and `log_sums` (`[rows, heads]`) with the logarithm of each sum of exponentials.
     fn attention(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Self::Buffer,
         out: &mut Self::Buffer,
         log_sums: &mut Self::Buffer,
@@ -300,7 +305,7 @@ pub trait Kernels: Send + Sync {
     fn attention_backward(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Self::Buffer,
         out: &Self::Buffer,
         log_sums: &Self::Buffer,
@@ -350,15 +355,14 @@ pub trait Kernels: Send + Sync {
         dgate: Option<&mut Self::Buffer>,
     );
 
-    /// The loss of each row of `x` (`[targets.len(), hidden]`) against its target; `dx`, where given, is overwritten
-    /// with the gradient of `scale` times their sum.
+    /// The loss of each row of `x` (`[targets.len(), hidden]`) against its target. Where `gradient` is given, a scale
+    /// of each row and `dx`, the latter is overwritten with the gradient of the sum of losses, each times its scale.
     fn cross_entropy(
         &self,
         x: &Self::Buffer,
         head: &Self::Matrix,
         targets: &[u32],
-        scale: f32,
-        dx: Option<&mut Self::Buffer>,
+        gradient: Option<(&[f32], &mut Self::Buffer)>,
     ) -> Vec<f32>;
     /// The same with a head that is trained: adds its gradient to `dhead`.
     fn cross_entropy_full(
@@ -366,7 +370,7 @@ pub trait Kernels: Send + Sync {
         x: &Self::Buffer,
         head: &Self::Matrix,
         targets: &[u32],
-        scale: f32,
+        scales: &[f32],
         dx: &mut Self::Buffer,
         dhead: &mut Self::Buffer,
     ) -> Vec<f32>;

@@ -12,7 +12,7 @@ pub mod decoder;
 pub mod kernels;
 
 pub use arena::{Workspace, WorkspacePlan};
-pub use batch::Batch;
+pub use batch::{Batch, BatchRow, Sequence};
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use decoder::Decoder;

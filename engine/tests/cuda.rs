@@ -2,7 +2,6 @@
 //!
 //! `model/tests/engine.rs` has whole passes of every family.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use emulator::cuda;
@@ -10,7 +9,9 @@ use engine::Cpu;
 use engine::cuda::{Arithmetic, Program, driver};
 use engine::decoder::config::{Activation, Norm, NormKind};
 use engine::decoder::weights::{HostData, HostTensor, Precision};
-use engine::kernels::{AdamW, AttentionShape, CachedRow, DropoutKey, DropoutPlace, Kernels, LoraView};
+use engine::kernels::{
+    AdamW, AttentionShape, CachedRow, DropoutKey, DropoutPlace, Kernels, LoraView, Sequence,
+};
 use half::{bf16, f16};
 
 /// 32-bit sums in another order.
@@ -79,8 +80,9 @@ fn rows_are_copied_added_gathered_and_scattered() {
                 let x = k.upload(&numbers(1, rows * width));
                 let mut out = k.upload(&numbers(2, rows * width));
                 k.add(rows * width - 1, &x, &mut out);
-                let named: Vec<usize> = (0..rows).step_by(2).rev().collect();
-                let mut gathered = k.buffer(rows * width);
+                // Not in order, and one of them three times.
+                let named: Vec<usize> = (0..rows).step_by(2).rev().chain([0, 0]).collect();
+                let mut gathered = k.buffer((rows + 2) * width);
                 k.gather(width, &named, &x, &mut gathered);
                 let mut scattered = k.upload(&numbers(3, rows * width));
                 k.scatter_add(width, &named, &gathered, &mut scattered);
@@ -213,15 +215,15 @@ fn heads_are_rotated_and_normalised() {
 fn attention_and_its_gradient() {
     for shape in SHAPES {
         for lengths in [vec![1], vec![9, 1, 16, 33], vec![70]] {
-            let mut sequences: Vec<Range<usize>> = Vec::new();
+            let mut sequences: Vec<Sequence> = Vec::new();
             for length in &lengths {
-                let start = sequences.last().map_or(0, |last| last.end);
-                sequences.push(start..start + length);
+                let start = sequences.last().map_or(0, |last| last.rows.end);
+                sequences.push(Sequence::alone(start..start + length));
             }
             agree_in_both!(
                 format!("{shape:?}, {lengths:?}"),
-                |k, shape: AttentionShape, sequences: &[Range<usize>]| {
-                    let rows = sequences.last().map_or(0, |last| last.end);
+                |k, shape: AttentionShape, sequences: &[Sequence]| {
+                    let rows = sequences.last().map_or(0, |last| last.rows.end);
                     let (width, full) = (shape.width(), shape.query_key_value_width());
                     let x = k.upload(&numbers(1, rows * full));
                     let (mut out, mut log_sums) = (k.buffer(rows * width), k.buffer(rows * shape.heads));
@@ -296,9 +298,9 @@ fn activations_and_their_gradients() {
 #[test]
 fn dropout_draws_the_same_mask() {
     agree!("dropout", |k| {
-        let keys = [DropoutKey::new(1, 2, 3), DropoutKey::new(1, 2, 4), DropoutKey::new(9, 0, 1 << 40)];
-        let place =
-            DropoutPlace { rate: 0.3, keys: &keys, sequences: &[0..4, 4..5, 5..12], layer: 3, module: 2 };
+        let keys = [DropoutKey::new(1, 2, 3), DropoutKey::new(9, 0, 1 << 40)].map(|key| key.of_positions(4));
+        let keys = [keys.concat(), DropoutKey::of_beginnings(1, 2, &[5, 6, 7, 8])].concat();
+        let place = DropoutPlace { rate: 0.3, keys: &keys, layer: 3, module: 2 };
         let width = 77;
         let x = k.upload(&numbers(1, 12 * width));
         let mut out = k.buffer(12 * width);
@@ -408,11 +410,12 @@ fn cross_entropies<K: Kernels>(k: &K, [rows, hidden, vocabulary]: [usize; 3]) ->
     let head = k.matrix(&tensor(vocabulary, hidden, numbers(1, vocabulary * hidden)), Precision::F32);
     let x = k.upload(&numbers(2, rows * hidden));
     let targets: Vec<u32> = (0..rows).map(|row| (row * 97 % vocabulary) as u32).collect();
-    let losses = k.cross_entropy(&x, &head, &targets, 0.0, None);
+    let scales: Vec<f32> = (0..rows).map(|row| 0.1 * (1 + row % 3) as f32).collect();
+    let losses = k.cross_entropy(&x, &head, &targets, None);
     let (mut dx, mut dx_full) = (k.buffer(rows * hidden), k.buffer(rows * hidden));
-    let with_gradient = k.cross_entropy(&x, &head, &targets, 0.1, Some(&mut dx));
+    let with_gradient = k.cross_entropy(&x, &head, &targets, Some((&scales, &mut dx)));
     let mut dhead = k.like_matrix(&head);
-    let full = k.cross_entropy_full(&x, &head, &targets, 0.1, &mut dx_full, &mut dhead);
+    let full = k.cross_entropy_full(&x, &head, &targets, &scales, &mut dx_full, &mut dhead);
     vec![
         losses,
         with_gradient,
@@ -484,7 +487,7 @@ fn two_runs_give_the_same_bytes() {
         let head = k.matrix(&tensor(300, 64, numbers(1, 300 * 64)), Precision::Nf4);
         let x = k.upload(&numbers(2, 9 * 64));
         let mut dx = k.buffer(9 * 64);
-        let losses = k.cross_entropy(&x, &head, &[1, 2, 3, 4, 5, 6, 7, 8, 299], 0.1, Some(&mut dx));
+        let losses = k.cross_entropy(&x, &head, &[1, 2, 3, 4, 5, 6, 7, 8, 299], Some((&[0.1; 9], &mut dx)));
         (losses, k.download(&dx, 9 * 64))
     };
     assert_eq!(run(), run());

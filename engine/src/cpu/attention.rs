@@ -1,15 +1,17 @@
 //! Causal attention over packed sequences, with grouped heads and ALiBi.
 //!
-//! A sequence's rows never see another's: each task is one sequence and one key-value head. Queries go in blocks,
-//! so that the part above the diagonal is not computed and the scores of a long sequence never exist at once.
+//! A sequence's rows never see another's but those of its prefix: each task is one sequence and one key-value head.
+//! Queries go in blocks, so that the part above the diagonal is not computed and the scores of a long sequence never exist
+//! at once. Keys and values lie in one or two stretches of rows, the prefix's and the sequence's own, and each product with
+//! them is made stretch by stretch.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::math;
+use crate::batch::Sequence;
 
 /// Queries in a block.
 const BLOCK: usize = 64;
@@ -66,44 +68,43 @@ impl AttentionShape {
     }
 }
 
-/// `out[rows, heads * head_size] = softmax(q kᵀ scale + bias) v` within each sequence; `log_sums` takes the
+/// `out[rows, heads * head_size] = softmax(q kᵀ scale + bias) v` within each sequence and its prefix; `log_sums` takes the
 /// logarithm of each row's and head's sum of exponentials: `[rows, heads]`.
 pub(crate) fn attention(
     shape: &AttentionShape,
-    sequences: &[Range<usize>],
+    sequences: &[Sequence],
     query_key_value: &[f32],
     out: &mut [f32],
     log_sums: &mut [f32],
 ) {
-    let rows = sequences.last().map_or(0, |last| last.end);
+    let rows = check(sequences);
     assert!(query_key_value.len() >= rows * shape.query_key_value_width());
     assert!(out.len() >= rows * shape.width() && log_sums.len() >= rows * shape.heads);
     let (out, log_sums) = (Shared(out.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
     each_head(shape, sequences, |sequence, group| {
         let (out, log_sums) = (&out, &log_sums);
-        let views = Views::new(shape, query_key_value, &sequence, group);
+        let views = Views::new(shape, query_key_value, &sequences[sequence], group);
         for head in group * shape.group()..(group + 1) * shape.group() {
-            for first in (0..sequence.len()).step_by(BLOCK) {
-                let queries = first..sequence.len().min(first + BLOCK);
+            for block in views.blocks() {
                 with_scratch(|scores, _| {
-                    views.scores(shape, head, queries.clone(), scores);
-                    for (row, scores) in queries.clone().zip(scores.chunks_exact_mut(queries.end)) {
-                        let log_sum = softmax(&mut scores[..=row]);
-                        scores[row + 1..].fill(0.0);
+                    views.scores(shape, head, &block, scores);
+                    for (row, position, scores) in block.lines(scores) {
+                        let log_sum = softmax(&mut scores[..=position]);
+                        scores[position + 1..].fill(0.0);
                         // SAFETY: each (row, head) is written by one task.
-                        unsafe { *log_sums.0.add((sequence.start + row) * shape.heads + head) = log_sum };
+                        unsafe { *log_sums.0.add(row * shape.heads + head) = log_sum };
                     }
                     let target = View {
-                        start: out
-                            .0
-                            .wrapping_add((sequence.start + first) * shape.width() + head * shape.head_size),
+                        start: out.0.wrapping_add(block.row * shape.width() + head * shape.head_size),
                         row: shape.width(),
                         column: 1,
                     };
-                    let weights = View::of(scores, queries.end);
-                    let size = [queries.len(), shape.head_size, queries.end];
-                    // SAFETY: the head's columns of the block's rows of `out`, written by this task alone.
-                    unsafe { product(size, target, false, weights, views.values) };
+                    for keys in views.stretches(&block) {
+                        let weights = View::of(scores, block.keys).at_column(keys.position);
+                        let size = [block.count, shape.head_size, keys.count];
+                        // SAFETY: the head's columns of the block's rows of `out`, written by this task alone.
+                        unsafe { product(size, target, keys.position > 0, weights, keys.values) };
+                    }
                 });
             }
         }
@@ -112,107 +113,149 @@ pub(crate) fn attention(
 
 /// The gradient of [`attention`]'s queries, keys and values, given that of its output. `dquery_key_value` is
 /// overwritten. The weights are computed again from `log_sums`.
+///
+/// What a sequence adds to the keys and values of its prefix is kept apart, and added when all are done, sequence by
+/// sequence: so each sum has one order.
 pub(crate) fn attention_backward(
     shape: &AttentionShape,
-    sequences: &[Range<usize>],
+    sequences: &[Sequence],
     query_key_value: &[f32],
     out: &[f32],
     log_sums: &[f32],
     dout: &[f32],
     dquery_key_value: &mut [f32],
 ) {
-    let rows = sequences.last().map_or(0, |last| last.end);
+    let rows = check(sequences);
     let (width, full) = (shape.width(), shape.query_key_value_width());
     assert!(query_key_value.len() >= rows * full && dquery_key_value.len() >= rows * full);
     assert!(out.len() >= rows * width && dout.len() >= rows * width && log_sums.len() >= rows * shape.heads);
     dquery_key_value[..rows * full].fill(0.0);
-    let target = Shared(dquery_key_value.as_mut_ptr());
-    each_head(shape, sequences, |sequence, group| {
-        let target = &target;
+    let mut of_prefixes = PrefixGradients::new(shape, sequences);
+    let (target, of_prefix) =
+        (Shared(dquery_key_value.as_mut_ptr()), Shared(of_prefixes.values.as_mut_ptr()));
+    each_head(shape, sequences, |number, group| {
+        let (target, of_prefix) = (&target, &of_prefix);
+        let sequence = &sequences[number];
         let column = |column: usize| View {
-            start: target.0.wrapping_add(sequence.start * full + column),
+            start: target.0.wrapping_add(sequence.rows.start * full + column),
             row: full,
             column: 1,
         };
-        let views = Views::new(shape, query_key_value, &sequence, group);
-        let (dkeys, dvalues) = (column(shape.key_column(group)), column(shape.value_column(group)));
+        let column_of_prefix = |column: usize| View {
+            start: of_prefix.0.wrapping_add(of_prefixes.starts[number] + column - shape.key_column(0)),
+            row: PrefixGradients::width(shape),
+            column: 1,
+        };
+        let views = Views::new(shape, query_key_value, sequence, group);
+        let (key, value) = (shape.key_column(group), shape.value_column(group));
         for head in group * shape.group()..(group + 1) * shape.group() {
-            let dqueries = column(head * shape.head_size);
-            for first in (0..sequence.len()).step_by(BLOCK) {
-                let queries = first..sequence.len().min(first + BLOCK);
-                let (count, keys) = (queries.len(), queries.end);
-                let at = (sequence.start + first) * width + head * shape.head_size;
+            for block in views.blocks() {
+                let at = block.row * width + head * shape.head_size;
                 let douts = View { start: dout[at..].as_ptr().cast_mut(), row: width, column: 1 };
                 with_scratch(|weights, dweights| {
-                    views.scores(shape, head, queries.clone(), weights);
-                    for (row, weights) in queries.clone().zip(weights.chunks_exact_mut(keys)) {
-                        let log_sum = log_sums[(sequence.start + row) * shape.heads + head];
-                        exp_minus(&mut weights[..=row], log_sum);
-                        weights[row + 1..].fill(0.0);
+                    views.scores(shape, head, &block, weights);
+                    for (row, position, weights) in block.lines(weights) {
+                        exp_minus(&mut weights[..=position], log_sums[row * shape.heads + head]);
+                        weights[position + 1..].fill(0.0);
                     }
-                    dweights.reserve(count * keys);
-                    let weights_view = View::of(weights, keys);
-                    let dweights_view = View::of(dweights, keys);
-                    // SAFETY: `dweights` holds `count * keys`; the gradients' columns of this sequence and of this
-                    // group's heads are written by this task alone; all else is read only.
-                    unsafe {
-                        product(
-                            [keys, shape.head_size, count],
-                            dvalues,
-                            true,
-                            weights_view.transposed(),
-                            douts,
-                        );
-                        product(
-                            [count, keys, shape.head_size],
-                            dweights_view,
-                            false,
-                            douts,
-                            views.values.transposed(),
-                        );
+                    dweights.reserve(block.count * block.keys);
+                    for keys in views.stretches(&block) {
+                        let dvalues = if keys.prefix { column_of_prefix(value) } else { column(value) };
+                        let weights = View::of(weights, block.keys).at_column(keys.position);
+                        let dweights = View::of(dweights, block.keys).at_column(keys.position);
+                        let size = [keys.count, shape.head_size, block.count];
+                        // SAFETY: `dweights` holds the block's lines; the gradients' columns of this sequence, or of what
+                        // it adds to its prefix, and of this group's heads are written by this task alone; all else is
+                        // read only.
+                        unsafe {
+                            product(size, dvalues, true, weights.transposed(), douts);
+                            let size = [block.count, keys.count, shape.head_size];
+                            product(size, dweights, false, douts, keys.values.transposed());
+                        }
                     }
-                    for (row, (weights, dweights)) in
-                        queries.clone().zip(weights.chunks_exact(keys).zip(dweights.chunks_exact_mut(keys)))
+                    for ((row, _, dweights), weights) in
+                        block.lines(dweights).zip(weights.chunks_exact(block.keys))
                     {
-                        let at = (sequence.start + row) * width + head * shape.head_size;
+                        let at = row * width + head * shape.head_size;
                         let at = at..at + shape.head_size;
-                        softmax_backward(
-                            weights,
-                            math::dot(&dout[at.clone()], &out[at]),
-                            shape.scale,
-                            dweights,
-                        );
+                        let mean = math::dot(&dout[at.clone()], &out[at]);
+                        softmax_backward(weights, mean, shape.scale, dweights);
                     }
-                    let dqueries = dqueries.at_row(first);
-                    // SAFETY: as above.
-                    unsafe {
-                        product([count, shape.head_size, keys], dqueries, false, dweights_view, views.keys);
-                        let queries = views.queries(shape, head).at_row(first);
-                        product(
-                            [keys, shape.head_size, count],
-                            dkeys,
-                            true,
-                            dweights_view.transposed(),
-                            queries,
-                        );
+                    let dqueries = column(head * shape.head_size).at_row(block.first);
+                    let queries = views.queries(shape, head).at_row(block.first);
+                    for keys in views.stretches(&block) {
+                        let dkeys = if keys.prefix { column_of_prefix(key) } else { column(key) };
+                        let dweights = View::of(dweights, block.keys).at_column(keys.position);
+                        let size = [block.count, shape.head_size, keys.count];
+                        // SAFETY: as above.
+                        unsafe {
+                            product(size, dqueries, keys.position > 0, dweights, keys.keys);
+                            let size = [keys.count, shape.head_size, block.count];
+                            product(size, dkeys, true, dweights.transposed(), queries);
+                        }
                     }
                 });
             }
         }
     });
+    of_prefixes.add_to(shape, sequences, dquery_key_value);
 }
 
-/// Calls `f(sequence, key-value head)` for all of them, on all threads.
-fn each_head(
-    shape: &AttentionShape,
-    sequences: &[Range<usize>],
-    f: impl Fn(Range<usize>, usize) + Sync + Send,
-) {
+/// The end of the last row, where the sequences lie one after the other and go on from whole earlier ones.
+fn check(sequences: &[Sequence]) -> usize {
+    let mut end = 0;
+    for Sequence { rows, prefix } in sequences {
+        assert!(rows.start >= end && rows.end >= rows.start, "sequences lie one after the other");
+        assert!(prefix.start <= prefix.end && prefix.end <= rows.start, "a prefix lies before its sequence");
+        end = rows.end;
+    }
+    end
+}
+
+/// Calls `f(sequence's number, key-value head)` for all of them, on all threads.
+fn each_head(shape: &AttentionShape, sequences: &[Sequence], f: impl Fn(usize, usize) + Sync + Send) {
     let groups = shape.key_value_heads;
     (0..sequences.len() * groups)
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|task| f(sequences[task / groups].clone(), task % groups));
+        .for_each(|task| f(task / groups, task % groups));
+}
+
+/// What each sequence adds to the gradients of its prefix's keys and values.
+struct PrefixGradients {
+    /// Where each sequence's begin.
+    starts: Vec<usize>,
+    /// Of each sequence, a row for each row of its prefix: the columns of keys and values.
+    values: Buffer,
+}
+
+impl PrefixGradients {
+    fn new(shape: &AttentionShape, sequences: &[Sequence]) -> Self {
+        let mut end = 0;
+        let start = |sequence: &Sequence| {
+            let start = end;
+            end += sequence.prefix.len() * Self::width(shape);
+            start
+        };
+        let starts = sequences.iter().map(start).collect();
+        Self { starts, values: Buffer::zeros(end) }
+    }
+
+    /// Of a row.
+    fn width(shape: &AttentionShape) -> usize {
+        2 * shape.key_value_heads * shape.head_size
+    }
+
+    /// Adds each sequence's to the rows of its prefix.
+    fn add_to(&self, shape: &AttentionShape, sequences: &[Sequence], dquery_key_value: &mut [f32]) {
+        let (width, full) = (Self::width(shape), shape.query_key_value_width());
+        for (sequence, start) in sequences.iter().zip(&self.starts) {
+            let values = self.values[*start..].chunks_exact(width);
+            for (row, values) in sequence.prefix.clone().zip(values) {
+                super::add(&mut dquery_key_value[row * full + shape.key_column(0)..][..width], values);
+            }
+        }
+    }
 }
 
 /// A strided matrix in memory.
@@ -236,55 +279,120 @@ impl View {
     fn at_row(self, row: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.row), ..self }
     }
+
+    fn at_column(self, column: usize) -> Self {
+        Self { start: self.start.wrapping_add(column * self.column), ..self }
+    }
 }
 
-/// The queries, keys and values of one sequence and one key-value head.
-struct Views {
-    start: *const f32,
-    stride: usize,
+/// Some queries of a sequence, and the keys that one of them attends to.
+struct Block {
+    /// The first query's place among the sequence's own rows.
+    first: usize,
+    /// Its row in the batch.
+    row: usize,
+    /// Queries.
+    count: usize,
+    /// Keys up to the last query's own, from where the sequence's prefix begins.
+    keys: usize,
+}
+
+impl Block {
+    /// Each query's row in the batch, its position in the sequence, and its line of `[count, keys]` values.
+    fn lines<'a>(
+        &self,
+        values: &'a mut [f32],
+    ) -> impl Iterator<Item = (usize, usize, &'a mut [f32])> + use<'a> {
+        let (row, position) = (self.row, self.keys - self.count);
+        let lines = values.chunks_exact_mut(self.keys).take(self.count).enumerate();
+        lines.map(move |(query, line)| (row + query, position + query, line))
+    }
+}
+
+/// Keys and values that lie in one stretch.
+struct Stretch {
+    /// Whether they are the prefix's.
+    prefix: bool,
+    /// The first one's position in the sequence.
+    position: usize,
+    count: usize,
     keys: View,
     values: View,
 }
 
-impl Views {
-    fn new(shape: &AttentionShape, query_key_value: &[f32], sequence: &Range<usize>, group: usize) -> Self {
+/// The queries, keys and values of one sequence and one key-value head.
+struct Views<'a> {
+    sequence: &'a Sequence,
+    start: *const f32,
+    stride: usize,
+    key_column: usize,
+    value_column: usize,
+}
+
+impl<'a> Views<'a> {
+    fn new(shape: &AttentionShape, query_key_value: &[f32], sequence: &'a Sequence, group: usize) -> Self {
         let stride = shape.query_key_value_width();
-        let rows = &query_key_value[sequence.start * stride..sequence.end * stride];
-        let at = |column: usize| View { start: rows[column..].as_ptr().cast_mut(), row: stride, column: 1 };
         Self {
-            start: rows.as_ptr(),
+            sequence,
+            start: query_key_value[..sequence.rows.end * stride].as_ptr(),
             stride,
-            keys: at(shape.key_column(group)),
-            values: at(shape.value_column(group)),
+            key_column: shape.key_column(group),
+            value_column: shape.value_column(group),
         }
+    }
+
+    /// A column of the batch, from a row on.
+    fn at(&self, row: usize, column: usize) -> View {
+        let start = self.start.wrapping_add(row * self.stride + column).cast_mut();
+        View { start, row: self.stride, column: 1 }
     }
 
     fn queries(&self, shape: &AttentionShape, head: usize) -> View {
-        View {
-            start: self.start.wrapping_add(head * shape.head_size).cast_mut(),
-            row: self.stride,
-            column: 1,
-        }
+        self.at(self.sequence.rows.start, head * shape.head_size)
     }
 
-    /// `scores[queries.len(), queries.end] = q kᵀ scale + slope (j - i)`; those above the diagonal are rubbish.
-    fn scores(&self, shape: &AttentionShape, head: usize, queries: Range<usize>, scores: &mut Buffer) {
-        let (count, keys) = (queries.len(), queries.end);
-        scores.reserve(count * keys);
-        let rows = self.queries(shape, head).at_row(queries.start);
-        // SAFETY: `scores` holds `count * keys`, and is the task's own; queries and keys lie in the sequence's rows.
-        unsafe {
-            let size = [count, keys, shape.head_size];
-            product(size, View::of(scores, keys), false, rows, self.keys.transposed());
+    fn blocks(&self) -> impl Iterator<Item = Block> + use<'a> {
+        let Sequence { rows, prefix } = self.sequence;
+        (0..rows.len()).step_by(BLOCK).map(|first| {
+            let end = rows.len().min(first + BLOCK);
+            Block { first, row: rows.start + first, count: end - first, keys: prefix.len() + end }
+        })
+    }
+
+    /// The keys of a block: the prefix's, if there is one, and the sequence's own.
+    fn stretches(&self, block: &Block) -> impl Iterator<Item = Stretch> {
+        let Sequence { rows, prefix } = self.sequence;
+        let of = |prefix: bool, row: usize, position: usize, count: usize| Stretch {
+            prefix,
+            position,
+            count,
+            keys: self.at(row, self.key_column),
+            values: self.at(row, self.value_column),
+        };
+        let own = of(false, rows.start, prefix.len(), block.keys - prefix.len());
+        let of_prefix = (!prefix.is_empty()).then(|| of(true, prefix.start, 0, prefix.len()));
+        of_prefix.into_iter().chain([own])
+    }
+
+    /// `scores[count, keys] = q kᵀ scale + slope (j - i)`; those above the diagonal are rubbish.
+    fn scores(&self, shape: &AttentionShape, head: usize, block: &Block, scores: &mut Buffer) {
+        scores.reserve(block.count * block.keys);
+        let queries = self.queries(shape, head).at_row(block.first);
+        for keys in self.stretches(block) {
+            let out = View::of(scores, block.keys).at_column(keys.position);
+            // SAFETY: `scores` holds the block's lines, and is the task's own; queries and keys lie in the batch's rows.
+            unsafe {
+                let size = [block.count, keys.count, shape.head_size];
+                product(size, out, false, queries, keys.keys.transposed());
+            }
         }
-        let slope = shape.slopes.get(head).copied();
-        for (row, scores) in queries.zip(scores.chunks_exact_mut(keys)) {
-            let scale = shape.scale;
+        let (scale, slope) = (shape.scale, shape.slopes.get(head).copied());
+        for (_, position, scores) in block.lines(scores) {
             match slope {
                 None => scores.iter_mut().for_each(|score| *score *= scale),
                 Some(slope) => {
                     for (key, score) in scores.iter_mut().enumerate() {
-                        *score = *score * scale + slope * (key as f32 - row as f32);
+                        *score = *score * scale + slope * (key as f32 - position as f32);
                     }
                 }
             }
@@ -356,7 +464,8 @@ fn softmax_backward(weights: &[f32], mean: f32, scale: f32, dweights: &mut [f32]
 /// Outputs that tasks write disjoint parts of.
 struct Shared(*mut f32);
 
-// SAFETY: every use writes only the rows and columns of its own (sequence, head).
+// SAFETY: every use writes only the rows and columns of its own (sequence, head): of a prefix that several sequences go on
+// from, each has rows of its own in `PrefixGradients`.
 unsafe impl Sync for Shared {}
 
 fn with_scratch(f: impl FnOnce(&mut Buffer, &mut Buffer)) {
@@ -366,4 +475,112 @@ fn with_scratch(f: impl FnOnce(&mut Buffer, &mut Buffer)) {
 thread_local! {
     /// A thread's block of scores and of their gradients.
     static SCRATCH: RefCell<(Buffer, Buffer)> = RefCell::default();
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers between -1 and 1.
+    fn numbers(seed: u32, length: usize) -> Vec<f32> {
+        let mut state = seed;
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        (0..length).map(next).collect()
+    }
+
+    fn shape(heads: usize, key_value_heads: usize, head_size: usize, alibi: bool) -> AttentionShape {
+        let slopes = if alibi { AttentionShape::alibi_slopes(heads) } else { Vec::new() };
+        AttentionShape { heads, key_value_heads, head_size, scale: 0.4, slopes }
+    }
+
+    /// Outputs, logarithms of sums, and the gradient of queries, keys and values.
+    fn run(shape: &AttentionShape, sequences: &[Sequence], x: &[f32], dout: &[f32]) -> [Vec<f32>; 3] {
+        let rows = check(sequences);
+        let (mut out, mut sums) = (vec![0.0; rows * shape.width()], vec![0.0; rows * shape.heads]);
+        attention(shape, sequences, x, &mut out, &mut sums);
+        let mut dx = vec![7.0; x.len()];
+        attention_backward(shape, sequences, x, &out, &sums, dout, &mut dx);
+        [out, sums, dx]
+    }
+
+    /// A prefix and how it goes on: the sequences that share it, and for each row of them written out the row of the
+    /// shared batch that it is; then the sequences written out.
+    fn group(prefix: usize, own: &[usize]) -> (Vec<Sequence>, Vec<usize>, Vec<Sequence>) {
+        let mut shared = Vec::from_iter((prefix > 0).then(|| Sequence::alone(0..prefix)));
+        let (mut rows, mut alone) = (Vec::new(), Vec::new());
+        let mut end = prefix;
+        for own in own {
+            shared.push(Sequence { rows: end..end + own, prefix: 0..prefix });
+            alone.push(Sequence::alone(rows.len()..rows.len() + prefix + own));
+            rows.extend((0..prefix).chain(end..end + own));
+            end += own;
+        }
+        (shared, rows, alone)
+    }
+
+    fn gather(rows: &[usize], values: &[f32], width: usize) -> Vec<f32> {
+        rows.iter().flat_map(|row| values[row * width..][..width].iter().copied()).collect()
+    }
+
+    fn assert_near(what: &str, found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+            // Sums of up to 200 terms of about 1 in another order.
+            assert!((found - expected).abs() <= 1e-4, "{what}, {place}: {found} against {expected}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_shared_prefix_gives_what_it_gives_in_each_sequence(
+            prefix in 0usize..90,
+            own in prop::collection::vec(1usize..90, 1..5),
+            heads in prop::sample::select(vec![(1, 1, 5), (4, 2, 8), (3, 1, 16)]),
+            alibi: bool,
+        ) {
+            let shape = shape(heads.0, heads.1, heads.2, alibi);
+            let (shared, rows, alone) = group(prefix, &own);
+            let (full, width) = (shape.query_key_value_width(), shape.width());
+            let x = numbers(1, check(&shared) * full);
+            let dout = numbers(2, rows.len() * width);
+            // A shared row has the sum of the gradients of its outputs.
+            let mut dout_shared = vec![0.0; check(&shared) * width];
+            for (row, dout) in rows.iter().zip(dout.chunks_exact(width)) {
+                crate::cpu::add(&mut dout_shared[row * width..][..width], dout);
+            }
+            let [out, sums, dx] = run(&shape, &shared, &x, &dout_shared);
+            let [expected_out, expected_sums, dx_alone] = run(&shape, &alone, &gather(&rows, &x, full), &dout);
+            let mut expected_dx = vec![0.0; dx.len()];
+            for (row, dx) in rows.iter().zip(dx_alone.chunks_exact(full)) {
+                crate::cpu::add(&mut expected_dx[row * full..][..full], dx);
+            }
+            assert_near("out", &gather(&rows, &out, width), &expected_out);
+            assert_near("sums", &gather(&rows, &sums, shape.heads), &expected_sums);
+            assert_near("dx", &dx, &expected_dx);
+        }
+    }
+
+    #[test]
+    fn a_shared_prefix_has_the_same_bytes_with_any_number_of_threads() {
+        let shape = shape(6, 3, 16, false);
+        let (shared, ..) = group(27, &[70, 1, 40, 33, 12]);
+        let x = numbers(1, check(&shared) * shape.query_key_value_width());
+        let dout = numbers(2, check(&shared) * shape.width());
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let Ok(pool) = pool else { panic!("no threads") };
+            pool.install(|| run(&shape, &shared, &x, &dout))
+        };
+        let bits =
+            |outputs: [Vec<f32>; 3]| outputs.map(|x| x.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        let one = bits(with(1));
+        assert_eq!(one, bits(with(2)));
+        assert_eq!(one, bits(with(3)));
+    }
 }

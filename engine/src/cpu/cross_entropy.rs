@@ -21,16 +21,16 @@ const TILE: usize = 8 * PANEL;
 /// Most rows of a task: their logits of a tile stay in the second-level cache too.
 const ROWS: usize = 512;
 
-/// Loss of each row against its target, and (into `dx`, overwritten) the gradient of `scale * Σ loss`.
+/// Loss of each row against its target, and (into `dx`, overwritten) the gradient of `Σ scale * loss`; `gradient` is each
+/// row's scale and `dx`.
 ///
 /// `x` is `[rows, hidden]`, the head `[vocabulary, hidden]`. The head's own gradient is not taken: it is frozen.
 pub(crate) fn cross_entropy(
     x: &[f32],
     head: &Matrix,
     targets: &[u32],
-    scale: f32,
     losses: &mut [f32],
-    dx: Option<&mut [f32]>,
+    gradient: Option<(&[f32], &mut [f32])>,
 ) {
     let hidden = head.columns();
     let rows = targets.len();
@@ -40,14 +40,14 @@ pub(crate) fn cross_entropy(
     let tasks = rows.div_ceil(ROWS).next_multiple_of(rayon::current_num_threads());
     let part = rows.div_ceil(tasks);
     let parts = targets.par_chunks(part).zip(losses.par_chunks_mut(part)).zip(x.par_chunks(part * hidden));
-    match dx {
+    match gradient {
         None => {
             parts.with_max_len(1).for_each(|((targets, losses), x)| stream(x, head, targets, losses, None));
         }
-        Some(dx) => parts
-            .zip(dx.par_chunks_mut(part * hidden))
+        Some((scales, dx)) => parts
+            .zip(scales.par_chunks(part).zip(dx.par_chunks_mut(part * hidden)))
             .with_max_len(1)
-            .for_each(|(((targets, losses), x), dx)| stream(x, head, targets, losses, Some((dx, scale)))),
+            .for_each(|(((targets, losses), x), gradient)| stream(x, head, targets, losses, Some(gradient))),
     }
 }
 
@@ -64,7 +64,13 @@ thread_local! {
 }
 
 /// One task of [`cross_entropy`], on one thread.
-fn stream(x: &[f32], head: &Matrix, targets: &[u32], losses: &mut [f32], dx: Option<(&mut [f32], f32)>) {
+fn stream(
+    x: &[f32],
+    head: &Matrix,
+    targets: &[u32],
+    losses: &mut [f32],
+    gradient: Option<(&[f32], &mut [f32])>,
+) {
     let (rows, hidden) = (targets.len(), head.columns());
     let kernel = best_kernel();
     let blocks = row_blocks(rows, kernel);
@@ -74,7 +80,7 @@ fn stream(x: &[f32], head: &Matrix, targets: &[u32], losses: &mut [f32], dx: Opt
     scratch.logits.reserve(rows * TILE);
     pack(&Left::new(x, rows, hidden), &blocks, &mut scratch.packed_x, 1);
     let mut running = vec![Running::default(); rows];
-    let (mut dx, scale) = dx.map_or((None, 0.0), |(dx, scale)| (Some(dx), scale));
+    let (scales, mut dx) = gradient.map_or((&[][..], None), |(scales, dx)| (scales, Some(dx)));
 
     for first in (0..head.rows()).step_by(TILE) {
         let count = TILE.min(head.rows() - first);
@@ -109,7 +115,7 @@ fn stream(x: &[f32], head: &Matrix, targets: &[u32], losses: &mut [f32], dx: Opt
         if let Some(dx) = dx.as_deref_mut() {
             head.read_row(targets[row] as usize, &mut target_row);
             for (dx, weight) in dx[row * hidden..][..hidden].iter_mut().zip(&target_row) {
-                *dx = scale * (*dx / running.sum - weight);
+                *dx = scales[row] * (*dx / running.sum - weight);
             }
         }
     }
@@ -163,7 +169,7 @@ pub(crate) fn cross_entropy_full(
     x: &[f32],
     head: &Matrix,
     targets: &[u32],
-    scale: f32,
+    scales: &[f32],
     losses: &mut [f32],
     dx: &mut [f32],
     dhead: &mut [f32],
@@ -182,13 +188,13 @@ pub(crate) fn cross_entropy_full(
             (&x[part.start * hidden..][..rows * hidden], &mut dx[part.start * hidden..][..rows * hidden]);
         let logits = &mut scratch.logits[..rows * vocabulary];
         multiply(Left::new(x, rows, hidden), &Forward::all(head), Out::rows(logits, vocabulary, false));
-        let (targets, losses) = (&targets[part.clone()], &mut losses[part]);
+        let (targets, scales, losses) = (&targets[part.clone()], &scales[part.clone()], &mut losses[part]);
         super::rows::for_each_row_pair(logits, vocabulary, losses, 1, |row, logits, loss| {
             let target = targets[row] as usize;
             let logit = logits[target];
             loss[0] = super::attention::softmax(logits) - logit;
             logits[target] -= 1.0;
-            logits.iter_mut().for_each(|dlogit| *dlogit *= scale);
+            logits.iter_mut().for_each(|dlogit| *dlogit *= scales[row]);
         });
         multiply(Left::new(logits, rows, vocabulary), &Backward::all(head), Out::rows(dx, hidden, false));
         super::product_weight_gradient(rows, logits, vocabulary, x, hidden, dhead);

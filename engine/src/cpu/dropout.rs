@@ -1,8 +1,9 @@
 //! Dropout (Srivastava et al. 2014) drawn from a place, not from a stream.
 
 use super::rows::for_each_row;
+use crate::kernels::DropoutPlace;
 
-/// Where a sequence's dropout is drawn: equal places draw equal masks, however a batch is cut.
+/// Where dropout is drawn: equal places draw equal masks, however a batch is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropoutKey(u64);
 
@@ -12,13 +13,28 @@ impl DropoutKey {
         Self(mix(mix(mix(seed) ^ update) ^ record))
     }
 
+    /// The keys of a record's tokens.
+    pub fn of_positions(self, length: usize) -> Vec<Self> {
+        (0..length as u64).map(|position| Self(mix(self.0 ^ position))).collect()
+    }
+
+    /// The keys of tokens in an update of a run, each from the tokens up to it: records that begin alike draw the same
+    /// masks as far as they are alike, whether that is computed once or for each of them.
+    pub fn of_beginnings(seed: u64, update: u64, tokens: &[u32]) -> Vec<Self> {
+        let extend = |key: &mut Self, token: &u32| {
+            key.0 = mix(key.0 ^ u64::from(*token));
+            Some(*key)
+        };
+        tokens.iter().scan(Self(mix(mix(seed) ^ update)), extend).collect()
+    }
+
     /// The key itself.
     pub(crate) fn bits(self) -> u64 {
         self.0
     }
 
     /// The key of a module of a layer.
-    pub(crate) fn place(self, layer: usize, module: usize) -> Self {
+    fn place(self, layer: usize, module: usize) -> Self {
         Self(mix(self.0 ^ ((layer as u64) << 16) ^ module as u64))
     }
 }
@@ -31,36 +47,29 @@ fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// One row's place: the key of its sequence and module, and its position.
-#[derive(Clone, Copy)]
-pub(crate) struct RowKey {
-    /// Of the sequence and module.
-    pub key: DropoutKey,
-    /// In the sequence.
-    pub position: u32,
-}
-
 /// `out = x * mask / (1 - rate)`
-pub(crate) fn dropout(rate: f32, keys: &[RowKey], width: usize, x: &[f32], out: &mut [f32]) {
-    for_each_row(out, width, |row, out| {
+pub(crate) fn dropout(place: &DropoutPlace<'_>, width: usize, x: &[f32], out: &mut [f32]) {
+    for_each_row(&mut out[..place.keys.len() * width], width, |row, out| {
         out.copy_from_slice(&x[row * width..][..width]);
-        mask_row(rate, keys[row], out);
+        mask_row(place.rate, place.keys[row].place(place.layer, place.module), out);
     });
 }
 
 /// `dx += dout * mask / (1 - rate)`; what `dout` held is lost.
-pub(crate) fn dropout_backward(rate: f32, keys: &[RowKey], width: usize, dout: &mut [f32], dx: &mut [f32]) {
-    for_each_row(dout, width, |row, dout| mask_row(rate, keys[row], dout));
+pub(crate) fn dropout_backward(place: &DropoutPlace<'_>, width: usize, dout: &mut [f32], dx: &mut [f32]) {
+    let dout = &mut dout[..place.keys.len() * width];
+    for_each_row(dout, width, |row, dout| {
+        mask_row(place.rate, place.keys[row].place(place.layer, place.module), dout);
+    });
     super::add(dx, dout);
 }
 
 /// Multiplies a row by its mask over the share kept.
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-fn mask_row(rate: f32, key: RowKey, row: &mut [f32]) {
+fn mask_row(rate: f32, key: DropoutKey, row: &mut [f32]) {
     let threshold = (f64::from(rate) * f64::from(u32::MAX)) as u32;
     let kept = 1.0 / (1.0 - rate);
-    let row_key = mix(key.key.0 ^ u64::from(key.position));
-    let (low, high) = (row_key as u32, (row_key >> 32) as u32);
+    let (low, high) = (key.0 as u32, (key.0 >> 32) as u32);
     for (column, value) in row.iter_mut().enumerate() {
         // A 32-bit mixer (Wellons' lowbias32) of the column, keyed on both sides.
         let x = (column as u32).wrapping_mul(0x9e37_79b9) ^ low;
@@ -78,15 +87,30 @@ mod tests {
 
     #[test]
     fn the_share_dropped_is_the_rate_and_rows_differ() {
-        let keys: Vec<RowKey> =
-            (0..500).map(|position| RowKey { key: DropoutKey::new(1, 2, 3).place(4, 5), position }).collect();
+        let tokens: Vec<u32> = (0..500).map(|place| place % 7).collect();
+        for keys in [DropoutKey::new(1, 2, 3).of_positions(500), DropoutKey::of_beginnings(1, 2, &tokens)] {
+            the_share_dropped_is_the_rate(&keys);
+        }
+    }
+
+    fn the_share_dropped_is_the_rate(keys: &[DropoutKey]) {
         let ones = vec![1.0f32; 500 * 100];
         let mut out = vec![0.0; ones.len()];
-        dropout(0.05, &keys, 100, &ones, &mut out);
+        dropout(&DropoutPlace { rate: 0.05, keys, layer: 4, module: 5 }, 100, &ones, &mut out);
         let dropped = out.iter().filter(|x| **x == 0.0).count() as f64 / out.len() as f64;
         // Three standard deviations of a binomial share: 3 * sqrt(0.05 * 0.95 / 50_000) = 0.003.
         assert!((dropped - 0.05).abs() < 0.003, "{dropped}");
         assert_ne!(out[..100], out[100..200]);
         assert!(out.iter().all(|x| *x == 0.0 || (*x - 1.0 / 0.95).abs() < 1e-6));
+    }
+
+    #[test]
+    fn what_begins_alike_draws_alike() {
+        let keys = |tokens: &[u32]| DropoutKey::of_beginnings(1, 2, tokens);
+        let (first, second) = (keys(&[5, 6, 7, 8]), keys(&[5, 6, 9, 8]));
+        assert_eq!(first[..2], second[..2]);
+        assert_ne!(first[2], second[2]);
+        assert_ne!(first[3], second[3]);
+        assert_ne!(first, DropoutKey::of_beginnings(1, 3, &[5, 6, 7, 8]));
     }
 }

@@ -25,7 +25,6 @@ use rayon::prelude::*;
 
 pub use self::buffer::Buffer;
 pub use self::cross_entropy::full_rows;
-use self::dropout::RowKey;
 pub use self::matmul::undealt_rows;
 use self::matmul::{Left, Out, multiply};
 pub use self::panels::Matrix;
@@ -33,7 +32,7 @@ pub(crate) use self::panels::packed_length;
 use self::panels::{Backward, Forward, Rows, RowsTransposed};
 use crate::decoder::config::{Activation, Norm};
 use crate::decoder::weights::{HostTensor, Precision};
-use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView};
+use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView, Sequence};
 
 /// The CPU backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +68,10 @@ fn bias_gradient(rows: usize, dout: &[f32], dbias: &mut [f32]) {
 impl Kernels for Cpu {
     type Buffer = Buffer;
     type Matrix = Matrix;
+
+    fn shares_prefixes(&self) -> bool {
+        true
+    }
 
     fn buffer(&self, length: usize) -> Buffer {
         Buffer::zeros(length)
@@ -332,14 +335,11 @@ impl Kernels for Cpu {
     }
 
     fn dropout(&self, place: &DropoutPlace<'_>, width: usize, x: &Buffer, out: &mut Buffer) {
-        let keys = row_keys(place);
-        dropout::dropout(place.rate, &keys, width, x, &mut out[..keys.len() * width]);
+        dropout::dropout(place, width, x, out);
     }
 
     fn dropout_backward(&self, place: &DropoutPlace<'_>, width: usize, dout: &mut Buffer, dx: &mut Buffer) {
-        let keys = row_keys(place);
-        let length = keys.len() * width;
-        dropout::dropout_backward(place.rate, &keys, width, &mut dout[..length], &mut dx[..length]);
+        dropout::dropout_backward(place, width, dout, dx);
     }
 
     fn rotate(
@@ -395,7 +395,7 @@ impl Kernels for Cpu {
     fn attention(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Buffer,
         out: &mut Buffer,
         log_sums: &mut Buffer,
@@ -406,7 +406,7 @@ impl Kernels for Cpu {
     fn attention_backward(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Buffer,
         out: &Buffer,
         log_sums: &Buffer,
@@ -482,13 +482,12 @@ impl Kernels for Cpu {
         x: &Buffer,
         head: &Matrix,
         targets: &[u32],
-        scale: f32,
-        dx: Option<&mut Buffer>,
+        gradient: Option<(&[f32], &mut Buffer)>,
     ) -> Vec<f32> {
         let mut losses = vec![0.0; targets.len()];
         let length = targets.len() * head.columns();
-        let dx = dx.map(|dx| &mut dx[..length]);
-        cross_entropy::cross_entropy(&x[..length], head, targets, scale, &mut losses, dx);
+        let gradient = gradient.map(|(scales, dx)| (scales, &mut dx[..length]));
+        cross_entropy::cross_entropy(&x[..length], head, targets, &mut losses, gradient);
         losses
     }
 
@@ -497,12 +496,12 @@ impl Kernels for Cpu {
         x: &Buffer,
         head: &Matrix,
         targets: &[u32],
-        scale: f32,
+        scales: &[f32],
         dx: &mut Buffer,
         dhead: &mut Buffer,
     ) -> Vec<f32> {
         let mut losses = vec![0.0; targets.len()];
-        cross_entropy::cross_entropy_full(x, head, targets, scale, &mut losses, dx, dhead);
+        cross_entropy::cross_entropy_full(x, head, targets, scales, &mut losses, dx, dhead);
         losses
     }
 
@@ -537,13 +536,4 @@ fn lora_dhidden(rows: usize, module: &LoraView<'_, Buffer>, dout: &[f32], out_wi
     multiply(Left::strided(dout, rows, outputs, out_width), &right, Out::rows(&mut dhidden, rank, false));
     dhidden.iter_mut().for_each(|x| *x *= module.scale);
     dhidden
-}
-
-/// Each row's dropout key and position.
-fn row_keys(place: &DropoutPlace<'_>) -> Vec<RowKey> {
-    let of_sequence = |(key, rows): (&dropout::DropoutKey, &Range<usize>)| {
-        let key = key.place(place.layer, place.module);
-        (0..rows.len() as u32).map(move |position| RowKey { key, position })
-    };
-    place.keys.iter().zip(place.sequences).flat_map(of_sequence).collect()
 }

@@ -1,11 +1,9 @@
 //! Attention's launches: which kernel takes a head of this width, on how much shared memory.
 
-use std::ops::Range;
-
 use super::device::{Address, Argument, Heads};
 use super::scratch::Scratch;
 use super::{Arithmetic, Buffer, Cuda, address, int};
-use crate::kernels::AttentionShape;
+use crate::kernels::{AttentionShape, Sequence};
 
 /// The widest head that the kernels take.
 pub(super) const WIDEST_HEAD: usize = 256;
@@ -110,12 +108,14 @@ impl Cuda {
     }
 
     /// Each tile of `rows` rows: the first row of its sequence, the sequence's length, the tile's first row in it.
-    fn tiles(&self, scratch: &mut Scratch, sequences: &[Range<usize>], rows: usize) -> (Address, usize) {
+    fn tiles(&self, scratch: &mut Scratch, sequences: &[Sequence], rows: usize) -> (Address, usize) {
         let tiles: Vec<u32> = sequences
             .iter()
             .flat_map(|sequence| {
-                let tile = |first| [sequence.start as u32, sequence.len() as u32, first as u32];
-                (0..sequence.len()).step_by(rows).flat_map(tile)
+                assert!(sequence.prefix.is_empty(), "a GPU's attention shares no prefixes");
+                let own = &sequence.rows;
+                let tile = |first| [own.start as u32, own.len() as u32, first as u32];
+                (0..own.len()).step_by(rows).flat_map(tile)
             })
             .collect();
         (self.sent(scratch, &tiles), tiles.len() / 3)
@@ -124,12 +124,12 @@ impl Cuda {
     pub(super) fn attend(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Buffer,
         out: &mut Buffer,
         log_sums: &mut Buffer,
     ) {
-        let rows = sequences.last().map_or(0, |last| last.end);
+        let rows = sequences.last().map_or(0, |last| last.rows.end);
         let mut scratch = self.scratch();
         let tensor = (self.arithmetic == Arithmetic::Bf16).then(|| TensorKernels::of(shape.head_size));
         let tile = tensor.map_or(PLAIN_ROWS, TensorKernels::rows);
@@ -159,14 +159,14 @@ impl Cuda {
     pub(super) fn attend_backward(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Buffer,
         out: &Buffer,
         log_sums: &Buffer,
         dout: &Buffer,
         dquery_key_value: &mut Buffer,
     ) {
-        let rows = sequences.last().map_or(0, |last| last.end);
+        let rows = sequences.last().map_or(0, |last| last.rows.end);
         let mut scratch = self.scratch();
         let along = Argument::Address(scratch.rows.reserve(&self.gpu, 4 * rows * shape.heads));
         let dout = address(dout, rows * shape.width());

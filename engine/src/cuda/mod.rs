@@ -27,7 +27,7 @@ pub use self::matrix::Matrix;
 use self::scratch::Scratch;
 use crate::decoder::config::{Activation, DecoderConfig, Head, Norm, NormKind};
 use crate::decoder::weights::{HostTensor, Precision, Slot, slots};
-use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView};
+use crate::kernels::{AdamW, AttentionShape, CachedRow, DropoutPlace, Kernels, LoraView, Sequence};
 
 /// The kernels that are compiled together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -253,8 +253,7 @@ impl Cuda {
         x: &Buffer,
         head: &Matrix,
         targets: &[u32],
-        scale: f32,
-        mut dx: Option<&mut Buffer>,
+        gradient: Option<(&[f32], &mut Buffer)>,
         mut dhead: Option<&mut Buffer>,
     ) -> Vec<f32> {
         if targets.is_empty() {
@@ -267,6 +266,13 @@ impl Cuda {
         let weight = head.operand(gpu, self.arithmetic, &mut scratch);
         let losses = scratch.rows.reserve(gpu, 4 * targets.len());
         let target_addresses = self.sent(&mut scratch, targets);
+        let (scale_addresses, mut dx) = match gradient {
+            Some((scales, dx)) => {
+                assert_eq!(scales.len(), targets.len(), "a scale for each target");
+                (self.sent(&mut scratch, scales), Some(dx))
+            }
+            None => (0, None),
+        };
         let LogitsLayout { rows: most, bytes, gradient_bytes, stride } =
             self.logits_layout(vocabulary, targets.len());
         let logits = scratch.logits.reserve(gpu, bytes + gradient_bytes);
@@ -293,10 +299,9 @@ impl Cuda {
             let arguments = [
                 Argument::Int(vocabulary as i32),
                 Argument::Address(target_addresses + 4 * first as u64),
-                Argument::Float(scale),
+                Argument::Address(if dx.is_some() { scale_addresses + 4 * first as u64 } else { 0 }),
                 Argument::Address(logits),
                 Argument::Address(losses + 4 * first as u64),
-                Argument::Int(i32::from(dx.is_some())),
                 Argument::Address(if narrowed { dlogits } else { 0 }),
                 long(stride),
             ];
@@ -506,11 +511,7 @@ impl Kernels for Cuda {
     fn scatter_add(&self, width: usize, rows: &[usize], x: &Buffer, out: &mut Buffer) {
         let named: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let end = rows.iter().max().map_or(0, |row| (row + 1) * width);
-        // Held until the launch: what was sent stays where it is.
-        let mut scratch = self.scratch();
-        let named = Argument::Address(self.sent(&mut scratch, &named));
-        let arguments = [int(width), named, address(x, rows.len() * width), address(out, end)];
-        self.gpu.launch("scatter_add", [rows.len(), 1], row_threads(width), 0, &arguments);
+        self.add_rows(width, &named, 1.0, address(x, rows.len() * width), address(out, end));
     }
 
     fn embed(&self, tokens: &[u32], table: &Matrix, scale: f32, out: &mut Buffer) {
@@ -531,30 +532,9 @@ impl Kernels for Cuda {
 
     fn embed_backward(&self, tokens: &[u32], table: &Matrix, scale: f32, dout: &Buffer, dtable: &mut Buffer) {
         assert!(tokens.iter().all(|token| (*token as usize) < table.rows), "a token beyond the table");
-        // The batch's rows by token, those of one token in their order: a token's gradient has one order of sums.
-        let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
-        order.sort_by_key(|row| tokens[*row as usize]);
-        let (mut distinct, mut starts) = (Vec::new(), Vec::new());
-        for (place, row) in order.iter().enumerate() {
-            let token = tokens[*row as usize];
-            if distinct.last() != Some(&token) {
-                distinct.push(token);
-                starts.push(place as u32);
-            }
-        }
-        starts.push(order.len() as u32);
         let width = table.columns;
-        let mut scratch = self.scratch();
-        let arguments = [
-            int(width),
-            Argument::Address(self.sent(&mut scratch, &distinct)),
-            Argument::Address(self.sent(&mut scratch, &starts)),
-            Argument::Address(self.sent(&mut scratch, &order)),
-            Argument::Float(scale),
-            address(dout, tokens.len() * width),
-            address(dtable, table.rows * width),
-        ];
-        self.gpu.launch("embed_backward", [distinct.len(), 1], row_threads(width), 0, &arguments);
+        let (dout, dtable) = (address(dout, tokens.len() * width), address(dtable, table.rows * width));
+        self.add_rows(width, tokens, scale, dout, dtable);
     }
 
     fn norm(
@@ -912,7 +892,7 @@ impl Kernels for Cuda {
     fn attention(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Buffer,
         out: &mut Buffer,
         log_sums: &mut Buffer,
@@ -923,7 +903,7 @@ impl Kernels for Cuda {
     fn attention_backward(
         &self,
         shape: &AttentionShape,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         query_key_value: &Buffer,
         out: &Buffer,
         log_sums: &Buffer,
@@ -1037,10 +1017,9 @@ impl Kernels for Cuda {
         x: &Buffer,
         head: &Matrix,
         targets: &[u32],
-        scale: f32,
-        dx: Option<&mut Buffer>,
+        gradient: Option<(&[f32], &mut Buffer)>,
     ) -> Vec<f32> {
-        self.head_pass(x, head, targets, scale, dx, None)
+        self.head_pass(x, head, targets, gradient, None)
     }
 
     fn cross_entropy_full(
@@ -1048,11 +1027,11 @@ impl Kernels for Cuda {
         x: &Buffer,
         head: &Matrix,
         targets: &[u32],
-        scale: f32,
+        scales: &[f32],
         dx: &mut Buffer,
         dhead: &mut Buffer,
     ) -> Vec<f32> {
-        self.head_pass(x, head, targets, scale, Some(dx), Some(dhead))
+        self.head_pass(x, head, targets, Some((scales, dx)), Some(dhead))
     }
 
     fn adamw(&self, settings: &AdamW, values: &mut Buffer, gradient: &Buffer, moments: &mut [Buffer; 2]) {
@@ -1094,16 +1073,11 @@ impl Cuda {
         out: &mut Buffer,
         accumulate: bool,
     ) {
-        let rows = place.sequences.last().map_or(0, |last| last.end);
-        let mut starts: Vec<u32> = place.sequences.iter().map(|sequence| sequence.start as u32).collect();
-        starts.push(rows as u32);
+        let rows = place.keys.len();
         let keys: Vec<u64> = place.keys.iter().map(|key| key.bits()).collect();
-        assert_eq!(keys.len() + 1, starts.len(), "a key for each sequence");
         let threshold = (f64::from(place.rate) * f64::from(u32::MAX)) as u32;
         let mut scratch = self.scratch();
         let arguments = [
-            int(keys.len()),
-            Argument::Address(self.sent(&mut scratch, &starts)),
             Argument::Address(self.sent(&mut scratch, &keys)),
             Argument::Long(((place.layer as u64) << 16) ^ place.module as u64),
             Argument::Unsigned(threshold),
@@ -1114,6 +1088,33 @@ impl Cuda {
             Argument::Int(i32::from(accumulate)),
         ];
         self.gpu.launch("dropout", [rows, 1], row_threads(width), 0, &arguments);
+    }
+
+    /// Adds `scale` times row `i` of `x` to row `named[i]` of `out`, those of one row in their order: each sum has one.
+    fn add_rows(&self, width: usize, named: &[u32], scale: f32, x: Argument, out: Argument) {
+        let mut order: Vec<u32> = (0..named.len() as u32).collect();
+        order.sort_by_key(|row| named[*row as usize]);
+        let (mut distinct, mut starts) = (Vec::new(), Vec::new());
+        for (place, row) in order.iter().enumerate() {
+            let row = named[*row as usize];
+            if distinct.last() != Some(&row) {
+                distinct.push(row);
+                starts.push(place as u32);
+            }
+        }
+        starts.push(order.len() as u32);
+        // Held until the launch: what was sent stays where it is.
+        let mut scratch = self.scratch();
+        let arguments = [
+            int(width),
+            Argument::Address(self.sent(&mut scratch, &distinct)),
+            Argument::Address(self.sent(&mut scratch, &starts)),
+            Argument::Address(self.sent(&mut scratch, &order)),
+            Argument::Float(scale),
+            x,
+            out,
+        ];
+        self.gpu.launch("add_rows", [distinct.len(), 1], row_threads(width), 0, &arguments);
     }
 
     /// One update of `length` values, and of their copy in bf16 where there is one.

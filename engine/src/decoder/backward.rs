@@ -29,7 +29,7 @@ struct Sink<'a, K: Kernels> {
 
 impl<K: Kernels> Decoder<K> {
     /// One micro-batch of a training step: the loss of each supervised row, and the gradient of `scale` times their
-    /// sum added to what is trained. With `scale` one over the supervised tokens of the *whole* batch, the sum over
+    /// sum ([`Batch::sum_of_losses`]) added to what is trained. With `scale` one over the supervised tokens of the *whole* batch, the sum over
     /// micro-batches is the batch's mean, however it is cut.
     ///
     /// `dropout` is the rate on the adapter's inputs.
@@ -87,25 +87,25 @@ impl<K: Kernels> Decoder<K> {
         w: &mut Workspace<K>,
     ) -> Vec<f32> {
         let (k, config, rows) = (&self.kernels, &self.config, batch.targets.len());
+        let scales = batch.scales(scale);
         let losses = match sink.full.as_deref_mut().and_then(|gradients| gradients.get(self.head_slot())) {
             Some(dhead) => {
                 let (x, dx) = (&w.selected_normed, &mut w.dselected);
                 if config.head == Head::Normalised {
                     let mut dnormalised = k.like_matrix(self.head());
                     let losses =
-                        k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, &mut dnormalised);
+                        k.cross_entropy_full(x, self.head(), &batch.targets, &scales, dx, &mut dnormalised);
                     self.normalised_head_backward(&dnormalised, dhead);
                     losses
                 } else {
-                    k.cross_entropy_full(x, self.head(), &batch.targets, scale, dx, dhead)
+                    k.cross_entropy_full(x, self.head(), &batch.targets, &scales, dx, dhead)
                 }
             }
             None => k.cross_entropy(
                 &w.selected_normed,
                 self.head(),
                 &batch.targets,
-                scale,
-                Some(&mut w.dselected),
+                Some((&scales, &mut w.dselected)),
             ),
         };
         if let Some(gradients) = sink.full.as_deref_mut() {

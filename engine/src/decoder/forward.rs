@@ -8,7 +8,7 @@ use super::config::{Head, Residual};
 use super::lora::{Adapter, Linear};
 use super::weights::{LayerSlot, Slot};
 use crate::arena::{BlockActivations, Workspace};
-use crate::batch::Batch;
+use crate::batch::{Batch, Sequence};
 use crate::kernels::{CachedRow, DropoutPlace, Kernels};
 
 /// Logits that exist at once while decoding: 32 MiB of them.
@@ -29,7 +29,7 @@ pub struct AdapterRows<'a, K: Kernels> {
 /// Whose keys and values attention reads.
 enum Attend<'a, K: Kernels> {
     /// Those of the batch's own sequences.
-    Packed(&'a [Range<usize>]),
+    Packed(&'a [Sequence]),
     /// Those in a cache, to which the batch's own are added first.
     Cached { rows: &'a [CachedRow], page_size: usize, layers: &'a mut [K::Buffer] },
 }
@@ -55,7 +55,7 @@ impl<K: Kernels> Decoder<K> {
         let adapters = whole_batch(adapter, batch);
         self.run_blocks(&Pass::evaluation(batch, &adapters), &batch.sequences, workspace);
         self.select(&batch.supervised, workspace);
-        self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, 0.0, None)
+        self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, None)
     }
 
     /// The logits of the given rows of a batch: `[rows.len(), vocabulary]`.
@@ -103,7 +103,7 @@ impl<K: Kernels> Decoder<K> {
     pub(super) fn run_blocks(
         &self,
         pass: &Pass<'_, K>,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         workspace: &mut Workspace<K>,
     ) {
         self.embed(pass, workspace);
@@ -117,7 +117,7 @@ impl<K: Kernels> Decoder<K> {
         &self,
         layer: usize,
         pass: &Pass<'_, K>,
-        sequences: &[Range<usize>],
+        sequences: &[Sequence],
         workspace: &mut Workspace<K>,
     ) {
         // The block's output is in place already: computing it again writes the same bytes.
@@ -333,7 +333,7 @@ impl<'a, K: Kernels> Pass<'a, K> {
     /// Where a module's dropout is drawn, if there is any.
     pub(super) fn dropout_place(&self, layer: usize, module: usize) -> Option<DropoutPlace<'a>> {
         let (rate, batch) = self.dropout.filter(|(rate, _)| *rate > 0.0)?;
-        Some(DropoutPlace { rate, keys: &batch.dropout_keys, sequences: &batch.sequences, layer, module })
+        Some(DropoutPlace { rate, keys: &batch.dropout_keys, layer, module })
     }
 }
 

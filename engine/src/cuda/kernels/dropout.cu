@@ -8,18 +8,11 @@ DEVICE u64 mix(u64 x) {
     return x ^ (x >> 31);
 }
 
-// out = x mask / (1 - rate), or += it. `starts` has the first row of each sequence, and the end of the last; `keys` a key
-// a sequence.
-KERNEL(dropout)(int sequences, const u32* starts, const u64* keys, u64 module, u32 threshold, float kept, int width,
-                const float* x, float* out, int accumulate) {
+// out = x mask / (1 - rate), or += it. `keys` has a key a row.
+KERNEL(dropout)(const u64* keys, u64 module, u32 threshold, float kept, int width, const float* x, float* out,
+                int accumulate) {
     u32 row = blockIdx.x;
-    int sequence = 0, beyond = sequences;
-    while (beyond - sequence > 1) {
-        int middle = (sequence + beyond) / 2;
-        if (starts[middle] <= row) sequence = middle;
-        else beyond = middle;
-    }
-    u64 row_key = mix(mix(keys[sequence] ^ module) ^ (u64)(row - starts[sequence]));
+    u64 row_key = mix(keys[row] ^ module);
     u32 low = (u32)row_key, high = (u32)(row_key >> 32);
     x += (u64)row * width;
     out += (u64)row * width;

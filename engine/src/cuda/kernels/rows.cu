@@ -36,13 +36,6 @@ KERNEL(gather)(int width, const u32* rows, const float* x, float* out) {
     for (int column = threadIdx.x; column < width; column += blockDim.x) to[column] = from[column];
 }
 
-// Row rows[i] of `out` += row i of `x`; no row is named twice.
-KERNEL(scatter_add)(int width, const u32* rows, const float* x, float* out) {
-    const float* from = x + (u64)blockIdx.x * width;
-    float* to = out + (u64)rows[blockIdx.x] * width;
-    for (int column = threadIdx.x; column < width; column += blockDim.x) to[column] += from[column];
-}
-
 // sums += the sum of the rows of `x`.
 KERNEL(column_sums)(int rows, int width, const float* x, float* sums) {
     int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS;
@@ -60,14 +53,13 @@ KERNEL(embed)(int width, const u32* tokens, int type, const void* table, float s
         out[to + column] = scale * element(type, table, from + column);
 }
 
-// The gradient of the table: a block a token that occurs. Its rows in the batch are order[starts[i]..starts[i + 1]],
-// and are added in that order.
-KERNEL(embed_backward)(int width, const u32* distinct, const u32* starts, const u32* order, float scale, const float* dout,
-                       float* dtable) {
-    float* to = dtable + (u64)distinct[blockIdx.x] * width;
+// Rows of `out` += `scale` times rows of `x`: a block a row of `out` that is named. The rows of `x` that are added to it
+// are order[starts[i]..starts[i + 1]], in that order.
+KERNEL(add_rows)(int width, const u32* distinct, const u32* starts, const u32* order, float scale, const float* x, float* out) {
+    float* to = out + (u64)distinct[blockIdx.x] * width;
     for (int column = threadIdx.x; column < width; column += blockDim.x) {
         float sum = to[column];
-        for (u32 i = starts[blockIdx.x]; i < starts[blockIdx.x + 1]; i++) sum += scale * dout[(u64)order[i] * width + column];
+        for (u32 i = starts[blockIdx.x]; i < starts[blockIdx.x + 1]; i++) sum += scale * x[(u64)order[i] * width + column];
         to[column] = sum;
     }
 }
