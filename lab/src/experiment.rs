@@ -380,6 +380,8 @@ pub struct Tune {
     pub weights: Option<FrozenWeights>,
     /// Whether activations are computed again on the way back, to save memory.
     pub recompute: Option<bool>,
+    /// Whether what rows of a micro-batch begin with is computed once; they then share its dropout.
+    pub share_prefixes: Option<bool>,
     /// `alpaca`, `stanford-alpaca` or a file.
     pub template: Option<String>,
     /// Settings for `lora` alone.
@@ -710,6 +712,7 @@ impl Tune {
             rslora: own.rslora.or(common.rslora),
             weights: own.weights.or(common.weights),
             recompute: own.recompute.or(common.recompute),
+            share_prefixes: own.share_prefixes.or(common.share_prefixes),
             template: own.template.or(common.template),
             lora: None,
             full: None,

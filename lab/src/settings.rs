@@ -59,6 +59,7 @@ pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::
             FrozenWeights::Bits4 => tune::FrozenWeights::Bits4,
         }),
         recompute: given.recompute.unwrap_or(base.recompute),
+        share_prefixes: given.share_prefixes.unwrap_or(base.share_prefixes),
         seed,
         checkpoint_every: given.checkpoint_every.unwrap_or(base.checkpoint_every),
     }

@@ -17,7 +17,7 @@ use instructions::recipe::{Origin, Recipe};
 use instructions::record::{Record, read_records, write_alpaca_json};
 use instructions::template::Template;
 use model::Tokenizer;
-use tune::rows::{micro_batches, pack};
+use tune::rows::{Packing, micro_batches, pack};
 use tune::{Method, Preset, Rows, Settings};
 
 /// The program's own.
@@ -88,7 +88,7 @@ fn main() {
         let mut positions = 0;
         for cut in &cuts {
             let numbers: Vec<usize> = cut.clone().collect();
-            positions += pack(&encoded.rows, &numbers, settings.seed, 0).tokens.len();
+            positions += pack(&encoded.rows, &numbers, settings.seed, 0, Packing::Apart).tokens.len();
         }
         (cuts.len(), positions)
     });

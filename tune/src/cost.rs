@@ -2,6 +2,10 @@
 //!
 //! The engine's [`engine::decoder::cost`] knows what a pass takes; here is which passes a run makes. The run itself
 //! tells its cost by the same functions, over the updates that it did.
+//!
+//! Tokens and operations are those of rows that share nothing: what a budget holds does not depend on which rows begin
+//! alike, nor on whether a backend computes that once ([`Settings::share_prefixes`]). The operations that are done are then
+//! fewer, and memory is told as a bound, since the order of the rows depends on their tokens.
 
 use engine::WorkspacePlan;
 use engine::decoder::config::{DecoderConfig, Head};
@@ -133,7 +137,7 @@ pub struct Cost {
     pub tokens: u64,
     /// Of them, those that the loss is taken over.
     pub supervised_tokens: u64,
-    /// Floating-point operations of the updates' matrix products.
+    /// Floating-point operations of the updates' matrix products, as if no two rows began alike.
     pub flops: f64,
     /// Those of all measurements of the validation loss.
     pub validation_flops: f64,
@@ -207,7 +211,7 @@ pub(crate) struct Work {
     pub(crate) supervised: u64,
     /// Of the micro-batches that have a supervised token; the others are not computed.
     computed: Lengths,
-    /// Of the largest micro-batch.
+    /// Of the largest micro-batch; where prefixes are shared, at most.
     most_tokens: usize,
 }
 
@@ -229,13 +233,25 @@ pub(crate) fn updates(rows: &[RowLength], settings: &Settings, count: u64, world
             numbers[cut].iter().for_each(|number| of_cut += rows[*number].lengths());
             work.tokens += of_cut.tokens;
             work.supervised += of_cut.supervised;
-            work.most_tokens = work.most_tokens.max(of_cut.tokens as usize);
+            if !settings.share_prefixes {
+                work.most_tokens = work.most_tokens.max(of_cut.tokens as usize);
+            }
             if of_cut.supervised > 0 {
                 work.computed += of_cut;
             }
         }
+        if settings.share_prefixes {
+            work.most_tokens = work.most_tokens.max(most_in_any_order(&lengths, settings));
+        }
     });
     work
+}
+
+/// Tokens of the largest micro-batch of rows of these lengths, in whatever order they are cut.
+fn most_in_any_order(lengths: &[usize], settings: &Settings) -> usize {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let by_sequences = settings.micro_batch.map_or(usize::MAX, |most| longest.saturating_mul(most));
+    settings.micro_batch_tokens.max(longest).min(by_sequences).min(lengths.iter().sum())
 }
 
 /// Floating-point operations of updates.
@@ -290,6 +306,8 @@ fn memory(
     threads: usize,
 ) -> Memory {
     let config = &shape.config;
+    // What rows add to the gradients of a shared prefix stands apart for a moment: it takes less than what the shared rows
+    // leave empty of the workspace.
     let ranks = shape.modules.iter().flatten().map(|module| module.rank).sum();
     let plan = WorkspacePlan { tokens: most_tokens, training: true, recompute: settings.recompute };
     let trained = match &shape.modules {

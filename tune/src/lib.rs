@@ -1,7 +1,7 @@
 //! Tuning: batches, optimizer, schedule, validation, checkpoints and resume.
 //!
-//! Reading order: [`settings`] (what a run is), [`rows`] (records as tokens), [`order`] (which row when),
-//! [`schedule`], `trained` (what the optimizer moves), `checkpoint`, [`cost`] and [`memory`] (what a run takes, told
+//! Reading order: [`settings`] (what a run is), [`rows`] (records as tokens), [`order`] (which row when), [`prefixes`]
+//! (rows that begin alike), [`schedule`], `trained` (what the optimizer moves), `checkpoint`, [`cost`] and [`memory`] (what a run takes, told
 //! beforehand), [`tensorboard`], and [`run`], which puts them together; [`verify`] tests a model beforehand.
 
 mod checkpoint;
@@ -11,6 +11,7 @@ mod error;
 pub mod memory;
 pub mod metrics;
 pub mod order;
+pub mod prefixes;
 pub mod rows;
 pub mod run;
 pub mod schedule;

@@ -113,6 +113,7 @@ fn predict<K: Kernels>(
     settings: &Settings,
     world_size: usize,
 ) -> Memory {
+    let settings = &settings.on(kernels);
     let mut memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
     if world_size > 1 && shape.modules.is_none() {
         // Moments of the tensors that it owns.
@@ -361,11 +362,17 @@ mod tests {
             batch: 3,
             micro_batch_tokens: 64,
             order: crate::settings::Order::File,
+            share_prefixes: false,
             ..Settings::preset(Preset::Paper, Method::Lora)
         };
         let long = [RowLength { tokens: 70, supervised: 1 }];
         let most = |validation: &[RowLength]| most_tokens(&rows, validation, &settings, 1);
         assert_eq!(most(&[]), 50);
         assert_eq!(most(&long), 70);
+        // In another order there may be more in a micro-batch: 20 and 40 tokens here.
+        let shared = Settings { share_prefixes: true, ..settings.clone() };
+        assert_eq!(most_tokens(&rows, &[], &shared, 1), 64);
+        assert_eq!(most_tokens(&rows[..2], &[], &shared, 1), 50);
+        assert_eq!(most_tokens(&rows, &[], &Settings { micro_batch: Some(1), ..shared }, 1), 40);
     }
 }

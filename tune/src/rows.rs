@@ -3,14 +3,15 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use engine::Batch;
 use engine::kernels::DropoutKey;
+use engine::{Batch, BatchRow};
 use instructions::record::Record;
 use instructions::template::Template;
 use model::Tokenizer;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::prefixes;
 use crate::settings::{Settings, Supervise};
 
 /// One sequence to learn.
@@ -204,13 +205,42 @@ pub fn micro_batches(lengths: &[usize], tokens: usize, sequences: usize) -> Vec<
     cuts
 }
 
-/// Rows as a packed batch. Dropout is drawn from the update and the row's number in the set.
-pub fn pack(rows: &[TrainingRow], numbers: &[usize], seed: u64, update: u64) -> Batch {
-    let mut batch = Batch::default();
-    for &number in numbers {
-        let row = &rows[number];
+/// How rows that begin alike are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Each by itself: its dropout is drawn from its number in the set.
+    Apart,
+    /// Each by itself, with the same dropout as far as they are alike: what a backend that shares no prefixes computes in
+    /// the place of [`Packing::Shared`].
+    Alike,
+    /// What neighbours begin with is computed once.
+    Shared,
+}
+
+/// Rows as a packed batch of an update.
+pub fn pack(rows: &[TrainingRow], numbers: &[usize], seed: u64, update: u64, packing: Packing) -> Batch {
+    let parts = |number: &usize| {
+        let row = &rows[*number];
         let supervised: Vec<bool> = (0..row.tokens.len()).map(|i| i >= row.supervised_from).collect();
-        batch.push(&row.tokens, &supervised, DropoutKey::new(seed, update, number as u64));
+        let dropout_keys = match packing {
+            Packing::Apart => DropoutKey::new(seed, update, *number as u64).of_positions(row.tokens.len()),
+            Packing::Alike | Packing::Shared => DropoutKey::of_beginnings(seed, update, &row.tokens),
+        };
+        (&row.tokens[..], supervised, dropout_keys)
+    };
+    let parts: Vec<_> = numbers.iter().map(parts).collect();
+    let rows: Vec<BatchRow<'_>> = parts
+        .iter()
+        .map(|(tokens, supervised, dropout_keys)| BatchRow { tokens, supervised, dropout_keys })
+        .collect();
+    let mut batch = Batch::default();
+    if packing == Packing::Shared {
+        let tokens: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
+        for group in prefixes::groups(&tokens) {
+            batch.push_sharing(group.shared, &rows[group.rows]);
+        }
+    } else {
+        batch.push_sharing(0, &rows);
     }
     batch
 }

@@ -22,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::memory::{self, Room, peak_bytes};
 use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics};
 use crate::order::RowOrder;
-use crate::rows::{Rows, TrainingRow, micro_batches, pack};
+use crate::prefixes;
+use crate::rows::{Packing, Rows, TrainingRow, micro_batches, pack};
 use crate::schedule::learning_rate;
 use crate::settings::{BestOver, FrozenWeights, Keep, Method, Settings};
 use crate::tensorboard::EventFile;
@@ -185,6 +186,7 @@ struct Run<'a, K: Kernels> {
     trained: Trained<K>,
     workspace: Workspace<K>,
     order: RowOrder,
+    packing: Packing,
     updates: u64,
     state: State,
 }
@@ -231,7 +233,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             }
         };
         // No more than is used: a GPU's memory is held whether it is written to or not.
-        let tokens = cost::most_tokens(&lengths, &held_out, settings, collective.world_size());
+        let tokens = cost::most_tokens(&lengths, &held_out, &settings.on(kernels), collective.world_size());
         let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
         // An adapter that it began with has its own modules.
         shape.modules = trained.as_adapter().map(module_shapes);
@@ -258,6 +260,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 order: settings.order,
                 seed: settings.seed,
             },
+            packing: settings.packing(kernels),
             updates: settings.updates(rows.rows.len()),
             state: State::new(fingerprint),
         })
@@ -333,7 +336,10 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     fn update(&mut self) -> Result<UpdateMetrics> {
         let begin = Instant::now();
         let update = self.state.update;
-        let numbers = self.order.update(update);
+        let mut numbers = self.order.update(update);
+        if self.packing == Packing::Shared {
+            prefixes::sort(self.rows, &mut numbers);
+        }
         let supervised: usize = numbers.iter().map(|number| self.rows[*number].supervised()).sum();
         let tokens: usize = numbers.iter().map(|number| self.rows[*number].tokens.len()).sum();
         // Of the whole batch: so the loss does not depend on how the batch is cut.
@@ -344,7 +350,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         for batch in self.cut(self.rows, &numbers[own]) {
             let dropout = if self.settings.method == Method::Lora { self.settings.dropout } else { 0.0 };
             let losses = self.trained.step(&self.decoder, &batch, scale, dropout, &mut self.workspace);
-            sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            sum += batch.sum_of_losses(&losses);
         }
         self.trained.reduce(&self.decoder, self.collective)?;
         let mut sums = [sum, self.trained.squared_norm(&self.decoder.kernels)];
@@ -394,8 +400,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let lengths: Vec<usize> = numbers.iter().map(|number| rows[*number].tokens.len()).collect();
         let most = self.settings.micro_batch.unwrap_or(usize::MAX);
         let cuts = micro_batches(&lengths, self.settings.micro_batch_tokens, most);
-        let seed = self.settings.seed;
-        cuts.into_iter().map(|cut| pack(rows, &numbers[cut], seed, self.state.update)).collect()
+        let (seed, update) = (self.settings.seed, self.state.update);
+        cuts.into_iter().map(|cut| pack(rows, &numbers[cut], seed, update, self.packing)).collect()
     }
 
     /// Measures the validation loss, and keeps the values if it is the lowest.
@@ -576,7 +582,7 @@ fn measure<K: Kernels>(
     let cuts = micro_batches(&lengths, micro_batch_tokens, usize::MAX).into_iter();
     for cut in cuts.skip(collective.rank()).step_by(collective.world_size()) {
         let numbers: Vec<usize> = cut.clone().collect();
-        let losses = decoder.loss(adapter, &pack(rows, &numbers, 0, 0), workspace);
+        let losses = decoder.loss(adapter, &pack(rows, &numbers, 0, 0, Packing::Apart), workspace);
         let mut losses = losses.into_iter();
         for row in &rows[cut] {
             let [sum, count] = sums.entry(&row.language).or_default();

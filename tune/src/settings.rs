@@ -1,7 +1,10 @@
 //! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags.
 
 use engine::decoder::weights::Precision;
+use engine::kernels::Kernels;
 use serde::{Deserialize, Serialize};
+
+use crate::rows::Packing;
 
 /// How a base model is tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +165,9 @@ pub struct Settings {
     pub weights: FrozenWeights,
     /// Compute a block's activations again in the backward pass, to save memory.
     pub recompute: bool,
+    /// Compute what rows of a micro-batch begin with once. Rows of an update that begin alike then draw the same dropout as
+    /// far as they are alike, whether they meet in a micro-batch or not; the gradient's expectation is the same.
+    pub share_prefixes: bool,
     /// For the adapter's first values, the order of the rows, and dropout.
     pub seed: u64,
     /// Updates between two checkpoints.
@@ -208,6 +214,7 @@ impl Settings {
             rslora: false,
             weights: FrozenWeights::Published,
             recompute: false,
+            share_prefixes: true,
             seed: 0,
             checkpoint_every: 50,
         };
@@ -244,5 +251,19 @@ impl Settings {
             Length::Updates(updates) => updates,
             Length::Epochs(epochs) => (rows.div_ceil(self.batch) as f64 * epochs).round() as u64,
         }
+    }
+
+    /// How a backend packs the rows of these settings.
+    pub(crate) fn packing<K: Kernels>(&self, kernels: &K) -> Packing {
+        match (self.share_prefixes, kernels.shares_prefixes()) {
+            (false, _) => Packing::Apart,
+            (true, false) => Packing::Alike,
+            (true, true) => Packing::Shared,
+        }
+    }
+
+    /// These settings as a backend takes micro-batches: one that shares no prefixes has its rows in their own order.
+    pub(crate) fn on<K: Kernels>(&self, kernels: &K) -> Self {
+        Self { share_prefixes: self.packing(kernels) == Packing::Shared, ..self.clone() }
     }
 }

@@ -15,7 +15,8 @@ use model::BaseModel;
 use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use tune::cost::{Cost, RowLength, Shape, cost};
 use tune::order::RowOrder;
-use tune::rows::{micro_batches, pack};
+use tune::prefixes;
+use tune::rows::{Packing, micro_batches, pack};
 use tune::{Length, Method, Places, Preset, Quiet, Rows, Settings, Supervise, tune};
 
 /// A family each, and the ways in which their blocks differ.
@@ -50,6 +51,7 @@ fn settings(method: Method, recompute: bool) -> Settings {
         dropout: if method == Method::Lora { 0.1 } else { 0.0 },
         recompute,
         modules: Vec::new(),
+        share_prefixes: false,
         ..Settings::preset(Preset::Paper, method)
     }
 }
@@ -88,10 +90,14 @@ fn counted(base: &BaseModel, rows: &Rows, settings: &Settings) -> u64 {
     let order =
         RowOrder { rows: rows.rows.len(), batch: settings.batch, order: settings.order, seed: settings.seed };
     for update in 0..settings.updates(rows.rows.len()) {
-        let numbers = order.update(update);
+        let mut numbers = order.update(update);
+        if settings.share_prefixes {
+            prefixes::sort(&rows.rows, &mut numbers);
+        }
         let lengths: Vec<usize> = numbers.iter().map(|number| rows.rows[*number].tokens.len()).collect();
         for cut in micro_batches(&lengths, settings.micro_batch_tokens, usize::MAX) {
-            let batch = pack(&rows.rows, &numbers[cut], settings.seed, update);
+            let packing = if settings.share_prefixes { Packing::Shared } else { Packing::Apart };
+            let batch = pack(&rows.rows, &numbers[cut], settings.seed, update, packing);
             let trained = if full {
                 Trained::Full(&mut of_weights)
             } else {
@@ -130,6 +136,22 @@ fn tokens_and_operations_are_the_runs_as_the_kernels_count_them() {
                 "{name}, {method:?}"
             );
         }
+    }
+}
+
+#[test]
+fn what_rows_begin_with_is_computed_once_and_told_as_if_it_were_not() {
+    for (name, method) in [("llama-grouped", Method::Lora), ("gpt-neox-parallel", Method::Full)] {
+        let base = BaseModel::open(oracle("goldens").join(name).join("model")).unwrap();
+        let apart = Settings { supervise: Supervise::All, ..settings(method, false) };
+        let shared = Settings { share_prefixes: true, ..apart.clone() };
+        let rows = Rows::encode(&records(), &Template::alpaca(), base.tokenizer(), &apart).unwrap();
+        let [told, counted] = [
+            [&apart, &shared].map(|settings| predicted(&base, &rows, settings).flops),
+            [&apart, &shared].map(|settings| 2.0 * counted(&base, &rows, settings) as f64),
+        ];
+        assert_eq!(told, [counted[0]; 2], "{name}");
+        assert!(counted[1] < 0.9 * counted[0], "{name}: {counted:?}");
     }
 }
 

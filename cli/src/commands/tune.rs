@@ -173,6 +173,10 @@ pub(crate) struct Tune {
     #[arg(long)]
     recompute: bool,
 
+    /// Compute rows that begin alike each by itself, and draw each one's dropout by itself
+    #[arg(long)]
+    no_shared_prefixes: bool,
+
     /// alpaca, stanford-alpaca, chat (the model's own) or a file; under the preset paper each method has its authors' own
     #[arg(long, value_name = "NAME|FILE")]
     template: Option<TemplateChoice>,
@@ -347,6 +351,7 @@ impl Tune {
             rslora: self.rslora || base.rslora,
             weights: self.weights.unwrap_or(base.weights),
             recompute: self.recompute || base.recompute,
+            share_prefixes: base.share_prefixes && !self.no_shared_prefixes,
             seed: self.seed,
             checkpoint_every: self.checkpoint_every.unwrap_or(base.checkpoint_every),
         }

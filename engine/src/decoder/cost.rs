@@ -41,7 +41,7 @@ pub enum TrainedShape<'a> {
     Full,
 }
 
-/// The lengths that a pass's arithmetic depends on, summed over its sequences.
+/// The lengths that a pass's arithmetic depends on, summed over its sequences, none of which goes on from another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
     /// Tokens.
