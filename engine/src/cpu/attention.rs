@@ -495,7 +495,8 @@ mod tests {
 
     fn shape(heads: usize, key_value_heads: usize, head_size: usize, alibi: bool) -> AttentionShape {
         let slopes = if alibi { AttentionShape::alibi_slopes(heads) } else { Vec::new() };
-        AttentionShape { heads, key_value_heads, head_size, scale: 0.4, slopes }
+        let scale = 1.0 / (head_size as f32).sqrt();
+        AttentionShape { heads, key_value_heads, head_size, scale, slopes }
     }
 
     /// Outputs, logarithms of sums, and the gradient of queries, keys and values.
