@@ -73,12 +73,12 @@ MODELS = {
                              query_pre_attn_scalar=20, sliding_window=24, max_position_embeddings=1024), "float32"),
     # The second of three blocks is global, and its angles are stretched, as in the larger models.
     "gemma3": (lambda: llama(Gemma3TextConfig, hidden=40, layers=3, heads=5, groups=1, inner=68, tied=True, head_dim=12,
-                             query_pre_attn_scalar=20, sliding_window=512, **blocks("sliding", "full", "sliding", factor=8.0)),
+                             query_pre_attn_scalar=20, sliding_window=16, **blocks("sliding", "full", "sliding", factor=8.0)),
                "float32"),
     "gemma3-one-head": (lambda: llama(Gemma3TextConfig, hidden=24, layers=1, heads=1, groups=1, inner=36, tied=True, head_dim=40,
                                       sliding_window=512, **blocks("full")), "float32"),
     "gemma3-four-heads": (lambda: llama(Gemma3TextConfig, hidden=32, layers=2, heads=4, groups=2, inner=100, tied=True, head_dim=16,
-                                        query_pre_attn_scalar=16, sliding_window=512, sliding_window_pattern=2), "float32"),
+                                        query_pre_attn_scalar=16, sliding_window=5, sliding_window_pattern=2), "float32"),
 }
 BAICHUAN = {name for name in MODELS if name.startswith("baichuan")}
 

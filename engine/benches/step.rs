@@ -51,7 +51,7 @@ fn pythia_70m() -> DecoderConfig {
         query_key_norm: false,
         output_norms: false,
         attention_scale: None,
-        local_rotary: None,
+        local: None,
         max_positions: 2048,
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 pub use crate::batch::Sequence;
 pub use crate::cpu::adamw::AdamW;
-pub use crate::cpu::attention::AttentionShape;
+pub use crate::cpu::attention::{AttentionShape, NO_WINDOW};
 pub use crate::cpu::dropout::DropoutKey;
 use crate::decoder::config::{Activation, DecoderConfig, Norm};
 use crate::decoder::weights::{HostTensor, Precision, Slot};

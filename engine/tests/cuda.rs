@@ -10,7 +10,7 @@ use engine::cuda::{Arithmetic, Program, driver};
 use engine::decoder::config::{Activation, Norm, NormKind};
 use engine::decoder::weights::{HostData, HostTensor, Precision};
 use engine::kernels::{
-    AdamW, AttentionShape, CachedRow, DropoutKey, DropoutPlace, Kernels, LoraView, Sequence,
+    AdamW, AttentionShape, CachedRow, DropoutKey, DropoutPlace, Kernels, LoraView, NO_WINDOW, Sequence,
 };
 use half::{bf16, f16};
 
@@ -172,9 +172,17 @@ fn attention_shape(
     (heads, key_value_heads, head_size, alibi): (usize, usize, usize, bool),
 ) -> AttentionShape {
     let slopes = if alibi { AttentionShape::alibi_slopes(heads) } else { Vec::new() };
+    // One position, some, more than a tile, all.
+    let window = match heads {
+        3 => 1,
+        4 => 6,
+        8 => 20,
+        2 => 70,
+        _ => NO_WINDOW,
+    };
     // Not the head size's own.
     let scale = 0.9 / (head_size as f32).sqrt();
-    AttentionShape { heads, key_value_heads, head_size, scale, slopes }
+    AttentionShape { heads, key_value_heads, head_size, scale, window, slopes }
 }
 
 #[test]

@@ -27,9 +27,14 @@ pub struct AttentionShape {
     pub head_size: usize,
     /// What scores are multiplied by.
     pub scale: f32,
+    /// Positions that a query sees, its own among them.
+    pub window: usize,
     /// ALiBi's slope of each query head; empty without ALiBi.
     pub slopes: Vec<f32>,
 }
+
+/// The window of attention to all positions before one's own.
+pub const NO_WINDOW: usize = usize::MAX;
 
 impl AttentionShape {
     /// Width of a row of queries, keys and values.
@@ -45,6 +50,11 @@ impl AttentionShape {
     /// Query heads that share a key-value head.
     pub fn group(&self) -> usize {
         self.heads / self.key_value_heads
+    }
+
+    /// The first position that a query at `position` sees.
+    pub fn first_key(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
     }
 
     /// First column of a key head's keys in a row of queries, keys and values.
@@ -85,12 +95,14 @@ pub(crate) fn attention(
         let (out, log_sums) = (&out, &log_sums);
         let views = Views::new(shape, query_key_value, &sequences[sequence], group);
         for head in group * shape.group()..(group + 1) * shape.group() {
-            for block in views.blocks() {
+            for block in views.blocks(shape) {
                 with_scratch(|scores, _| {
                     views.scores(shape, head, &block, scores);
                     for (row, position, scores) in block.lines(scores) {
-                        let log_sum = softmax(&mut scores[..=position]);
-                        scores[position + 1..].fill(0.0);
+                        let seen = shape.first_key(position)..position + 1;
+                        let log_sum = softmax(&mut scores[seen.clone()]);
+                        scores[block.from..seen.start].fill(0.0);
+                        scores[seen.end..].fill(0.0);
                         // SAFETY: each (row, head) is written by one task.
                         unsafe { *log_sums.0.add(row * shape.heads + head) = log_sum };
                     }
@@ -103,7 +115,7 @@ pub(crate) fn attention(
                         let weights = View::of(scores, block.keys).at_column(keys.position);
                         let size = [block.count, shape.head_size, keys.count];
                         // SAFETY: the head's columns of the block's rows of `out`, written by this task alone.
-                        unsafe { product(size, target, keys.position > 0, weights, keys.values) };
+                        unsafe { product(size, target, !keys.first, weights, keys.values) };
                     }
                 });
             }
@@ -149,18 +161,21 @@ pub(crate) fn attention_backward(
         let views = Views::new(shape, query_key_value, sequence, group);
         let (key, value) = (shape.key_column(group), shape.value_column(group));
         for head in group * shape.group()..(group + 1) * shape.group() {
-            for block in views.blocks() {
+            for block in views.blocks(shape) {
                 let at = block.row * width + head * shape.head_size;
                 let douts = View { start: dout[at..].as_ptr().cast_mut(), row: width, column: 1 };
                 with_scratch(|weights, dweights| {
                     views.scores(shape, head, &block, weights);
                     for (row, position, weights) in block.lines(weights) {
-                        exp_minus(&mut weights[..=position], log_sums[row * shape.heads + head]);
-                        weights[position + 1..].fill(0.0);
+                        let seen = shape.first_key(position)..position + 1;
+                        exp_minus(&mut weights[seen.clone()], log_sums[row * shape.heads + head]);
+                        weights[block.from..seen.start].fill(0.0);
+                        weights[seen.end..].fill(0.0);
                     }
                     dweights.reserve(block.count * block.keys);
                     for keys in views.stretches(&block) {
                         let dvalues = if keys.prefix { column_of_prefix(value) } else { column(value) };
+                        let dvalues = dvalues.at_row(keys.row);
                         let weights = View::of(weights, block.keys).at_column(keys.position);
                         let dweights = View::of(dweights, block.keys).at_column(keys.position);
                         let size = [keys.count, shape.head_size, block.count];
@@ -179,17 +194,19 @@ pub(crate) fn attention_backward(
                         let at = row * width + head * shape.head_size;
                         let at = at..at + shape.head_size;
                         let mean = math::dot(&dout[at.clone()], &out[at]);
+                        let (weights, dweights) = (&weights[block.from..], &mut dweights[block.from..]);
                         softmax_backward(weights, mean, shape.scale, dweights);
                     }
                     let dqueries = column(head * shape.head_size).at_row(block.first);
                     let queries = views.queries(shape, head).at_row(block.first);
                     for keys in views.stretches(&block) {
                         let dkeys = if keys.prefix { column_of_prefix(key) } else { column(key) };
+                        let dkeys = dkeys.at_row(keys.row);
                         let dweights = View::of(dweights, block.keys).at_column(keys.position);
                         let size = [block.count, shape.head_size, keys.count];
                         // SAFETY: as above.
                         unsafe {
-                            product(size, dqueries, keys.position > 0, dweights, keys.keys);
+                            product(size, dqueries, !keys.first, dweights, keys.keys);
                             let size = [keys.count, shape.head_size, block.count];
                             product(size, dkeys, true, dweights.transposed(), queries);
                         }
@@ -293,6 +310,8 @@ struct Block {
     row: usize,
     /// Queries.
     count: usize,
+    /// The first position that any of the queries sees.
+    from: usize,
     /// Keys up to the last query's own, from where the sequence's prefix begins.
     keys: usize,
 }
@@ -313,6 +332,10 @@ impl Block {
 struct Stretch {
     /// Whether they are the prefix's.
     prefix: bool,
+    /// Whether no stretch of the block comes before it.
+    first: bool,
+    /// The first one's place among the rows of the prefix, or among the sequence's own.
+    row: usize,
     /// The first one's position in the sequence.
     position: usize,
     count: usize,
@@ -351,26 +374,33 @@ impl<'a> Views<'a> {
         self.at(self.sequence.rows.start, head * shape.head_size)
     }
 
-    fn blocks(&self) -> impl Iterator<Item = Block> + use<'a> {
+    fn blocks(&self, shape: &AttentionShape) -> impl Iterator<Item = Block> {
         let Sequence { rows, prefix } = self.sequence;
         (0..rows.len()).step_by(BLOCK).map(|first| {
             let end = rows.len().min(first + BLOCK);
-            Block { first, row: rows.start + first, count: end - first, keys: prefix.len() + end }
+            let from = shape.first_key(prefix.len() + first);
+            Block { first, row: rows.start + first, count: end - first, from, keys: prefix.len() + end }
         })
     }
 
-    /// The keys of a block: the prefix's, if there is one, and the sequence's own.
+    /// The keys that a block sees: the prefix's, if there are some, and the sequence's own.
     fn stretches(&self, block: &Block) -> impl Iterator<Item = Stretch> {
         let Sequence { rows, prefix } = self.sequence;
-        let of = |prefix: bool, row: usize, position: usize, count: usize| Stretch {
-            prefix,
-            position,
-            count,
-            keys: self.at(row, self.key_column),
-            values: self.at(row, self.value_column),
+        let sees_prefix = block.from < prefix.len();
+        let of = |of_prefix: bool, start: usize, position: usize, end: usize| {
+            let row = if of_prefix { position } else { position - prefix.len() };
+            Stretch {
+                prefix: of_prefix,
+                first: of_prefix || !sees_prefix,
+                row,
+                position,
+                count: end - position,
+                keys: self.at(start + row, self.key_column),
+                values: self.at(start + row, self.value_column),
+            }
         };
-        let own = of(false, rows.start, prefix.len(), block.keys - prefix.len());
-        let of_prefix = (!prefix.is_empty()).then(|| of(true, prefix.start, 0, prefix.len()));
+        let own = of(false, rows.start, block.from.max(prefix.len()), block.keys);
+        let of_prefix = sees_prefix.then(|| of(true, prefix.start, block.from, prefix.len()));
         of_prefix.into_iter().chain([own])
     }
 
@@ -389,9 +419,9 @@ impl<'a> Views<'a> {
         let (scale, slope) = (shape.scale, shape.slopes.get(head).copied());
         for (_, position, scores) in block.lines(scores) {
             match slope {
-                None => scores.iter_mut().for_each(|score| *score *= scale),
+                None => scores[block.from..].iter_mut().for_each(|score| *score *= scale),
                 Some(slope) => {
-                    for (key, score) in scores.iter_mut().enumerate() {
+                    for (key, score) in scores.iter_mut().enumerate().skip(block.from) {
                         *score = *score * scale + slope * (key as f32 - position as f32);
                     }
                 }
@@ -493,10 +523,16 @@ mod tests {
         (0..length).map(next).collect()
     }
 
-    fn shape(heads: usize, key_value_heads: usize, head_size: usize, alibi: bool) -> AttentionShape {
+    fn shape(
+        heads: usize,
+        key_value_heads: usize,
+        head_size: usize,
+        alibi: bool,
+        window: usize,
+    ) -> AttentionShape {
         let slopes = if alibi { AttentionShape::alibi_slopes(heads) } else { Vec::new() };
         let scale = 1.0 / (head_size as f32).sqrt();
-        AttentionShape { heads, key_value_heads, head_size, scale, slopes }
+        AttentionShape { heads, key_value_heads, head_size, scale, window, slopes }
     }
 
     /// Outputs, logarithms of sums, and the gradient of queries, keys and values.
@@ -544,8 +580,9 @@ mod tests {
             own in prop::collection::vec(1usize..90, 1..5),
             heads in prop::sample::select(vec![(1, 1, 5), (4, 2, 8), (3, 1, 16)]),
             alibi: bool,
+            window in prop::sample::select(vec![1, 7, 64, 100, NO_WINDOW]),
         ) {
-            let shape = shape(heads.0, heads.1, heads.2, alibi);
+            let shape = shape(heads.0, heads.1, heads.2, alibi, window);
             let (shared, rows, alone) = group(prefix, &own);
             let (full, width) = (shape.query_key_value_width(), shape.width());
             let x = numbers(1, check(&shared) * full);
@@ -569,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_shared_prefix_has_the_same_bytes_with_any_number_of_threads() {
-        let shape = shape(6, 3, 16, false);
+        let shape = shape(6, 3, 16, false, NO_WINDOW);
         let (shared, ..) = group(27, &[70, 1, 40, 33, 12]);
         let x = numbers(1, check(&shared) * shape.query_key_value_width());
         let dout = numbers(2, check(&shared) * shape.width());

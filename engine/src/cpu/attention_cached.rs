@@ -46,7 +46,7 @@ pub(crate) fn store(
     }
 }
 
-/// Overwrites `out` with each row's attention over positions `0..=position` of its sequence.
+/// Overwrites `out` with each row's attention over the positions of its sequence up to its own that it sees.
 pub(crate) fn attention(
     shape: &AttentionShape,
     page_size: usize,
@@ -81,11 +81,13 @@ fn one_head(
 ) {
     let (size, length) = (shape.head_size, page_length(shape, page_size));
     let positions = row.position + 1;
+    let first_key = shape.first_key(row.position);
     // Scores of the places beyond the last position are computed and left alone.
     let padded = positions.next_multiple_of(page_size);
     SCORES.with_borrow_mut(|scores| {
         scores.resize(shape.group() * padded, 0.0);
-        let pages = || row.pages.iter().zip((0..positions).step_by(page_size));
+        let all_pages = || row.pages.iter().zip((0..positions).step_by(page_size));
+        let pages = || all_pages().skip(first_key / page_size);
         let head_start = head * page_size * size;
         for (&page, first) in pages() {
             let keys = &cache[page as usize * length + head_start..][..page_size * size];
@@ -94,13 +96,13 @@ fn one_head(
             }
         }
         for (index, scores) in scores.chunks_exact_mut(padded).enumerate() {
-            let scores = &mut scores[..positions];
             let slope = shape.slopes.get(head * shape.group() + index);
-            for (key, score) in scores.iter_mut().enumerate() {
+            for (key, score) in scores[..positions].iter_mut().enumerate().skip(first_key) {
                 let bias = slope.map_or(0.0, |slope| slope * (key as f32 - row.position as f32));
                 *score = *score * shape.scale + bias;
             }
-            softmax(scores);
+            scores[..first_key].fill(0.0);
+            softmax(&mut scores[first_key..positions]);
         }
         out.fill(0.0);
         for (&page, first) in pages() {

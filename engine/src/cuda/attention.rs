@@ -103,6 +103,7 @@ impl Cuda {
             key_value_heads: shape.key_value_heads as i32,
             size: shape.head_size as i32,
             scale: shape.scale,
+            window: i32::try_from(shape.window).unwrap_or(i32::MAX),
             slopes,
         })
     }

@@ -90,6 +90,8 @@ pub struct Heads {
     pub size: i32,
     /// What scores are multiplied by.
     pub scale: f32,
+    /// Positions that a query sees, its own among them.
+    pub window: i32,
     /// ALiBi's slopes, or 0.
     pub slopes: Address,
 }

@@ -166,7 +166,7 @@ impl<K: Kernels> Decoder<K> {
         let input = &w.inputs[layer];
         let (x, out, log_sums) = (&block.query_key_value, &block.mixed, &block.log_sums);
         let dx = &mut w.dquery_key_value;
-        k.attention_backward(&self.shape, &batch.sequences, x, out, log_sums, &w.dmixed, dx);
+        k.attention_backward(self.shape(layer), &batch.sequences, x, out, log_sums, &w.dmixed, dx);
         if let Some(frequencies) = self.frequencies(layer) {
             k.rotate(&self.shape, pass.positions, frequencies, -1.0, dx);
         }

@@ -45,8 +45,8 @@ pub struct DecoderConfig {
     pub output_norms: bool,
     /// What scores are multiplied by where it is not the head size that says so (Gemma 3).
     pub attention_scale: Option<f32>,
-    /// Blocks that rotate by angles of their own; none but in Gemma 3.
-    pub local_rotary: Option<LocalRotary>,
+    /// Blocks whose attention is local; none but in Gemma 3.
+    pub local: Option<LocalAttention>,
     /// Longest sequence the model was made for; beyond it the caller is warned.
     pub max_positions: usize,
 }
@@ -85,11 +85,13 @@ pub enum Position {
 }
 
 /// Blocks whose attention is to what is near, and whose rotary embedding has a base of its own: Gemma 3 has five of them
-/// for one of the other kind. Within a window, which limits [`DecoderConfig::max_positions`], their attention is the same.
+/// for one of the other kind.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LocalRotary {
+pub struct LocalAttention {
     /// For each block, whether it is one of them.
     pub layers: Vec<bool>,
+    /// Positions that a query sees there, its own among them.
+    pub window: usize,
     /// As those of [`Position::Rotary`], and as many.
     pub frequencies: Vec<f32>,
 }

@@ -164,13 +164,13 @@ impl<K: Kernels> Decoder<K> {
         match attend {
             Attend::Packed(sequences) => {
                 let (mixed, log_sums) = (&mut block.mixed, &mut block.log_sums);
-                k.attention(&self.shape, sequences, &block.query_key_value, mixed, log_sums);
+                k.attention(self.shape(layer), sequences, &block.query_key_value, mixed, log_sums);
             }
             Attend::Cached { rows, page_size, layers } => {
                 let cache = &mut layers[layer];
                 k.store_key_values(&self.shape, *page_size, rows, &block.query_key_value, cache);
                 let mixed = &mut block.mixed;
-                k.attention_cached(&self.shape, *page_size, rows, &block.query_key_value, cache, mixed);
+                k.attention_cached(self.shape(layer), *page_size, rows, &block.query_key_value, cache, mixed);
             }
         }
         k.copy(hidden, x, out);

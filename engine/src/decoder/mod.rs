@@ -19,7 +19,7 @@ use self::config::{DecoderConfig, Head, Position};
 pub use self::forward::AdapterRows;
 pub use self::lora::{Adapter, AdapterGradients, LoraModule};
 use self::weights::{HostData, HostTensor, LayerSlot, Precision, Slot, slots};
-use crate::kernels::{AdamW, AttentionShape, Kernels};
+use crate::kernels::{AdamW, AttentionShape, Kernels, NO_WINDOW};
 
 /// A decoder's weights in a backend's memory.
 pub struct Decoder<K: Kernels> {
@@ -28,6 +28,8 @@ pub struct Decoder<K: Kernels> {
     /// The backend.
     pub kernels: K,
     pub(crate) shape: AttentionShape,
+    /// The same for local blocks.
+    local_shape: Option<AttentionShape>,
     matrices: BTreeMap<Slot, K::Matrix>,
     vectors: BTreeMap<Slot, K::Buffer>,
     /// Baichuan-2's head as products read it, where the weights that it comes from are trained.
@@ -117,9 +119,21 @@ impl<K: Kernels> Decoder<K> {
             key_value_heads: config.key_value_heads,
             head_size: config.head_size,
             scale: config.score_scale(),
+            window: NO_WINDOW,
             slopes,
         };
-        Ok(Self { config: config.clone(), kernels, shape, matrices, vectors, normalised_head, trained })
+        let local = config.local.as_ref();
+        let local_shape = local.map(|local| AttentionShape { window: local.window, ..shape.clone() });
+        Ok(Self {
+            config: config.clone(),
+            kernels,
+            shape,
+            local_shape,
+            matrices,
+            vectors,
+            normalised_head,
+            trained,
+        })
     }
 
     /// Whether the weights can be moved.
@@ -252,9 +266,15 @@ impl<K: Kernels> Decoder<K> {
         if self.config.head == Head::Tied { Slot::Embedding } else { Slot::Head }
     }
 
+    /// What a block's attention needs to know of the heads.
+    pub(crate) fn shape(&self, layer: usize) -> &AttentionShape {
+        let local = self.config.local.as_ref().is_some_and(|local| local.layers[layer]);
+        self.local_shape.as_ref().filter(|_| local).unwrap_or(&self.shape)
+    }
+
     /// A block's rotary angles.
     pub(crate) fn frequencies(&self, layer: usize) -> Option<&[f32]> {
-        let local = self.config.local_rotary.as_ref();
+        let local = self.config.local.as_ref();
         match (&self.config.position, local.filter(|local| local.layers[layer])) {
             (Position::Rotary { .. }, Some(local)) => Some(&local.frequencies),
             (Position::Rotary { frequencies, .. }, None) => Some(frequencies),

@@ -36,7 +36,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig> {
         query_key_norm: false,
         output_norms: false,
         attention_scale: None,
-        local_rotary: None,
+        local: None,
         max_positions: keys.count(&["seq_length"])?.unwrap_or(2048),
     })
 }

@@ -1,7 +1,7 @@
 //! Gemma 3 (Gemma Team 2025), the decoders of text alone: Gemma with norms after attention and the feed-forward layer and
 //! on queries and keys, and blocks of two kinds, whose rotary embeddings have bases of their own.
 
-use engine::decoder::config::{Activation, DecoderConfig, Head, LocalRotary, Position};
+use engine::decoder::config::{Activation, DecoderConfig, Head, LocalAttention, Position};
 use engine::decoder::weights::{LayerSlot, Slot};
 use serde_json::Value;
 
@@ -30,6 +30,7 @@ pub(super) fn read(keys: &Keys<'_>, notes: &mut Vec<String>) -> Result<DecoderCo
         |published: &Published| rotary::position(config.head_size, published.base, published.scaling);
     let Position::Rotary { frequencies, .. } = angles(&local) else { unreachable!("angles are rotary") };
     let bias = keys.flag("attention_bias", false)?;
+    let window = keys.count(&["sliding_window"])?.unwrap_or(4096);
     let scalar = keys.positive(&["query_pre_attn_scalar"], 256.0)?;
     Ok(DecoderConfig {
         activation: Activation::GeGluTanh,
@@ -41,7 +42,7 @@ pub(super) fn read(keys: &Keys<'_>, notes: &mut Vec<String>) -> Result<DecoderCo
         query_key_norm: true,
         output_norms: true,
         attention_scale: Some(scalar.powf(-0.5) as f32),
-        local_rotary: Some(LocalRotary { layers: local_layers(keys, config.layers)?, frequencies }),
+        local: Some(LocalAttention { layers: local_layers(keys, config.layers)?, window, frequencies }),
         ..config
     })
 }

@@ -49,7 +49,7 @@ pub(super) fn read(keys: &Keys<'_>, notes: &mut Vec<String>) -> Result<DecoderCo
         query_key_norm: false,
         output_norms: false,
         attention_scale: None,
-        local_rotary: None,
+        local: None,
         max_positions: keys.count(&["max_position_embeddings"])?.unwrap_or(2048),
     })
 }

@@ -75,7 +75,7 @@ pub(super) fn skeleton(family: Family, keys: &Keys<'_>, notes: &mut Vec<String>)
         query_key_norm: false,
         output_norms: false,
         attention_scale: None,
-        local_rotary: None,
+        local: None,
         max_positions: within_window(family, keys, max_positions, notes)?,
     })
 }
@@ -88,10 +88,12 @@ fn within_window(
     notes: &mut Vec<String>,
 ) -> Result<usize> {
     let window = keys.count(&["sliding_window"])?;
+    if family == Family::Gemma3 {
+        // Its local blocks are computed as what they are.
+        return Ok(max_positions);
+    }
     let in_use = match family {
         Family::Mistral => true,
-        // Where the configuration does not list its blocks' kinds, most are local.
-        Family::Gemma3 => true,
         Family::Qwen2 | Family::Qwen3 => keys.flag("use_sliding_window", false)?,
         _ => false,
     } || keys

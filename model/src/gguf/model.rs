@@ -120,7 +120,7 @@ impl Gguf {
             query_key_norm: self.has("blk.0.attn_q_norm.weight"),
             output_norms: false,
             attention_scale: None,
-            local_rotary: None,
+            local: None,
             max_positions: self.optional_count(&key("context_length"))?.unwrap_or(2048),
         };
         families::check(self.path(), &config)?;

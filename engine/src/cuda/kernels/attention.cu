@@ -25,7 +25,7 @@ DEVICE float dot(const float* a, const float* b, int size) {
 
 // The score of a query and a key at these places of the sequence; minus infinity where the query does not see the key.
 DEVICE float score(Heads h, float slope, const float* query, const float* key, int query_at, int key_at, int length) {
-    if (query_at >= length || key_at > query_at) return -INFINITE;
+    if (query_at >= length || !sees(h, query_at, key_at)) return -INFINITE;
     return dot(query, key, h.size) * h.scale + slope * (float)(key_at - query_at);
 }
 
@@ -48,7 +48,7 @@ KERNEL(attention)(Heads h, const u32* tiles, const float* qkv, float* out, float
     for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) sums[at] = 0.0f;
     if (threadIdx.x < QUERIES) greatest[threadIdx.x] = -INFINITE, totals[threadIdx.x] = 0.0f;
     int beyond = min(length, first + QUERIES);
-    for (int key = 0; key < beyond; key += KEYS) {
+    for (int key = first_key(h, first) / KEYS * KEYS; key < beyond; key += KEYS) {
         __syncthreads();
         load_tile(qkv, stride, key_column(h, key_head), start, length, key, KEYS, h.size, keys);
         load_tile(qkv, stride, value_column(h, key_head), start, length, key, KEYS, h.size, values);
@@ -143,7 +143,7 @@ KERNEL(attention_backward_queries)(Heads h, const u32* tiles, const float* qkv, 
     load_sums(h, head, start, length, first, log_sums, along, tile_log_sums, tile_along);
     for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) dqueries[at] = 0.0f;
     int beyond = min(length, first + QUERIES);
-    for (int key = 0; key < beyond; key += KEYS) {
+    for (int key = first_key(h, first) / KEYS * KEYS; key < beyond; key += KEYS) {
         __syncthreads();
         load_tile(qkv, stride, key_column(h, key_head), start, length, key, KEYS, h.size, keys);
         load_tile(qkv, stride, value_column(h, key_head), start, length, key, KEYS, h.size, values);
@@ -185,7 +185,7 @@ KERNEL(attention_backward_keys)(Heads h, const u32* tiles, const float* qkv, con
     for (int at = threadIdx.x; at < KEYS * h.size; at += blockDim.x) dkeys[at] = dvalues[at] = 0.0f;
     for (int head = key_head * group; head < (key_head + 1) * group; head++) {
         float slope = h.slopes ? h.slopes[head] : 0.0f;
-        for (int query = first; query < length; query += QUERIES) {
+        for (int query = first; query < length && first_key(h, query) < first + KEYS; query += QUERIES) {
             __syncthreads();
             load_tile(qkv, stride, head * h.size, start, length, query, QUERIES, h.size, queries);
             load_tile(dout, h.heads * h.size, head * h.size, start, length, query, QUERIES, h.size, douts);
@@ -238,7 +238,7 @@ KERNEL(store_key_values)(Heads h, int page_size, const u32* page_starts, const u
 // Most columns of a head that a lane of a warp has: heads of up to 256.
 #define LANE_COLUMNS 8
 
-// Each row's attention over positions 0..=its own: a block a row (x) and head (y). Warps take positions in turn, and
+// Each row's attention over the positions up to its own that it sees: a block a row (x) and head (y). Warps take positions in turn, and
 // join their running softmaxes at the end.
 KERNEL(attention_cached)(Heads h, int page_size, const u32* page_starts, const u32* pages, const u32* positions,
                          const float* qkv, const float* cache, float* out) {
@@ -256,7 +256,7 @@ KERNEL(attention_cached)(Heads h, int page_size, const u32* page_starts, const u
         sums[i] = 0.0f;
     }
     float greatest = -INFINITE, total = 0.0f;
-    for (int key = warp; key <= position; key += warps) {
+    for (int key = first_key(h, position) + warp; key <= position; key += warps) {
         u64 at = row_pages[key / page_size] * page_length(h, page_size) +
                  ((u64)key_head * page_size + key % page_size) * h.size;
         const float* keys = cache + at;

@@ -121,7 +121,7 @@ DEVICE void attention_tensor(Heads h, const u32* tiles, const float* qkv, float*
     for (int n = 0; n < SIZE / 8; n++)
         for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
     int beyond = min(length, first + ROWS);
-    for (int key = 0; key < beyond; key += KEY_ROWS) {
+    for (int key = first_key(h, first) / KEY_ROWS * KEY_ROWS; key < beyond; key += KEY_ROWS) {
         __syncthreads();
         load_narrow<SIZE>(qkv, stride, key_column(h, key_head), start, length, key, KEY_ROWS, h.size, keys, nullptr, 0, 0);
         load_narrow<SIZE>(qkv, stride, value_column(h, key_head), start, length, key, KEY_ROWS, h.size, nullptr, values, 0,
@@ -129,23 +129,24 @@ DEVICE void attention_tensor(Heads h, const u32* tiles, const float* qkv, float*
         __syncthreads();
         float scores[KEY_ROWS / 8][4];
         multiply_rows<SIZE, KEY_ROWS / 8>(queries + own * (SIZE + PADDING), keys, scores);
-        float now[2] = {greatest[0], greatest[1]};
+        float before[2] = {greatest[0], greatest[1]}, now[2] = {greatest[0], greatest[1]};
 #pragma unroll
         for (int n = 0; n < KEY_ROWS / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int query_at = first + own + group + i / 2 * 8, key_at = key + 8 * n + pair + i % 2;
-                scores[n][i] = key_at <= query_at ? scores[n][i] * h.scale + slope * (float)(key_at - query_at) : -INFINITE;
+                scores[n][i] =
+                    sees(h, query_at, key_at) ? scores[n][i] * h.scale + slope * (float)(key_at - query_at) : -INFINITE;
                 now[i / 2] = fmaxf(now[i / 2], scores[n][i]);
             }
         }
         float rescale[2], parts[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            // Key 0 is seen by every query: after the first tile the maximum is a number.
-            now[half] = quad_max(now[half]);
-            rescale[half] = expf(greatest[half] - now[half]);
-            greatest[half] = now[half];
+            greatest[half] = now[half] = quad_max(now[half]);
+            // A query that has seen no key yet: all exponentials are zeros.
+            if (now[half] == -INFINITE) now[half] = 0.0f;
+            rescale[half] = expf(before[half] - now[half]);
         }
 #pragma unroll
         for (int n = 0; n < KEY_ROWS / 8; n++) {
@@ -204,7 +205,7 @@ DEVICE void attention_tensor_backward_queries(Heads h, const u32* tiles, const f
     for (int n = 0; n < SIZE / 8; n++)
         for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
     int beyond = min(length, first + ROWS);
-    for (int key = 0; key < beyond; key += KEY_ROWS) {
+    for (int key = first_key(h, first) / KEY_ROWS * KEY_ROWS; key < beyond; key += KEY_ROWS) {
         __syncthreads();
         load_narrow<SIZE>(qkv, stride, key_column(h, key_head), start, length, key, KEY_ROWS, h.size, keys, turned_keys, 0,
                           SIZE);
@@ -219,7 +220,7 @@ DEVICE void attention_tensor_backward_queries(Heads h, const u32* tiles, const f
             for (int i = 0; i < 4; i++) {
                 int query_at = first + own + group + i / 2 * 8, key_at = key + 8 * n + pair + i % 2;
                 float score = scores[n][i] * h.scale + slope * (float)(key_at - query_at);
-                float weight = key_at <= query_at && query_at < length ? expf(score - own_log_sums[i / 2]) : 0.0f;
+                float weight = sees(h, query_at, key_at) && query_at < length ? expf(score - own_log_sums[i / 2]) : 0.0f;
                 scores[n][i] = weight * (dweights[n][i] - own_along[i / 2]) * h.scale;
             }
         }
@@ -264,7 +265,7 @@ DEVICE void attention_tensor_backward_keys(Heads h, const u32* tiles, const floa
         for (int i = 0; i < 4; i++) dkeys[n][i] = dvalues[n][i] = 0.0f;
     for (int head = key_head * heads; head < (key_head + 1) * heads; head++) {
         float slope = h.slopes ? h.slopes[head] : 0.0f;
-        for (int query = first; query < length; query += QUERY_ROWS) {
+        for (int query = first; query < length && first_key(h, query) < first + ROWS; query += QUERY_ROWS) {
             __syncthreads();
             load_narrow<SIZE>(qkv, stride, head * h.size, start, length, query, QUERY_ROWS, h.size, queries, turned_queries,
                               from, OUT);
@@ -287,7 +288,7 @@ DEVICE void attention_tensor_backward_keys(Heads h, const u32* tiles, const floa
                     int place = 8 * n + pair + i % 2;
                     int key_at = first + own + group + i / 2 * 8, query_at = query + place;
                     float score = weights[n][i] * h.scale + slope * (float)(key_at - query_at);
-                    bool seen = key_at <= query_at && query_at < length;
+                    bool seen = sees(h, query_at, key_at) && query_at < length;
                     weights[n][i] = seen ? expf(score - tile_log_sums[place]) : 0.0f;
                     dscores[n][i] = weights[n][i] * (dscores[n][i] - tile_along[place]) * h.scale;
                 }
