@@ -21,24 +21,39 @@ pub(crate) enum Device {
     Cuda,
 }
 
+/// What asks for a device, in its own words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    cuda: &'static str,
+    cpu: &'static str,
+}
+
+/// A command's flag.
+pub(crate) const FLAG: Asked = Asked { cuda: "--device cuda", cpu: "--device cpu" };
+
+/// A setting of an experiment file.
+pub(crate) const SETTING: Asked = Asked { cuda: "[experiment] device = \"cuda\"", cpu: "device = \"cpu\"" };
+
 /// The CUDA backend on the first GPU, its compiled kernels kept in the user's cache.
 ///
 /// # Errors
 /// What is missing, in words.
-pub(crate) fn cuda(output: &Output) -> Result<Cuda, Failure> {
+pub(crate) fn cuda(asked: Asked, output: &Output) -> Result<Cuda, Failure> {
     if cfg!(all(target_env = "musl", target_feature = "crt-static")) {
         return Err(Failure::wrong_input(anyhow!(
-            "--device cuda: the static program cannot load NVIDIA's libraries; expected --device cpu, or a program from \
-             `cargo install`"
+            "{}: the static program cannot load NVIDIA's libraries; expected {}, or a program from `cargo install`",
+            asked.cuda,
+            asked.cpu
         )));
     }
     let driver = Driver::open(0, kernel_cache().as_deref())
-        .map_err(|error| Failure::wrong_input(anyhow!("--device cuda: {error}; expected --device cpu")))?;
+        .map_err(|error| Failure::wrong_input(anyhow!("{}: {error}; expected {}", asked.cuda, asked.cpu)))?;
     let cuda = Cuda::new(Arc::new(driver), Arithmetic::Bf16);
     output.warning(format!(
         "{}: the CUDA backend's kernels have been tested on an emulated GPU and compiled for real ones; hold its first \
-         losses against --device cpu",
-        cuda.name()
+         losses against {}",
+        cuda.name(),
+        asked.cpu
     ));
     Ok(cuda)
 }

@@ -35,13 +35,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// As many threads as rayon would take.
+fn default_threads() -> usize {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|number| number.parse().ok());
+    asked.filter(|threads| *threads > 0).unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get))
+}
+
 fn start(arguments: Arguments, output: &Output) -> Result<ExitCode, Failure> {
     // The command runs on one of the pool's own threads: work handed in from outside would cost a switch of threads for
     // every product.
     let mut threads = arguments.threads.map_or(0, NonZero::get);
     let processes = arguments.command.processes_here();
     if processes > 1 {
-        let all = if threads == 0 { available_parallelism().map_or(1, NonZero::get) } else { threads };
+        let all = if threads == 0 { default_threads() } else { threads };
         threads = (all / processes).max(1);
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

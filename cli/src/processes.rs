@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use tune::collective::mesh::{Mesh, Seat};
 use tune::collective::{Alone, Collective};
@@ -33,6 +33,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Which process of which tuning the program was started as by another: rank, world size, master, token.
 const SEAT: &str = "POLYPACA_SEAT";
+
+/// What processes that are started one by one have to know to take part, where it is set.
+const TOKEN: &str = "POLYPACA_TOKEN";
 
 /// GPUs that CUDA shows to a process.
 const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
@@ -68,7 +71,8 @@ impl ProcessArguments {
         match (self.process_rank, &self.master) {
             (Some(rank), Some(master)) => {
                 let world_size = self.processes.get();
-                let seat = Seat { rank, world_size, master: master.clone(), token: String::new() };
+                let token = env::var(TOKEN).unwrap_or_default();
+                let seat = Seat { rank, world_size, master: master.clone(), token };
                 World::join(&seat, PATIENCE, output)
             }
             _ if self.here() > 1 => World::start(self.here(), device, output),
@@ -100,15 +104,27 @@ impl World {
 
     /// Starts the others on this machine, with the command that this one was started with.
     fn start(processes: usize, device: Device, output: &Output) -> Result<Self, Failure> {
-        let no_port = "--processes: no port of this machine is free";
-        let listener = TcpListener::bind("127.0.0.1:0").context(no_port)?;
-        let master = listener.local_addr().context(no_port)?.to_string();
-        let seat = Seat { rank: 0, world_size: processes, master, token: token() };
+        let gpus =
+            if device == Device::Cuda { Some(gpus(processes).map_err(Failure::wrong_input)?) } else { None };
+        let listener =
+            TcpListener::bind("127.0.0.1:0").and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) = listener.map_err(|error| {
+            Failure::failed(anyhow!("--processes: no port of this machine is free: {error}"))
+        })?;
+        let seat = Seat { rank: 0, world_size: processes, master: address.to_string(), token: token() };
         let mut world = Self { collective: None, others: Vec::new() };
         for rank in 1..processes {
-            let started = start(&Seat { rank, ..seat.clone() }, device);
-            let started = started.with_context(|| format!("--processes: rank {rank} was not started"));
-            world.others.push(started.map_err(Failure::wrong_input)?);
+            let gpu = gpus.as_ref().map(|gpus| gpus[rank].as_str());
+            match start(&Seat { rank, ..seat.clone() }, gpu) {
+                Ok(other) => world.others.push(other),
+                Err(error) => {
+                    // They have not begun.
+                    world.others.iter_mut().for_each(|other| drop(other.process.kill()));
+                    return Err(Failure::failed(
+                        error.context(format!("--processes: rank {rank} was not started")),
+                    ));
+                }
+            }
         }
         let mut waiting = Waiting::new(output);
         let mesh = Mesh::lead(&seat, &listener, SHORT_PATIENCE, &mut |missing| {
@@ -161,6 +177,10 @@ impl World {
             if told && !said.is_empty() {
                 output.note(String::from_utf8_lossy(&said).trim_end());
             }
+            if told && status.code().is_none() {
+                // It was ended from outside, and said nothing.
+                output.warning(format!("rank {rank} ended with {status}"));
+            }
             failed.get_or_insert_with(|| Failure::failed(anyhow!("rank {rank} ended with {status}")));
         }
         let ended = ended?;
@@ -211,7 +231,7 @@ impl<'a> Waiting<'a> {
 }
 
 /// Starts this program once more, in another seat.
-fn start(seat: &Seat, device: Device) -> anyhow::Result<Other> {
+fn start(seat: &Seat, gpu: Option<&str>) -> anyhow::Result<Other> {
     let Seat { rank, world_size, master, token } = seat;
     let mut command = Command::new(env::current_exe()?);
     command
@@ -220,8 +240,8 @@ fn start(seat: &Seat, device: Device) -> anyhow::Result<Other> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    if device == Device::Cuda {
-        command.env(VISIBLE_DEVICES, gpu(*rank, env::var(VISIBLE_DEVICES).ok().as_deref())?);
+    if let Some(gpu) = gpu {
+        command.env(VISIBLE_DEVICES, gpu);
     }
     let mut process = command.spawn()?;
     let stderr = process.stderr.take();
@@ -234,6 +254,12 @@ fn start(seat: &Seat, device: Device) -> anyhow::Result<Other> {
         said
     });
     Ok(Other { process, said })
+}
+
+/// A GPU for each of the processes on this machine.
+fn gpus(processes: usize) -> anyhow::Result<Vec<String>> {
+    let visible = env::var(VISIBLE_DEVICES).ok();
+    (0..processes).map(|rank| gpu(rank, visible.as_deref())).collect()
 }
 
 /// The GPU of a process on this machine, of those that CUDA shows to its parent.

@@ -200,6 +200,10 @@ fn what_cannot_be_tuned_together_is_refused() {
             "expected a rank from 0 to 1",
         ),
         (
+            vec!["--process-rank", "0", "--processes", "2", "--master", "nowhere"],
+            "nowhere: expected HOST:PORT of rank 0",
+        ),
+        (
             vec!["--process-rank", "1", "--processes", "2", "--master", "nowhere"],
             "nowhere: expected HOST:PORT of rank 0",
         ),

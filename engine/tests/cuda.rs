@@ -489,6 +489,25 @@ fn adamw_moves_the_same_way() {
 }
 
 #[test]
+fn values_are_read_and_changed_where_they_lie() {
+    agree_in_both!("values that are handed out", |k| {
+        let mut buffer = k.upload(&numbers(1, 70));
+        k.modify(&mut buffer, &mut |values| values.iter_mut().for_each(|x| *x *= 2.0));
+        let mut read = Vec::new();
+        k.read(&buffer, &mut |values| read.extend_from_slice(values));
+        let mut matrix = k.matrix(&tensor(31, 17, numbers(2, 31 * 17)), Precision::F32);
+        k.modify_matrix(&mut matrix, &mut |values| values.iter_mut().for_each(|x| *x *= -3.0));
+        // Each backend has a layout of its own, but its values are the matrix's and zeros.
+        let mut sum = 0.0;
+        k.read_matrix(&matrix, &mut |values| sum = values.iter().map(|x| x * x).sum());
+        // Products read the changed values.
+        let mut out = k.buffer(31);
+        k.product(1, &k.upload(&numbers(3, 17)), &matrix, None, &mut out, false);
+        vec![read, k.matrix_values(&matrix), vec![sum], k.download(&out, 31)]
+    });
+}
+
+#[test]
 fn two_runs_give_the_same_bytes() {
     let run = || {
         let k = cuda(Arithmetic::Bf16);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use answer::{AnswerModel, System, respond};
 use anyhow::{Context, Result};
@@ -118,8 +118,8 @@ impl<K: Kernels> Answers<K> {
 
 impl<K: Kernels + Clone> AnswerRoom for Answers<K> {
     fn answer(&self, job: &AnswerJob, progress: &CellProgress) -> Result<Vec<String>> {
-        let mut last =
-            self.last.lock().map_err(|_| anyhow::anyhow!("an earlier cell broke off while answering"))?;
+        // A cell that broke off had taken the model out.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (path, mut model) = match last.take() {
             Some((path, model)) if path == job.model => (path, model),
             _ => {
@@ -139,7 +139,8 @@ impl<K: Kernels + Clone> AnswerRoom for Answers<K> {
         let left: Vec<Prompt> =
             job.prompts.iter().filter(|prompt| !kept.texts.contains_key(&prompt.id)).cloned().collect();
         let mut written = Ok(());
-        // What stands beside a prompt in the batch does not change its response, so the rest can be asked alone.
+        // What stands beside a prompt in the batch does not change its response, so the rest can be asked alone; on a GPU
+        // but for rounding.
         respond(&model, &[system], &left, &template, &decoding, &mut |_, response| {
             if written.is_ok() {
                 written = kept.add(&response.prompt.id, &response.response);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::metrics::ValidationMetrics;
 
@@ -37,6 +38,15 @@ impl State {
     /// The beginning of a run.
     pub(crate) fn new(fingerprint: String) -> Self {
         Self { format: FORMAT, fingerprint, ..Self::default() }
+    }
+
+    /// Rank 0's in all ranks.
+    pub(crate) fn handed_on(state: Option<Self>, collective: &dyn Collective) -> Result<Self> {
+        let invalid = |error: serde_json::Error| Error::Collective(error.to_string());
+        let mut bytes =
+            state.map(|state| serde_json::to_vec(&state)).transpose().map_err(invalid)?.unwrap_or_default();
+        collective.broadcast(&mut bytes)?;
+        serde_json::from_slice(&bytes).map_err(invalid)
     }
 
     /// The lowest validation loss so far.
@@ -76,20 +86,14 @@ impl Checkpoints {
         write(&self.best_file(), state, tensors)
     }
 
-    /// The file of where the run stood, if it had begun.
-    pub(crate) fn state_bytes(&self) -> Result<Option<Vec<u8>>> {
-        bytes(&self.state_file())
-    }
-
-    /// Where the run stood, by the file's bytes.
-    pub(crate) fn parse_state(&self, bytes: &[u8], fingerprint: &str) -> Result<(State, Tensors)> {
-        parse(&self.state_file(), bytes, fingerprint)
+    /// Where the run stood, if it had begun.
+    pub(crate) fn read_state(&self, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
+        read(&self.state_file(), fingerprint)
     }
 
     /// The best values.
     pub(crate) fn read_best(&self, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
-        let path = self.best_file();
-        bytes(&path)?.map(|bytes| parse(&path, &bytes, fingerprint)).transpose()
+        read(&self.best_file(), fingerprint)
     }
 
     /// Removes the folder at the end of a run.
@@ -127,18 +131,14 @@ fn write(path: &Path, state: &State, tensors: &[(String, Vec<f32>)]) -> Result<(
         .map_err(|error| Error::io(path)(std::io::Error::other(format!("{error:#}"))))
 }
 
-/// A file's bytes, if it is there.
-fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(path)(error)),
-    }
-}
-
-fn parse(path: &Path, bytes: &[u8], fingerprint: &str) -> Result<(State, Tensors)> {
+fn read(path: &Path, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path)(error)),
+    };
     let invalid = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| invalid(error.to_string()))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| invalid(error.to_string()))?;
     let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let state = state.ok_or_else(|| invalid(format!("its header has no `{KEY}`")))?;
     let state: State = serde_json::from_str(state).map_err(|error| invalid(error.to_string()))?;
@@ -148,7 +148,7 @@ fn parse(path: &Path, bytes: &[u8], fingerprint: &str) -> Result<(State, Tensors
     if state.fingerprint != fingerprint {
         return Err(Error::OtherRun { path: path.to_owned() });
     }
-    let file = SafeTensors::deserialize(bytes).map_err(|error| invalid(error.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| invalid(error.to_string()))?;
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors() {
         if tensor.dtype() != Dtype::F32 {
@@ -157,5 +157,5 @@ fn parse(path: &Path, bytes: &[u8], fingerprint: &str) -> Result<(State, Tensors
         let values = tensor.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]));
         tensors.insert(name, values.collect());
     }
-    Ok((state, Tensors(tensors)))
+    Ok(Some((state, Tensors(tensors))))
 }

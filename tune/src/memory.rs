@@ -18,7 +18,9 @@ pub const PROGRAM: u64 = 100 << 20;
 pub(crate) struct Room {
     /// Of the memory that its backend works in.
     pub available: Option<u64>,
-    /// Of the machine's, where that is another one.
+    /// Processes that take it, and as much as this one.
+    pub sharing: u64,
+    /// Of the machine's, where that is another one, and this process writes the checkpoints.
     pub of_machine: Option<u64>,
     /// The processes that tune together, and share the moments.
     pub world_size: usize,
@@ -27,13 +29,19 @@ pub(crate) struct Room {
 impl Room {
     /// What there is for this process. A GPU is a process's own; a machine's memory is for all that are on it.
     pub(crate) fn of<K: Kernels>(kernels: &K, collective: &dyn Collective) -> Self {
-        let here = available().map(|bytes| bytes / collective.on_this_machine() as u64);
+        let here = available();
         let of_device = kernels.available_bytes();
         Self {
             available: of_device.or(here),
-            of_machine: of_device.and(here),
+            sharing: if of_device.is_some() { 1 } else { collective.on_this_machine() as u64 },
+            of_machine: of_device.and(here).filter(|_| collective.is_first()),
             world_size: collective.world_size(),
         }
+    }
+
+    /// What all processes here take: rank 0 alone writes checkpoints.
+    fn taken(self, memory: Memory) -> u64 {
+        (memory.total() - memory.checkpoint) * self.sharing + memory.checkpoint
     }
 }
 
@@ -57,7 +65,7 @@ pub(crate) fn check<K: Kernels>(
     }
     let Some(available) = room.available else { return Ok(()) };
     let wanted = of(settings)?;
-    if wanted.total() <= available {
+    if room.taken(wanted) <= available {
         return Ok(());
     }
     let longest = rows.iter().chain(validation).map(|row| row.tokens).max().unwrap_or(0);
@@ -65,16 +73,17 @@ pub(crate) fn check<K: Kernels>(
         "nothing that `tune` can spare would make it fit: it takes a smaller model or a larger machine"
             .to_owned();
     for (flags, settings) in frugal(settings, longest) {
-        let total = of(&settings)?.total();
+        let total = room.taken(of(&settings)?);
         if total <= available {
             fitting = format!("{flags} would fit, with {}", gigabytes(total));
             break;
         }
     }
+    let each = if room.sharing == 1 { String::new() } else { format!(" for {} processes", room.sharing) };
     Err(Error::Memory(format!(
-        "this tuning would take {} (weights {}, what is trained {}, activations {}, and {} beside them), and {} are free; \
+        "this tuning would take {}{each} (weights {}, what is trained {}, activations {}, and {} beside them), and {} are free; \
          {fitting}",
-        gigabytes(wanted.total()),
+        gigabytes(room.taken(wanted)),
         gigabytes(wanted.weights),
         gigabytes(wanted.optimizer),
         gigabytes(wanted.workspace),
@@ -97,8 +106,8 @@ fn check_machine(
         return Ok(());
     }
     Err(Error::Memory(format!(
-        "this tuning's checkpoints would take {} of the machine's memory, and {} are free; with --checkpoint-every above \
-         the number of updates none would be written",
+        "this tuning's checkpoints would take {} of the machine's memory, and {} are free: it takes a smaller model or a \
+         larger machine",
         gigabytes(checkpoint + PROGRAM),
         gigabytes(available)
     )))
@@ -247,7 +256,7 @@ mod tests {
         };
         let enough = cost(&shape, &rows, &[], &settings, threads).memory.total() + PROGRAM;
         let found = |available| {
-            let room = Room { available, of_machine: None, world_size: 1 };
+            let room = Room { available, sharing: 1, of_machine: None, world_size: 1 };
             let refused = check(&Cpu, &base, &rows, &[], &settings, room);
             refused.map_or_else(|error| error.to_string(), |()| "it fits".to_owned())
         };
@@ -277,11 +286,11 @@ mod tests {
         // Three quarters of the moments are others'; no tensor is cut.
         assert!(optimizer(4) < optimizer(1) - moments * 2 / 3, "{} and {}", optimizer(4), optimizer(1));
         let found = |of_machine| {
-            let room = Room { available: None, of_machine: Some(of_machine), world_size: 1 };
+            let room = Room { available: None, sharing: 1, of_machine: Some(of_machine), world_size: 1 };
             check(&Cpu, &base, &rows, &[], &settings, room).map_err(|error| error.to_string())
         };
         assert_eq!(found(1 << 40), Ok(()));
-        assert!(found(1).is_err_and(|told| told.contains("--checkpoint-every")));
+        assert!(found(1).is_err_and(|told| told.contains("checkpoints would take")));
     }
 
     /// Room that is asked for and not used: operands as wide as the widest, a matrix to be converted.

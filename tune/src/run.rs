@@ -204,8 +204,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         places: &'a Places,
     ) -> Result<Self> {
         check(rows, settings)?;
-        // Before the model is loaded, which takes a while.
-        let folder = places.metrics.as_deref().and_then(Path::parent);
+        // All that can be wrong is looked at before the model is loaded, which takes a while.
+        let folder = places.metrics.as_deref().filter(|_| collective.is_first()).and_then(Path::parent);
         if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::read_dir(folder).map_err(Error::io(folder))?;
         }
@@ -218,7 +218,11 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             }
         };
         let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
-        memory::check(kernels, base, &lengths, &held_out, settings, Room::of(kernels, collective))?;
+        let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
+        // Before any process has taken what all of them share.
+        let room = Room::of(kernels, collective);
+        agree::<K>(collective, &fingerprint, peft.as_ref(), settings)?;
+        memory::check(kernels, base, &lengths, &held_out, settings, room)?;
         let weights = match settings.method {
             Method::Full => Weights::Trained,
             Method::Lora => Weights::Frozen(settings.weights.precision()),
@@ -239,8 +243,6 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         shape.modules = trained.as_adapter().map(module_shapes);
         let adapters: Vec<&Adapter<K>> = trained.as_adapter().into_iter().collect();
         let workspace = Workspace::new(&decoder, &adapters, plan);
-        let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
-        agree::<K>(collective, &fingerprint)?;
         Ok(Self {
             collective,
             base,
@@ -269,20 +271,31 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     /// Goes on from a checkpoint, if there is one; the metrics after it are cut off, since they will be written again.
     /// Rank 0 alone need see the file.
     fn resume(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let found = if self.collective.is_first() { self.checkpoints.state_bytes()? } else { None };
+        let collective = self.collective;
+        let mut found = None;
+        if collective.is_first() {
+            found = self.checkpoints.read_state(&self.state.fingerprint)?;
+        }
         let mut begun = [f64::from(u8::from(found.is_some()))];
-        self.collective.sum(&mut begun)?;
+        collective.sum(&mut begun)?;
         if begun[0] > 0.0 {
-            let mut bytes = found.unwrap_or_default();
-            self.collective.broadcast(&mut bytes)?;
-            let (state, mut tensors) = self.checkpoints.parse_state(&bytes, &self.state.fingerprint)?;
-            drop(bytes);
-            let restored = self.trained.restore(&mut self.decoder, |name, length| tensors.take(name, length));
+            let (state, mut tensors) = found.unzip();
+            self.state = State::handed_on(state, collective)?;
+            // Tensor by tensor: no other process need hold them all.
+            let mut failed = None;
+            let take = |name: &str, length: usize| {
+                let own = tensors.as_mut().and_then(|tensors| tensors.take(name, length));
+                handed_on(own, collective).unwrap_or_else(|error| {
+                    failed.get_or_insert(error);
+                    None
+                })
+            };
+            let restored = self.trained.restore(&mut self.decoder, take);
+            failed.map_or(Ok(()), Err)?;
             restored.ok_or_else(|| Error::Checkpoint {
                 path: self.places.checkpoints.clone(),
                 reason: "a tensor is missing or has another size".into(),
             })?;
-            self.state = state;
             progress.note(&format!("going on from update {} of {}", self.state.update, self.updates));
         }
         if let Some(path) = self.places.metrics.as_ref().filter(|_| self.collective.is_first()) {
@@ -479,11 +492,11 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             trained_parameters,
             validations: state.validations,
         };
+        // Nobody has ended well before the result is there; and whoever is gone meanwhile leaves the checkpoints.
+        collective.sum(&mut [0.0])?;
         if collective.is_first() {
             checkpoints.remove()?;
         }
-        // Nobody has ended well before the result is there.
-        collective.sum(&mut [0.0])?;
         Ok(outcome)
     }
 
@@ -602,9 +615,31 @@ fn measure<K: Kernels>(
     })
 }
 
-/// Refuses processes that would not tune the same: other rows, settings, another model, another device.
-fn agree<K: Kernels>(collective: &dyn Collective, fingerprint: &str) -> Result<()> {
-    let own = format!("{} {fingerprint}", std::any::type_name::<K>()).into_bytes();
+/// Rank 0's values in all ranks; none where it has none.
+fn handed_on(values: Option<Vec<f32>>, collective: &dyn Collective) -> Result<Option<Vec<f32>>> {
+    if collective.world_size() == 1 {
+        return Ok(values);
+    }
+    let mut bytes = bytemuck::cast_slice(&values.unwrap_or_default()).to_vec();
+    collective.broadcast(&mut bytes)?;
+    Ok((!bytes.is_empty()).then(|| bytemuck::pod_collect_to_vec(&bytes)))
+}
+
+/// Refuses processes that would not tune the same, or not write their checkpoints at the same updates: other rows,
+/// settings, another model, device or version of the program.
+fn agree<K: Kernels>(
+    collective: &dyn Collective,
+    fingerprint: &str,
+    adapter: Option<&PeftAdapter>,
+    settings: &Settings,
+) -> Result<()> {
+    if collective.world_size() == 1 {
+        return Ok(());
+    }
+    let (device, version) = (std::any::type_name::<K>(), env!("CARGO_PKG_VERSION"));
+    let config = adapter.map(|adapter| &adapter.config);
+    let every = settings.checkpoint_every;
+    let own = format!("{version} {device} {fingerprint} {every} {config:?}").into_bytes();
     let mut first = own.clone();
     collective.broadcast(&mut first)?;
     let mut others = [f64::from(u8::from(first != own))];

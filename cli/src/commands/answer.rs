@@ -16,7 +16,7 @@ use lab::progress;
 use serde_json::json;
 
 use super::tune::{load_template, open};
-use crate::device::{Device, cuda};
+use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -123,7 +123,7 @@ impl Answer {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         match self.device {
             Device::Cpu => self.run_on(Cpu, output),
-            Device::Cuda => self.run_on(cuda(output)?, output),
+            Device::Cuda => self.run_on(cuda(FLAG, output)?, output),
         }
     }
 

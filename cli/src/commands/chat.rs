@@ -17,7 +17,7 @@ use judge::identify::{Identifier, identifier};
 use super::answer::Drawing;
 use super::serve::{conversation, named};
 use super::tune::open;
-use crate::device::{Device, cuda};
+use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -106,7 +106,7 @@ impl Chat {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         match self.device {
             Device::Cpu => self.run_on(Cpu, output),
-            Device::Cuda => self.run_on(cuda(output)?, output),
+            Device::Cuda => self.run_on(cuda(FLAG, output)?, output),
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use tune::{Method, Preset, Settings, Supervise};
 
 use super::tune::{DataArguments, encode, failure, load_template, named, open, read_adapter};
-use crate::device::{Device, cuda};
+use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -62,7 +62,7 @@ impl Loss {
         let most = settings.micro_batch_tokens;
         let loss = match self.device {
             Device::Cpu => tune::loss(&Cpu, &base, adapter.as_ref(), &rows, most),
-            Device::Cuda => tune::loss(&cuda(output)?, &base, adapter.as_ref(), &rows, most),
+            Device::Cuda => tune::loss(&cuda(FLAG, output)?, &base, adapter.as_ref(), &rows, most),
         }
         .map_err(failure)?;
         if loss.supervised_tokens == 0 {

@@ -13,7 +13,7 @@ use lab::store::{Determinants, Store};
 use serde::Serialize;
 
 use super::experiment::ExperimentArguments;
-use crate::device::cuda;
+use crate::device::{SETTING, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -142,7 +142,7 @@ impl Plan {
                 let mut told = |what: &str| output.note(format!("measuring {what}"));
                 let measured = match computes_on {
                     Device::Cpu => estimator.calibrate(&Cpu, &mut told),
-                    Device::Cuda => estimator.calibrate(&cuda(output)?, &mut told),
+                    Device::Cuda => estimator.calibrate(&cuda(SETTING, output)?, &mut told),
                 };
                 let measured = measured.map_err(Failure::failed)?;
                 measured.write(&places.store, &device).map_err(Failure::failed)?;

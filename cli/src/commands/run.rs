@@ -10,6 +10,7 @@ use engine::Cpu;
 use engine::kernels::Kernels;
 use lab::experiment::{Device, Slurm};
 use lab::local::{Finished, Machinery, Places, Prepared, Ready, hold, ready, ready_for};
+use lab::plan::{Answerer, Cell, Work};
 use lab::progress::{self, Progress, Within};
 use lab::rooms::{Answers, TuneRoom, open_model};
 use lab::run::Outcome;
@@ -22,7 +23,7 @@ use lab::store::{Key, Store};
 use lab::watch::Recorded;
 
 use super::experiment::ExperimentArguments;
-use crate::device::cuda;
+use crate::device::{SETTING, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -62,12 +63,29 @@ enum Runner {
 impl Run {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let (prepared, places) = self.experiment.prepare(output)?;
-        // Who submits to a cluster computes nothing, and needs no GPU.
-        let submits = self.runner == Runner::Slurm && self.cells.is_empty();
         match prepared.experiment.experiment.device {
-            Device::Cuda if !submits => self.run_on(&cuda(output)?, &prepared, &places, output),
+            Device::Cuda if self.computes(&prepared, &places) => {
+                self.run_on(&cuda(SETTING, output)?, &prepared, &places, output)
+            }
             _ => self.run_on(&Cpu, &prepared, &places, output),
         }
+    }
+
+    /// Whether a cell is missing that is done here and takes a device. Who submits to a cluster does none of them.
+    fn computes(&self, prepared: &Prepared, places: &Places) -> bool {
+        if self.runner == Runner::Slurm && self.cells.is_empty() {
+            return false;
+        }
+        let store = Store::read(&places.store);
+        let here = |cell: &&Cell| self.cells.is_empty() || self.cells.contains(&cell.key);
+        prepared.plan.cells.iter().filter(here).any(|cell| {
+            let takes_one = match &cell.work {
+                Work::BaseModel { .. } | Work::Tuning { .. } => true,
+                Work::Answers { answerer, .. } => matches!(answerer, Answerer::Model { .. }),
+                Work::Mix { .. } | Work::Scores { .. } => false,
+            };
+            takes_one && !store.has(&cell.key)
+        })
     }
 
     fn run_on<K: Kernels + Clone>(

@@ -14,7 +14,7 @@ use instructions::template::TemplateChoice;
 use serde_json::json;
 
 use super::tune::{load_template, open};
-use crate::device::{Device, cuda};
+use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -79,7 +79,7 @@ impl Serve {
         }
         match self.device {
             Device::Cpu => self.serve_on(Cpu, output),
-            Device::Cuda => self.serve_on(cuda(output)?, output),
+            Device::Cuda => self.serve_on(cuda(FLAG, output)?, output),
         }
     }
 

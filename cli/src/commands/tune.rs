@@ -27,7 +27,7 @@ use tune::{
     Supervise, UpdateMetrics, ValidationMetrics,
 };
 
-use crate::device::{Device, cuda};
+use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::processes::{ProcessArguments, World};
@@ -229,6 +229,10 @@ impl Tune {
 
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         self.check()?;
+        if self.processes.here() > 1 {
+            // One fetches what all of them read.
+            fetch_by_name(&self.model, output)?;
+        }
         let world = self.processes.meet(self.device, output)?;
         let rank = world.collective().rank();
         let ended = if rank == 0 {
@@ -242,7 +246,7 @@ impl Tune {
     fn run_in(&self, world: &World, output: &Output) -> Result<ExitCode, Failure> {
         match self.device {
             Device::Cpu => self.run_on(&Cpu, world, output),
-            Device::Cuda => self.run_on(&cuda(output)?, world, output),
+            Device::Cuda => self.run_on(&cuda(FLAG, output)?, world, output),
         }
     }
 

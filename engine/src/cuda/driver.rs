@@ -129,6 +129,16 @@ impl Driver {
         Ok(module)
     }
 
+    /// Gives the memory that was freed back to the system, once all work is done.
+    fn give_back_freed(&self) -> Result<(), DriverError> {
+        // SAFETY: the stream and the pool are this context's.
+        unsafe {
+            driver::stream::synchronize(self.stream.cu_stream())?;
+            let pool = driver::device::get_default_mem_pool(self.context.cu_device())?;
+            driver::mem_pool::trim_to(pool, 0)
+        }
+    }
+
     fn bind(&self) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(error)
     }
@@ -156,6 +166,8 @@ impl Device for Driver {
 
     fn memory(&self) -> Result<[usize; 2], DeviceError> {
         self.bind()?;
+        // What was freed is kept for what comes next, and would not be counted as free.
+        self.give_back_freed().map_err(error)?;
         let (free, total) = driver::mem_get_info().map_err(error)?;
         Ok([free, total])
     }
@@ -170,12 +182,7 @@ impl Device for Driver {
                 return Err(first);
             }
             // What was freed is kept for what comes next, and may be in pieces: it goes back to the system first.
-            // SAFETY: the stream and the pool are this context's.
-            unsafe {
-                driver::stream::synchronize(stream)?;
-                let pool = driver::device::get_default_mem_pool(self.context.cu_device())?;
-                driver::mem_pool::trim_to(pool, 0)?;
-            }
+            self.give_back_freed()?;
             allocate()
         };
         allocate().or_else(again).map_err(|source| DeviceError(format!("{bytes} bytes: {}", error(source))))

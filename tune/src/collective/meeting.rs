@@ -7,7 +7,7 @@
 //! the inside of a machine, or for a cluster's own network.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ const GREETING: [u8; 12] = *b"polypaca-ra1";
 /// Bytes of a greeting's text: far more than a host's names take.
 const LONGEST_TEXT: usize = 1 << 20;
 
-/// How long a connection may take to say who it is: a stray one is dropped after it.
-const INTRODUCTION: Duration = Duration::from_secs(10);
+/// How long a connection may take to be made, and then to say who it is: a stray one is dropped after it.
+const INTRODUCTION: Duration = Duration::from_secs(5);
 
 /// Between two looks for somebody new.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -57,6 +57,23 @@ struct Introduction {
 pub(super) struct Whereabouts {
     pub(super) address: SocketAddr,
     machine: String,
+}
+
+/// Where rank 0 listens: at the address itself where it is a number, and at its port on all of the machine's addresses where
+/// it is a name, which to the machine itself often is another address than to the others.
+pub(super) fn listen(master: &str) -> Result<TcpListener> {
+    let expected = || Error::Settings(format!("{master}: expected HOST:PORT of rank 0"));
+    let (host, port) = master.rsplit_once(':').ok_or_else(expected)?;
+    let port: u16 = port.parse().map_err(|_| expected())?;
+    if host.is_empty() {
+        return Err(expected());
+    }
+    let listener = match master.parse::<SocketAddr>() {
+        Ok(address) => TcpListener::bind(address),
+        Err(_) => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
+    };
+    listener.map_err(at(master, "cannot listen there"))
 }
 
 /// Rank 0 lets the others in at `listener`, and tells all of them where the others are.
@@ -101,8 +118,7 @@ pub(super) fn join(
         machine: machine(),
     };
     introduce(&master, &introduction).map_err(gone(0, &seat.master))?;
-    master.set_read_timeout(Some(patience)).map_err(gone(0, &seat.master))?;
-    let roster = read_roster(seat, &master)?;
+    let roster = read_roster(seat, &master, Instant::now() + patience)?;
     let mut found = Meeting::new(seat, seat.rank + 1..seat.world_size);
     found.guests[0] = Some(Guest { stream: master, place: roster[0].clone() });
     for (rank, place) in roster.iter().enumerate().take(seat.rank).skip(1) {
@@ -140,8 +156,8 @@ fn find_master(
 }
 
 /// Where all ranks are, as rank 0 tells when all have come.
-fn read_roster(seat: &Seat, master: &TcpStream) -> Result<Vec<Whereabouts>> {
-    let text = read_text(master).map_err(|error| {
+fn read_roster(seat: &Seat, master: &TcpStream, until: Instant) -> Result<Vec<Whereabouts>> {
+    let text = read_text(master, until).map_err(|error| {
         Error::Collective(format!("rank 0 ({}) did not let this one take part: {error}", seat.master))
     })?;
     let roster: Vec<Whereabouts> =
@@ -213,21 +229,39 @@ impl<'a> Meeting<'a> {
             if missing.is_empty() {
                 return Ok(());
             }
+            if Instant::now() >= until {
+                return Err(Error::Collective(format!(
+                    "ranks {missing:?} of a world of {} did not come within {} s",
+                    self.seat.world_size,
+                    patience.as_secs()
+                )));
+            }
+            waiting(missing.len())?;
             match listener.accept() {
                 Ok((stream, address)) => self.let_in(stream, address)?,
-                Err(_) if Instant::now() >= until => {
-                    return Err(Error::Collective(format!(
-                        "ranks {missing:?} of a world of {} did not come within {} s",
-                        self.seat.world_size,
-                        patience.as_secs()
-                    )));
-                }
                 Err(_) => {
-                    waiting(missing.len())?;
+                    self.look_after_guests()?;
                     thread::sleep(PAUSE);
                 }
             }
         }
+    }
+
+    /// Gives up where somebody who came has gone again.
+    fn look_after_guests(&self) -> Result<()> {
+        for (rank, guest) in self.guests.iter().enumerate() {
+            let Some(Guest { stream, place }) = guest else { continue };
+            let gone = gone(rank, &place.address);
+            stream.set_nonblocking(true).map_err(&gone)?;
+            let found = stream.peek(&mut [0]);
+            stream.set_nonblocking(false).map_err(&gone)?;
+            match found {
+                Ok(0) => return Err(gone(io::ErrorKind::UnexpectedEof.into())),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(gone(error)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Takes a connection for the rank that it says it is.
@@ -272,6 +306,10 @@ fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     for address in addresses {
         match TcpStream::connect_timeout(address, INTRODUCTION) {
+            // Where nobody listens, and the system chose the same port for this end, one is connected with oneself.
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                last = io::ErrorKind::ConnectionRefused.into();
+            }
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -288,14 +326,35 @@ fn introduce(stream: &TcpStream, introduction: &Introduction) -> io::Result<()> 
 /// Who is there; none if it does not say so in time, or as this program does.
 fn introduced(stream: &TcpStream) -> Option<Introduction> {
     stream.set_nonblocking(false).ok()?;
-    stream.set_read_timeout(Some(INTRODUCTION)).ok()?;
-    let mut greeting = GREETING;
-    let mut reader = stream;
-    reader.read_exact(&mut greeting).ok()?;
+    let until = Instant::now() + INTRODUCTION;
+    let mut greeting = [0; GREETING.len()];
+    read_until(stream, until, &mut greeting).ok()?;
     if greeting != GREETING {
         return None;
     }
-    serde_json::from_slice(&read_text(stream).ok()?).ok()
+    serde_json::from_slice(&read_text(stream, until).ok()?).ok()
+}
+
+/// Fills `bytes`, all of them before `until`.
+fn read_until(mut stream: &TcpStream, until: Instant, bytes: &mut [u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(rest) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => rest = &mut rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn write_text(mut stream: &TcpStream, text: &[u8]) -> io::Result<()> {
@@ -303,15 +362,15 @@ fn write_text(mut stream: &TcpStream, text: &[u8]) -> io::Result<()> {
     stream.write_all(text)
 }
 
-fn read_text(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+fn read_text(stream: &TcpStream, until: Instant) -> io::Result<Vec<u8>> {
     let mut length = [0; 8];
-    stream.read_exact(&mut length)?;
+    read_until(stream, until, &mut length)?;
     let length = u64::from_le_bytes(length) as usize;
     if length > LONGEST_TEXT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a text of {length} bytes")));
     }
     let mut text = vec![0; length];
-    stream.read_exact(&mut text)?;
+    read_until(stream, until, &mut text)?;
     Ok(text)
 }
 
@@ -329,5 +388,11 @@ pub(super) fn at<'a>(address: &'a str, what: &'a str) -> impl Fn(io::Error) -> E
 /// Names the rank in a system's error.
 pub(super) fn gone(rank: usize, address: &impl ToString) -> impl Fn(io::Error) -> Error {
     let address = address.to_string();
-    move |error| Error::Collective(format!("rank {rank} ({address}) is gone: {error}"))
+    move |error| {
+        let how = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+            _ => error.to_string(),
+        };
+        Error::Collective(format!("rank {rank} ({address}) is gone: {how}"))
+    }
 }

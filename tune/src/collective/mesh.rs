@@ -12,12 +12,12 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 
 pub use super::meeting::Seat;
-use super::meeting::{Guest, Met, at, gone, join, lead};
+use super::meeting::{Guest, Met, gone, join, lead, listen};
 use super::{Collective, Receivers, Tensor};
 use crate::error::{Error, Result};
 
-/// A machine that vanishes without a word is noticed after about a minute.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// A machine that vanishes without a word is noticed after a minute.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Another rank.
 struct Peer {
@@ -39,12 +39,15 @@ pub struct Mesh {
 enum Kind {
     Numbers = 1,
     Bytes,
-    Tensor,
+    Gradient,
+    Values,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        [Self::Numbers, Self::Bytes, Self::Tensor].into_iter().find(|kind| *kind as u8 == byte)
+        [Self::Numbers, Self::Bytes, Self::Gradient, Self::Values]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -55,7 +58,7 @@ const CHUNK: usize = 64 * 1024;
 const HEADER: usize = 1 + 8 + 8;
 
 impl Mesh {
-    /// Meets the others: rank 0 listens at the seat's master address, the others connect to it. `waiting` is called
+    /// Meets the others: rank 0 listens at the port of the seat's master address, the others connect to it. `waiting` is called
     /// while others are still missing, with their number, and may give up.
     ///
     /// # Errors
@@ -69,8 +72,7 @@ impl Mesh {
         if seat.rank > 0 {
             return Self::new(seat.rank, join(seat, patience, waiting)?);
         }
-        let listener = TcpListener::bind(&seat.master).map_err(at(&seat.master, "cannot listen there"))?;
-        Self::lead(seat, &listener, patience, waiting)
+        Self::lead(seat, &listen(&seat.master)?, patience, waiting)
     }
 
     /// [`Mesh::meet`] for a rank 0 that listens already.
@@ -172,7 +174,9 @@ impl Collective for Mesh {
         let mut by_owner = dealt(owners, tensors, self.peers.len());
         let own = std::mem::take(&mut by_owner[self.rank]);
         let send = |rank: usize, peer: &Peer| {
-            by_owner[rank].iter().try_for_each(|tensor| peer.send_tensor(rank, operation, &**tensor))
+            by_owner[rank]
+                .iter()
+                .try_for_each(|tensor| peer.send_tensor(rank, Kind::Gradient, operation, &**tensor))
         };
         self.while_sending(send, || {
             let mut chunks = [vec![0.0; CHUNK], vec![0.0; CHUNK]];
@@ -194,8 +198,8 @@ impl Collective for Mesh {
         let mut by_owner = dealt(owners, tensors, self.peers.len());
         let own = std::mem::take(&mut by_owner[self.rank]);
         let send = |rank: usize, peer: &Peer| {
-            let sent = own.iter().filter(|_| receivers.include(rank));
-            sent.into_iter().try_for_each(|tensor| peer.send_tensor(rank, operation, &**tensor))
+            let sent = if receivers.include(rank) { &own[..] } else { &[] };
+            sent.iter().try_for_each(|tensor| peer.send_tensor(rank, Kind::Values, operation, &**tensor))
         };
         self.while_sending(send, || {
             for (rank, peer) in self.others().filter(|_| receivers.include(self.rank)) {
@@ -203,7 +207,7 @@ impl Collective for Mesh {
                     let mut received = Ok(());
                     tensor.modify(&mut |values| {
                         let bytes = bytemuck::cast_slice_mut(values);
-                        received = peer.receive(rank, Kind::Tensor, operation, bytes);
+                        received = peer.receive(rank, Kind::Values, operation, bytes);
                     });
                     received?;
                 }
@@ -230,7 +234,7 @@ impl Mesh {
     /// Adds what the other ranks send of a tensor to this one's part of it, in the order of ranks and a chunk at a time.
     fn add_up(&self, values: &mut [f32], operation: u64, chunks: &mut [Vec<f32>; 2]) -> Result<()> {
         for (rank, peer) in self.others() {
-            peer.expect(rank, Kind::Tensor, operation, size_of_val(values))?;
+            peer.expect(rank, Kind::Gradient, operation, size_of_val(values))?;
         }
         let [own, theirs] = chunks;
         for sum in values.chunks_mut(CHUNK) {
@@ -305,9 +309,9 @@ impl Peer {
     }
 
     /// Sends a tensor from where it lies.
-    fn send_tensor(&self, rank: usize, operation: u64, tensor: &dyn Tensor) -> Result<()> {
+    fn send_tensor(&self, rank: usize, kind: Kind, operation: u64, tensor: &dyn Tensor) -> Result<()> {
         let mut sent = Ok(());
-        tensor.read(&mut |values| sent = self.send(Kind::Tensor, operation, bytemuck::cast_slice(values)));
+        tensor.read(&mut |values| sent = self.send(kind, operation, bytemuck::cast_slice(values)));
         sent.map_err(gone(rank, &self.address))
     }
 
@@ -340,8 +344,14 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(None)?;
     stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    let keepalive = TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6);
+    #[cfg(target_os = "linux")]
+    let keepalive = keepalive.with_retries(3);
+    let socket = SockRef::from(stream);
+    // The same for what is sent and not received.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(SILENCE))?;
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 #[cfg(test)]
