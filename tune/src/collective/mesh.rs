@@ -1,7 +1,7 @@
 //! Collectives over TCP: every rank is connected with every other one.
 //!
 //! A frame names its operation and its number, so that ranks that do different things find out at once and do not take
-//! one tensor for another. How they meet, and whom to keep out, is said in [`super::meeting`].
+//! one tensor for another. How they meet, and whom to keep out, is said in `meeting.rs`.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
