@@ -21,12 +21,12 @@ mod watch;
 
 use std::process::ExitCode;
 
-pub(crate) use tune::failure as tuning_failure;
-
 use clap::Subcommand;
 
 use crate::failure::Failure;
 use crate::output::Output;
+
+pub(crate) use tune::failure as tuning_failure;
 
 /// What is to be done.
 #[derive(Debug, Subcommand)]

@@ -240,20 +240,20 @@ mod tests {
     use crate::settings::{Length, Preset};
     use crate::{Places, Quiet, Rows, TrainingRow, UpdateMetrics, tune};
 
+    /// A small model, and what a tuning of it under these settings computes on.
+    fn small(settings: &Settings) -> (BaseModel, Shape) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
+        let base = BaseModel::open(folder).unwrap();
+        let shape = Shape::of(&base, settings).unwrap();
+        (base, shape)
+    }
+
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
-        let base = match BaseModel::open(folder) {
-            Ok(base) => base,
-            Err(error) => panic!("{error}"),
-        };
         let settings = Settings { micro_batch_tokens: 4096, ..Settings::preset(Preset::Paper, Method::Lora) };
         let rows = vec![RowLength { tokens: 64, supervised: 63 }; 128];
         let threads = rayon::current_num_threads();
-        let shape = match Shape::of(&base, &settings) {
-            Ok(shape) => shape,
-            Err(error) => panic!("{error}"),
-        };
+        let (base, shape) = small(&settings);
         let enough = cost(&shape, &rows, &[], &settings, threads).memory.total() + PROGRAM;
         let found = |available| {
             let room = Room { available, sharing: 1, of_machine: None, world_size: 1 };
@@ -270,17 +270,9 @@ mod tests {
 
     #[test]
     fn processes_together_take_less_for_each_and_a_gpus_checkpoints_are_the_machines() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
-        let base = match BaseModel::open(folder) {
-            Ok(base) => base,
-            Err(error) => panic!("{error}"),
-        };
         let settings = Settings::preset(Preset::Paper, Method::Full);
         let rows = vec![RowLength { tokens: 64, supervised: 63 }; 256 * 60];
-        let shape = match Shape::of(&base, &settings) {
-            Ok(shape) => shape,
-            Err(error) => panic!("{error}"),
-        };
+        let (base, shape) = small(&settings);
         let optimizer = |world_size| predict(&Cpu, &shape, &rows, &[], &settings, world_size).optimizer;
         let moments = MOMENTS_BYTES * shape.trained_parameters() as u64;
         // Three quarters of the moments are others'; no tensor is cut.

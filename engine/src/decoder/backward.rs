@@ -276,7 +276,7 @@ impl<K: Kernels> Decoder<K> {
         dpart
     }
 
-    /// Qwen3's norms of query and key heads: `dx` in place.
+    /// Qwen3's and Gemma 3's norms of query and key heads: `dx` in place.
     fn normalise_heads_backward(
         &self,
         layer: usize,

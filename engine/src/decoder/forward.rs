@@ -262,7 +262,7 @@ impl<K: Kernels> Decoder<K> {
         }
     }
 
-    /// Qwen3's norms of query and key heads, in place; their input is kept.
+    /// Qwen3's and Gemma 3's norms of query and key heads, in place; their input is kept.
     fn normalise_heads(&self, layer: usize, rows: usize, block: &mut BlockActivations<K>) {
         if !self.config.query_key_norm {
             return;
