@@ -12,7 +12,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with |r| <= ln 2 / 2, eʳ by its Taylor polynomial (Cephes' coefficients), 2ⁿ by its bits.
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     let clamped = x.clamp(-87.3, 88.7);
-    let n = clamped * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let polynomial = 1.987_569_1e-4;
     let polynomial = polynomial * r + 1.398_199_9e-3;
@@ -21,7 +22,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     let polynomial = polynomial * r + 1.666_666_5e-1;
     let polynomial = polynomial * r + 5.000_000_3e-1;
     let mantissa = polynomial * r * r + r + 1.0;
-    let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // From the low bits of the sum, not by a conversion: that saturates, and the compiler does it lane by lane.
+    let scale = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.3 { 0.0 } else { mantissa * scale }
 }
 
