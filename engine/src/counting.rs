@@ -94,7 +94,7 @@ impl<K: Kernels> Kernels for Counting<K> {
             out: &mut K::Buffer);
         fn activate_backward(&self, kind: Activation, length: usize, gate: Option<&K::Buffer>, up: &K::Buffer,
             dup: &mut K::Buffer, dgate: Option<&mut K::Buffer>);
-        fn adamw(&self, settings: &AdamW, values: &mut K::Buffer, gradient: &K::Buffer, moments: &mut [K::Buffer; 2]);
+        fn adamw(&self, settings: &AdamW, values: &mut K::Buffer, gradient: &mut K::Buffer, moments: &mut [K::Buffer; 2]);
         fn squared_norm(&self, gradient: &K::Buffer) -> f64;
     }
 
@@ -323,7 +323,7 @@ impl<K: Kernels> Kernels for Counting<K> {
         &self,
         settings: &AdamW,
         values: &mut Self::Matrix,
-        gradient: &K::Buffer,
+        gradient: &mut K::Buffer,
         moments: &mut [K::Buffer; 2],
     ) {
         self.inner.adamw_matrix(settings, &mut values.inner, gradient, moments);

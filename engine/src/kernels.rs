@@ -375,20 +375,20 @@ pub trait Kernels: Send + Sync {
         dhead: &mut Self::Buffer,
     ) -> Vec<f32>;
 
-    /// Moves a vector or an adapter's matrix against its gradient.
+    /// Moves a vector or an adapter's matrix against its gradient, and sets the gradient to zero.
     fn adamw(
         &self,
         settings: &AdamW,
         values: &mut Self::Buffer,
-        gradient: &Self::Buffer,
+        gradient: &mut Self::Buffer,
         moments: &mut [Self::Buffer; 2],
     );
-    /// Moves a trained matrix against its gradient.
+    /// The same of a trained matrix.
     fn adamw_matrix(
         &self,
         settings: &AdamW,
         values: &mut Self::Matrix,
-        gradient: &Self::Buffer,
+        gradient: &mut Self::Buffer,
         moments: &mut [Self::Buffer; 2],
     );
     /// Σ g² over the whole buffer.

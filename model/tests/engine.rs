@@ -350,7 +350,7 @@ fn losses_of_updates<K: Kernels + Clone>(kernels: &K, name: &str, updates: u64) 
         };
         let [first, second] = &mut moments;
         let of_modules = first.blocks.iter_mut().flatten().zip(second.blocks.iter_mut().flatten());
-        let modules = adapter.blocks.iter_mut().flatten().zip(gradients.blocks.iter().flatten());
+        let modules = adapter.blocks.iter_mut().flatten().zip(gradients.blocks.iter_mut().flatten());
         for ((module, [da, db]), ([a_first, b_first], [a_second, b_second])) in modules.zip(of_modules) {
             for (values, gradient, first, second) in
                 [(&mut module.a, da, a_first, a_second), (&mut module.b, db, b_first, b_second)]

@@ -150,21 +150,21 @@ impl<K: Kernels> Trained<K> {
                 let kernels = &decoder.kernels;
                 let gradients = gradients.blocks.iter_mut().flatten().flatten();
                 for ((values, gradient), moments) in matrices_mut(adapter).zip(gradients).zip(moments) {
-                    if let Some(moments) = moments {
-                        kernels.adamw(settings, values, gradient, moments);
+                    match moments {
+                        Some(moments) => kernels.adamw(settings, values, gradient, moments),
+                        None => kernels.clear(kernels.length(gradient), gradient),
                     }
-                    kernels.clear(kernels.length(gradient), gradient);
                 }
             }
             Self::Full { gradients, moments } => {
                 let undecayed = AdamW { weight_decay: 0.0, ..*settings };
-                for (slot, gradient) in gradients.iter() {
+                for (slot, gradient) in gradients.iter_mut() {
                     let settings = if slot.is_matrix() { settings } else { &undecayed };
-                    if let Some(moments) = moments.get_mut(&slot) {
-                        decoder.update(slot, settings, gradient, moments);
+                    match moments.get_mut(&slot) {
+                        Some(moments) => decoder.update(slot, settings, gradient, moments),
+                        None => decoder.kernels.clear(decoder.kernels.length(gradient), gradient),
                     }
                 }
-                gradients.clear(decoder);
             }
         }
     }

@@ -21,37 +21,54 @@ pub struct AdamW {
     pub gradient_scale: f32,
 }
 
-/// Moves `values` against `gradient`, and the moments with it.
+/// Moves `values` against `gradient`, and the moments with it; the gradient is zero after it.
 pub(crate) fn adamw(
     settings: &AdamW,
     values: &mut [f32],
-    gradient: &[f32],
+    gradient: &mut [f32],
     first_moment: &mut [f32],
     second_moment: &mut [f32],
 ) {
     const CHUNK: usize = 16 * 1024;
     values
         .par_chunks_mut(CHUNK)
-        .zip(gradient.par_chunks(CHUNK))
+        .zip(gradient.par_chunks_mut(CHUNK))
         .zip(first_moment.par_chunks_mut(CHUNK))
         .zip(second_moment.par_chunks_mut(CHUNK))
         .for_each(|(((values, gradient), first), second)| chunk(settings, values, gradient, first, second));
 }
 
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
-fn chunk(settings: &AdamW, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+fn chunk(settings: &AdamW, values: &mut [f32], gradient: &mut [f32], first: &mut [f32], second: &mut [f32]) {
     // The corrections are powers of numbers near one: in f64, as PyTorch does.
     let correction1 = 1.0 - f64::from(settings.beta1).powi(settings.step as i32);
     let correction2 = 1.0 - f64::from(settings.beta2).powi(settings.step as i32);
     let step_size = (f64::from(settings.learning_rate) / correction1) as f32;
     let root = correction2.sqrt() as f32;
     let decay = 1.0 - settings.learning_rate * settings.weight_decay;
-    for (((value, gradient), first), second) in values.iter_mut().zip(gradient).zip(first).zip(second) {
-        let gradient = gradient * settings.gradient_scale;
-        *first += (gradient - *first) * (1.0 - settings.beta1);
-        *second = *second * settings.beta2 + gradient * gradient * (1.0 - settings.beta2);
-        *value = *value * decay - step_size * *first / (second.sqrt() / root + settings.epsilon);
+    // Embeddings of tokens that no row had so far: they move as below, but nothing is written that stays as it is, so that
+    // their moments take no memory.
+    if [&*gradient, first, second].into_iter().all(is_zero) {
+        if decay != 1.0 {
+            values.iter_mut().for_each(|value| *value *= decay);
+        }
+        return;
     }
+    for (((value, gradient), first), second) in values.iter_mut().zip(gradient).zip(first).zip(second) {
+        let scaled = *gradient * settings.gradient_scale;
+        *first += (scaled - *first) * (1.0 - settings.beta1);
+        *second = *second * settings.beta2 + scaled * scaled * (1.0 - settings.beta2);
+        *value = *value * decay - step_size * *first / (second.sqrt() / root + settings.epsilon);
+        *gradient = 0.0;
+    }
+}
+
+/// Whether all bits are zero: of most gradients the first line tells that they are not.
+#[inline(always)]
+fn is_zero(values: &[f32]) -> bool {
+    const LINE: usize = 64;
+    let zero = |line: &[f32]| line.iter().fold(0, |bits, value| bits | value.to_bits()) == 0;
+    values.chunks(LINE).all(zero)
 }
 
 /// Σ g², in f64 and in a fixed order.
@@ -73,4 +90,59 @@ fn squares(part: &[f32]) -> f64 {
     eights.iter().for_each(|eight| add(eight));
     add(rest);
     sums.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Stretches of 16 × 1024 values, of which some have never had a gradient and some have none now.
+        #[test]
+        fn what_has_no_gradient_moves_as_if_it_were_looked_at(
+            kinds in prop::collection::vec(0usize..4, 1..5), decay in prop::sample::select(vec![0.0f32, 0.1]), step in 1u64..5,
+        ) {
+            const STRETCH: usize = 16 * 1024;
+            let settings = AdamW {
+                learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: decay, step, gradient_scale: 0.5,
+            };
+            let number = |place: usize, seed: usize| ((place * 31 + seed * 17) % 200) as f32 / 100.0 - 1.0;
+            let of = |seed: usize, has: [bool; 4]| -> Vec<f32> {
+                let values = |(stretch, kind): (usize, &usize)| {
+                    let value = move |place: usize| if has[*kind] { number(stretch + place, seed) } else { 0.0 };
+                    (0..STRETCH).map(value).collect::<Vec<_>>()
+                };
+                kinds.iter().enumerate().flat_map(values).collect()
+            };
+            let mut values = of(1, [true; 4]);
+            // With both; never; not now; the last of a stretch alone.
+            let mut gradient = of(2, [true, false, false, false]);
+            let [mut first, mut second] = [of(3, [true, false, true, false]), of(4, [true, false, true, false])];
+            second.iter_mut().for_each(|value| *value = value.abs());
+            for (last, kind) in gradient.iter_mut().skip(STRETCH - 1).step_by(STRETCH).zip(&kinds) {
+                if *kind == 3 {
+                    *last = 1e-3;
+                }
+            }
+            let mut expected = (values.clone(), first.clone(), second.clone());
+            let correction = |beta: f32| 1.0 - f64::from(beta).powi(step as i32);
+            let step_size = (f64::from(settings.learning_rate) / correction(settings.beta1)) as f32;
+            let root = correction(settings.beta2).sqrt() as f32;
+            for (place, gradient) in gradient.iter().enumerate() {
+                let (value, first, second) = (&mut expected.0[place], &mut expected.1[place], &mut expected.2[place]);
+                let gradient = gradient * settings.gradient_scale;
+                *first += (gradient - *first) * (1.0 - settings.beta1);
+                *second = *second * settings.beta2 + gradient * gradient * (1.0 - settings.beta2);
+                *value = *value * (1.0 - settings.learning_rate * decay)
+                    - step_size * *first / (second.sqrt() / root + settings.epsilon);
+            }
+            adamw(&settings, &mut values, &mut gradient, &mut first, &mut second);
+            prop_assert!(values == expected.0 && first == expected.1 && second == expected.2);
+            prop_assert!(gradient.iter().all(|gradient| gradient.to_bits() == 0));
+        }
+    }
 }

@@ -505,7 +505,7 @@ impl Kernels for Cpu {
         losses
     }
 
-    fn adamw(&self, settings: &AdamW, values: &mut Buffer, gradient: &Buffer, moments: &mut [Buffer; 2]) {
+    fn adamw(&self, settings: &AdamW, values: &mut Buffer, gradient: &mut Buffer, moments: &mut [Buffer; 2]) {
         let [first, second] = moments;
         adamw::adamw(settings, values, gradient, first, second);
     }
@@ -514,7 +514,7 @@ impl Kernels for Cpu {
         &self,
         settings: &AdamW,
         values: &mut Matrix,
-        gradient: &Buffer,
+        gradient: &mut Buffer,
         moments: &mut [Buffer; 2],
     ) {
         let [first, second] = moments;

@@ -1034,7 +1034,7 @@ impl Kernels for Cuda {
         self.head_pass(x, head, targets, Some((scales, dx)), Some(dhead))
     }
 
-    fn adamw(&self, settings: &AdamW, values: &mut Buffer, gradient: &Buffer, moments: &mut [Buffer; 2]) {
+    fn adamw(&self, settings: &AdamW, values: &mut Buffer, gradient: &mut Buffer, moments: &mut [Buffer; 2]) {
         let length = values.length;
         self.move_values(settings, length, values.at(0..length), gradient, moments, 0);
     }
@@ -1043,7 +1043,7 @@ impl Kernels for Cuda {
         &self,
         settings: &AdamW,
         values: &mut Matrix,
-        gradient: &Buffer,
+        gradient: &mut Buffer,
         moments: &mut [Buffer; 2],
     ) {
         let length = values.rows * values.columns;
@@ -1117,13 +1117,13 @@ impl Cuda {
         self.gpu.launch("add_rows", [distinct.len(), 1], row_threads(width), 0, &arguments);
     }
 
-    /// One update of `length` values, and of their copy in bf16 where there is one.
+    /// One update of `length` values, and of their copy in bf16 where there is one; the gradient is zero after it.
     fn move_values(
         &self,
         settings: &AdamW,
         length: usize,
         values: Address,
-        gradient: &Buffer,
+        gradient: &mut Buffer,
         moments: &mut [Buffer; 2],
         narrowed: Address,
     ) {

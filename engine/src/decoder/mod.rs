@@ -207,12 +207,12 @@ impl<K: Kernels> Decoder<K> {
         self.kernels.packed_values(&tensor)
     }
 
-    /// Moves the weight at `slot` against its gradient.
+    /// Moves the weight at `slot` against its gradient, and sets the gradient to zero.
     pub fn update(
         &mut self,
         slot: Slot,
         settings: &AdamW,
-        gradient: &K::Buffer,
+        gradient: &mut K::Buffer,
         moments: &mut [K::Buffer; 2],
     ) {
         if let Some(matrix) = self.matrices.get_mut(&slot) {
@@ -305,13 +305,6 @@ impl<K: Kernels> Gradients<K> {
     /// The same, to be written.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut K::Buffer)> {
         self.buffers.iter_mut().map(|(slot, buffer)| (*slot, buffer))
-    }
-
-    /// Sets all gradients to zero.
-    pub fn clear(&mut self, decoder: &Decoder<K>) {
-        for buffer in self.buffers.values_mut() {
-            decoder.kernels.clear(decoder.kernels.length(buffer), buffer);
-        }
     }
 
     pub(crate) fn get(&mut self, slot: Slot) -> Option<&mut K::Buffer> {

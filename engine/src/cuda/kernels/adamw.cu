@@ -1,8 +1,8 @@
 // AdamW (Loshchilov and Hutter 2019), as `cpu/adamw.rs` computes it.
 
-// `narrowed`, where given, takes the moved values as bf16: what products read.
+// The gradient is zero after it. `narrowed`, where given, takes the moved values as bf16: what products read.
 KERNEL(adamw)(u64 length, float gradient_scale, float beta1, float beta2, float step_size, float root, float epsilon,
-              float decay, float* values, const float* gradient, float* first, float* second, u16* narrowed) {
+              float decay, float* values, float* gradient, float* first, float* second, u16* narrowed) {
     for (u64 i = thread_index(); i < length; i += thread_count()) {
         float g = gradient[i] * gradient_scale;
         float m = first[i] + (g - first[i]) * (1.0f - beta1);
@@ -11,6 +11,7 @@ KERNEL(adamw)(u64 length, float gradient_scale, float beta1, float beta2, float 
         first[i] = m;
         second[i] = v;
         values[i] = value;
+        gradient[i] = 0.0f;
         if (narrowed) narrowed[i] = f32_to_bf16(value);
     }
 }
