@@ -106,10 +106,6 @@ impl<K: Kernels> Kernels for Counting<K> {
         self.inner.most_bytes()
     }
 
-    fn shares_prefixes(&self) -> bool {
-        self.inner.shares_prefixes()
-    }
-
     fn available_bytes(&self) -> Option<u64> {
         self.inner.available_bytes()
     }

@@ -72,12 +72,6 @@ pub trait Kernels: Send + Sync {
         None
     }
 
-    /// Whether attention takes sequences that go on from another one's rows; where it does not, every
-    /// [`Sequence::prefix`] is empty.
-    fn shares_prefixes(&self) -> bool {
-        false
-    }
-
     /// A buffer of zeros.
     fn buffer(&self, length: usize) -> Self::Buffer;
     /// A copy of `values`.

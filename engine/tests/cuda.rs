@@ -219,17 +219,37 @@ fn heads_are_rotated_and_normalised() {
     }
 }
 
+/// Groups of sequences of given lengths that go on from a prefix, or from nothing where that has no length.
+fn sequences(groups: &[(usize, &[usize])]) -> Vec<Sequence> {
+    let (mut sequences, mut end) = (Vec::new(), 0);
+    for (prefix, lengths) in groups {
+        let prefix = end..end + prefix;
+        sequences.extend((!prefix.is_empty()).then(|| Sequence::alone(prefix.clone())));
+        end = prefix.end;
+        for length in *lengths {
+            let prefix = if prefix.is_empty() { 0..0 } else { prefix.clone() };
+            sequences.push(Sequence { rows: end..end + length, prefix });
+            end += length;
+        }
+    }
+    sequences
+}
+
 #[test]
 fn attention_and_its_gradient() {
+    let batches: [&[(usize, &[usize])]; 5] = [
+        &[(0, &[1])],
+        &[(0, &[9, 1, 16, 33])],
+        &[(0, &[70])],
+        // A prefix of less than a tile and one of more, with what goes on from each, and a sequence alone.
+        &[(5, &[3, 20, 1]), (0, &[18]), (70, &[1, 35])],
+        &[(66, &[17, 66])],
+    ];
     for shape in SHAPES {
-        for lengths in [vec![1], vec![9, 1, 16, 33], vec![70]] {
-            let mut sequences: Vec<Sequence> = Vec::new();
-            for length in &lengths {
-                let start = sequences.last().map_or(0, |last| last.rows.end);
-                sequences.push(Sequence::alone(start..start + length));
-            }
+        for groups in batches {
+            let sequences = sequences(groups);
             agree_in_both!(
-                format!("{shape:?}, {lengths:?}"),
+                format!("{shape:?}, {groups:?}"),
                 |k, shape: AttentionShape, sequences: &[Sequence]| {
                     let rows = sequences.last().map_or(0, |last| last.rows.end);
                     let (width, full) = (shape.width(), shape.query_key_value_width());

@@ -280,48 +280,52 @@ fn sharing_batches() -> [Batch; 2] {
 
 #[test]
 fn rows_that_begin_alike_are_computed_once_to_the_same_end() {
+    for (recompute, dropout) in [(false, 0.0), (true, 0.0), (false, 0.2), (true, 0.2)] {
+        sharing_changes_nothing(&Cpu, recompute, dropout);
+    }
+}
+
+#[test]
+fn rows_that_begin_alike_are_computed_once_on_a_gpu() {
+    sharing_changes_nothing(&emulator::cuda(Arithmetic::F32), false, 0.2);
+}
+
+/// Losses and gradients of all tiny models by both methods, with and without what rows share.
+fn sharing_changes_nothing<K: Kernels + Clone>(kernels: &K, recompute: bool, dropout: f32) {
     // f32 sums in another order, through two blocks: what differs between sharing and not is rounding alone.
     const ROUNDING: f64 = 1e-5;
     let [shared, apart] = sharing_batches();
     assert!(shared.rows() + 2 * 9 + 3 * 70 + 1 == apart.rows() && shared.targets.len() < apart.targets.len());
     let count = apart.weights.iter().sum::<f32>();
     assert_eq!(count, shared.weights.iter().sum::<f32>());
+    let values = |buffer: &K::Buffer| kernels.download(buffer, kernels.length(buffer));
     for (name, _) in TINY_MODELS {
-        for (recompute, dropout) in [(false, 0.0), (true, 0.0), (false, 0.2), (true, 0.2)] {
-            let Loaded { decoder, adapter, .. } = load(&Cpu, name, false);
-            let of_adapter = [&shared, &apart].map(|batch| {
-                let mut workspace =
-                    Workspace::new(&decoder, &[&adapter], plan(batch.rows(), true, recompute));
-                let mut gradients = adapter.gradients(&Cpu);
-                let trained = Trained::Adapter(&adapter, &mut gradients);
-                let losses = decoder.step(trained, batch, 1.0 / count, dropout, &mut workspace);
-                let gradients = gradients.blocks.iter().flatten().flatten();
-                (
-                    batch.sum_of_losses(&losses),
-                    gradients.map(|gradient| gradient.to_vec()).collect::<Vec<_>>(),
-                )
-            });
-            let Loaded { decoder, .. } = load(&Cpu, name, true);
-            let in_full = [&shared, &apart].map(|batch| {
-                let mut workspace = Workspace::new(&decoder, &[], plan(batch.rows(), true, recompute));
-                let mut gradients = decoder.gradients();
-                let trained = Trained::Full(&mut gradients);
-                let losses = decoder.step(trained, batch, 1.0 / count, 0.0, &mut workspace);
-                (
-                    batch.sum_of_losses(&losses),
-                    gradients.iter().map(|(_, gradient)| gradient.to_vec()).collect(),
-                )
-            });
-            for [(loss, gradients), (expected_loss, expected)] in [of_adapter, in_full] {
-                let what = format!("{name}, recompute {recompute}, dropout {dropout}");
-                let error = (loss - expected_loss).abs() / expected_loss;
-                assert!(error < ROUNDING, "{what}: loss {loss} against {expected_loss}");
-                for (tensor, (found, expected)) in gradients.iter().zip(&expected).enumerate() {
-                    let size = expected.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
-                    // BLOOM's key bias has no gradient but rounding.
-                    let error = if size < 1e-6 { 0.0 } else { relative(found, expected) };
-                    assert!(error < ROUNDING, "{what}: tensor {tensor}: {error:.2e}");
-                }
+        let Loaded { decoder, adapter, .. } = load(kernels, name, false);
+        let of_adapter = [&shared, &apart].map(|batch| {
+            let mut workspace = Workspace::new(&decoder, &[&adapter], plan(batch.rows(), true, recompute));
+            let mut gradients = adapter.gradients(kernels);
+            let trained = Trained::Adapter(&adapter, &mut gradients);
+            let losses = decoder.step(trained, batch, 1.0 / count, dropout, &mut workspace);
+            let gradients = gradients.blocks.iter().flatten().flatten();
+            (batch.sum_of_losses(&losses), gradients.map(values).collect::<Vec<_>>())
+        });
+        let Loaded { decoder, .. } = load(kernels, name, true);
+        let in_full = [&shared, &apart].map(|batch| {
+            let mut workspace = Workspace::new(&decoder, &[], plan(batch.rows(), true, recompute));
+            let mut gradients = decoder.gradients();
+            let trained = Trained::Full(&mut gradients);
+            let losses = decoder.step(trained, batch, 1.0 / count, 0.0, &mut workspace);
+            (batch.sum_of_losses(&losses), gradients.iter().map(|(_, gradient)| values(gradient)).collect())
+        });
+        for [(loss, gradients), (expected_loss, expected)] in [of_adapter, in_full] {
+            let what = format!("{name}, recompute {recompute}, dropout {dropout}");
+            let error = (loss - expected_loss).abs() / expected_loss;
+            assert!(error < ROUNDING, "{what}: loss {loss} against {expected_loss}");
+            for (tensor, (found, expected)) in gradients.iter().zip(&expected).enumerate() {
+                let size = expected.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+                // BLOOM's key bias has no gradient but rounding.
+                let error = if size < 1e-6 { 0.0 } else { relative(found, expected) };
+                assert!(error < ROUNDING, "{what}: tensor {tensor}: {error:.2e}");
             }
         }
     }

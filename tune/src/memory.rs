@@ -122,7 +122,6 @@ fn predict<K: Kernels>(
     settings: &Settings,
     world_size: usize,
 ) -> Memory {
-    let settings = &settings.on(kernels);
     let mut memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
     if world_size > 1 && shape.modules.is_none() {
         // Moments of the tensors that it owns.
@@ -306,6 +305,8 @@ mod tests {
                 batch: 8,
                 length: Length::Updates(1),
                 weights,
+                // Its rows are all alike.
+                share_prefixes: false,
                 ..Settings::preset(Preset::Paper, method)
             };
             let row = |id: usize| TrainingRow {

@@ -94,12 +94,24 @@ mod tests {
     }
 
     /// What is to be predicted after what, and how often.
-    fn learnt(batch: &Batch) -> BTreeMap<(Context, u32), f32> {
+    fn learnt(batches: &[Batch]) -> BTreeMap<(Context, u32), f32> {
         let mut learnt = BTreeMap::new();
-        for ((row, target), weight) in batch.supervised.iter().zip(&batch.targets).zip(&batch.weights) {
-            *learnt.entry((context(batch, *row), *target)).or_insert(0.0) += weight;
+        for batch in batches {
+            for ((row, target), weight) in batch.supervised.iter().zip(&batch.targets).zip(&batch.weights) {
+                *learnt.entry((context(batch, *row), *target)).or_insert(0.0) += weight;
+            }
         }
         learnt
+    }
+
+    /// The whole rows of batches: what leads to their last tokens.
+    fn ends(batches: &[Batch]) -> Vec<Context> {
+        let of_batch = |batch: &Batch| -> Vec<Context> {
+            let is_prefix = |rows: &Range<usize>| batch.sequences.iter().any(|other| other.prefix == *rows);
+            let whole = batch.sequences.iter().filter(|sequence| !is_prefix(&sequence.rows));
+            whole.map(|sequence| context(batch, sequence.rows.end - 1)).collect()
+        };
+        batches.iter().flat_map(of_batch).collect()
     }
 
     proptest! {
@@ -115,17 +127,15 @@ mod tests {
             let rows = rows_of(&tokens, &supervised_from);
             let mut numbers: Vec<usize> = (0..rows.len()).collect();
             sort(&rows, &mut numbers);
-            let [shared, apart] =
-                [Packing::Shared, Packing::Alike].map(|packing| pack(&rows, &numbers, 5, 6, packing));
+            let shared = [pack(&rows, &numbers, 5, 6, Packing::Shared)];
+            let alone = |number: &usize| pack(&rows, &[*number], 5, 6, Packing::Shared);
+            let apart: Vec<Batch> = numbers.iter().map(alone).collect();
             prop_assert_eq!(learnt(&shared), learnt(&apart));
             // Every row is there, and the workspace that holds its tokens holds its targets.
-            let ends = |batch: &Batch| -> Vec<_> {
-                let is_prefix = |rows: &Range<usize>| batch.sequences.iter().any(|other| other.prefix == *rows);
-                let whole = batch.sequences.iter().filter(|sequence| !is_prefix(&sequence.rows));
-                whole.map(|sequence| context(batch, sequence.rows.end - 1)).collect()
-            };
             prop_assert_eq!(ends(&shared), ends(&apart));
-            prop_assert!(shared.rows() <= apart.rows() && shared.supervised.len() <= shared.rows());
+            let [shared] = shared;
+            let tokens = apart.iter().map(Batch::rows).sum::<usize>();
+            prop_assert!(shared.rows() <= tokens && shared.supervised.len() <= shared.rows());
             prop_assert!(shared.supervised.is_sorted());
         }
 

@@ -210,10 +210,7 @@ pub fn micro_batches(lengths: &[usize], tokens: usize, sequences: usize) -> Vec<
 pub enum Packing {
     /// Each by itself: its dropout is drawn from its number in the set.
     Apart,
-    /// Each by itself, with the same dropout as far as they are alike: what a backend that shares no prefixes computes in
-    /// the place of [`Packing::Shared`].
-    Alike,
-    /// What neighbours begin with is computed once.
+    /// What neighbours begin with is computed once, and its dropout is drawn from the tokens up to a place.
     Shared,
 }
 
@@ -224,7 +221,7 @@ pub fn pack(rows: &[TrainingRow], numbers: &[usize], seed: u64, update: u64, pac
         let supervised: Vec<bool> = (0..row.tokens.len()).map(|i| i >= row.supervised_from).collect();
         let dropout_keys = match packing {
             Packing::Apart => DropoutKey::new(seed, update, *number as u64).of_positions(row.tokens.len()),
-            Packing::Alike | Packing::Shared => DropoutKey::of_beginnings(seed, update, &row.tokens),
+            Packing::Shared => DropoutKey::of_beginnings(seed, update, &row.tokens),
         };
         (&row.tokens[..], supervised, dropout_keys)
     };

@@ -237,7 +237,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             }
         };
         // No more than is used: a GPU's memory is held whether it is written to or not.
-        let tokens = cost::most_tokens(&lengths, &held_out, &settings.on(kernels), collective.world_size());
+        let tokens = cost::most_tokens(&lengths, &held_out, settings, collective.world_size());
         let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
         // An adapter that it began with has its own modules.
         shape.modules = trained.as_adapter().map(module_shapes);
@@ -262,7 +262,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 order: settings.order,
                 seed: settings.seed,
             },
-            packing: settings.packing(kernels),
+            packing: settings.packing(),
             updates: settings.updates(rows.rows.len()),
             state: State::new(fingerprint),
         })

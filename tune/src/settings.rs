@@ -1,7 +1,6 @@
 //! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags.
 
 use engine::decoder::weights::Precision;
-use engine::kernels::Kernels;
 use serde::{Deserialize, Serialize};
 
 use crate::rows::Packing;
@@ -253,17 +252,8 @@ impl Settings {
         }
     }
 
-    /// How a backend packs the rows of these settings.
-    pub(crate) fn packing<K: Kernels>(&self, kernels: &K) -> Packing {
-        match (self.share_prefixes, kernels.shares_prefixes()) {
-            (false, _) => Packing::Apart,
-            (true, false) => Packing::Alike,
-            (true, true) => Packing::Shared,
-        }
-    }
-
-    /// These settings as a backend takes micro-batches: one that shares no prefixes has its rows in their own order.
-    pub(crate) fn on<K: Kernels>(&self, kernels: &K) -> Self {
-        Self { share_prefixes: self.packing(kernels) == Packing::Shared, ..self.clone() }
+    /// How the rows of a micro-batch are packed.
+    pub fn packing(&self) -> Packing {
+        if self.share_prefixes { Packing::Shared } else { Packing::Apart }
     }
 }

@@ -16,7 +16,7 @@ use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use tune::cost::{Cost, RowLength, Shape, cost};
 use tune::order::RowOrder;
 use tune::prefixes;
-use tune::rows::{Packing, micro_batches, pack};
+use tune::rows::{micro_batches, pack};
 use tune::{Length, Method, Places, Preset, Quiet, Rows, Settings, Supervise, tune};
 
 /// A family each, and the ways in which their blocks differ.
@@ -96,7 +96,7 @@ fn counted(base: &BaseModel, rows: &Rows, settings: &Settings) -> u64 {
         }
         let lengths: Vec<usize> = numbers.iter().map(|number| rows.rows[*number].tokens.len()).collect();
         for cut in micro_batches(&lengths, settings.micro_batch_tokens, usize::MAX) {
-            let packing = if settings.share_prefixes { Packing::Shared } else { Packing::Apart };
+            let packing = settings.packing();
             let batch = pack(&rows.rows, &numbers[cut], settings.seed, update, packing);
             let trained = if full {
                 Trained::Full(&mut of_weights)

@@ -69,10 +69,6 @@ impl Kernels for Cpu {
     type Buffer = Buffer;
     type Matrix = Matrix;
 
-    fn shares_prefixes(&self) -> bool {
-        true
-    }
-
     fn buffer(&self, length: usize) -> Buffer {
         Buffer::zeros(length)
     }

@@ -11,6 +11,9 @@ pub(super) const WIDEST_HEAD: usize = 256;
 /// Rows of a tile in 32 bits: `QUERIES` and `KEYS` of `kernels/attention.cu`.
 const PLAIN_ROWS: usize = 16;
 
+/// As `kernels/heads.cuh` has it.
+const TILE_NUMBERS: usize = 7;
+
 /// One `ATTENTION_FOR` of `kernels/attention_tensor.cu`.
 #[derive(Clone, Copy)]
 struct TensorKernels {
@@ -108,18 +111,34 @@ impl Cuda {
         })
     }
 
-    /// Each tile of `rows` rows: the first row of its sequence, the sequence's length, the tile's first row in it.
+    /// Tiles of `rows` rows, [`TILE_NUMBERS`] for each, and how many there are; behind them, two numbers for each sequence
+    /// that goes on from a prefix: `Tile` of `kernels/heads.cuh`.
     fn tiles(&self, scratch: &mut Scratch, sequences: &[Sequence], rows: usize) -> (Address, usize) {
-        let tiles: Vec<u32> = sequences
-            .iter()
-            .flat_map(|sequence| {
-                assert!(sequence.prefix.is_empty(), "a GPU's attention shares no prefixes");
-                let own = &sequence.rows;
-                let tile = |first| [own.start as u32, own.len() as u32, first as u32];
-                (0..own.len()).step_by(rows).flat_map(tile)
-            })
-            .collect();
-        (self.sent(scratch, &tiles), tiles.len() / 3)
+        let count = sequences.iter().map(|sequence| sequence.rows.len().div_ceil(rows)).sum::<usize>();
+        let (mut tiles, mut followers) = (Vec::with_capacity(TILE_NUMBERS * count), Vec::new());
+        for sequence in sequences {
+            let Sequence { rows: own, prefix } = sequence;
+            let first_follower = followers.len();
+            // A prefix is a whole sequence: none is empty, and no other one has its rows.
+            let of_this = sequences.iter().filter(|other| other.prefix == *own);
+            followers.extend(of_this.flat_map(|other| [other.rows.start, other.length()]));
+            for first in (0..own.len()).step_by(rows) {
+                let count_of_this = (followers.len() - first_follower) / 2;
+                let behind = TILE_NUMBERS * count + first_follower;
+                let place = prefix.len() + first;
+                tiles.extend([
+                    prefix.start,
+                    prefix.len(),
+                    own.start,
+                    sequence.length(),
+                    place,
+                    count_of_this,
+                    behind,
+                ]);
+            }
+        }
+        let numbers: Vec<u32> = tiles.into_iter().chain(followers).map(|number| number as u32).collect();
+        (self.sent(scratch, &numbers), count)
     }
 
     pub(super) fn attend(

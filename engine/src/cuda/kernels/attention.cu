@@ -3,17 +3,16 @@
 //
 // A block of threads has a tile of QUERIES rows of one sequence and one head, or (for the gradients of keys and values)
 // a tile of KEYS rows of one sequence and one key-value head; so every sum belongs to one block, and has one order.
-// `tiles` has three numbers a tile: the sequence's first row, its length, and the tile's first row in it.
+// `tiles` says which rows those are; a sequence that goes on from a prefix sees the keys of both.
 
 #define QUERIES 16
 #define KEYS 16
 
-// Rows of a sequence into a tile of `count` rows of `size`; those beyond its end are zeros.
-DEVICE void load_tile(const float* x, int stride, int column, int start, int length, int first, int count, int size,
-                      float* tile) {
+// Places of a sequence into a tile of `count` rows of `size`; those beyond its end are zeros.
+DEVICE void load_tile(const float* x, int stride, int column, Sequence s, int first, int count, int size, float* tile) {
     for (int at = threadIdx.x; at < count * size; at += blockDim.x) {
-        int row = first + at / size;
-        tile[at] = row < length ? x[(u64)(start + row) * stride + column + at % size] : 0.0f;
+        int place = first + at / size;
+        tile[at] = place < s.length ? x[(u64)row_at(s, place) * stride + column + at % size] : 0.0f;
     }
 }
 
@@ -40,22 +39,24 @@ KERNEL(attention)(Heads h, const u32* tiles, const float* qkv, float* out, float
     float* greatest = weights + QUERIES * KEYS;    // of each query's scores so far
     float* totals = greatest + QUERIES;            // of exponentials
     float* rescale = totals + QUERIES;
-    int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
+    Tile tile = tile_at(tiles, blockIdx.x);
+    Sequence s = tile.sequence;
+    int first = tile.first;
     int head = blockIdx.y, key_head = head / (h.heads / h.key_value_heads), stride = qkv_width(h);
     float slope = h.slopes ? h.slopes[head] : 0.0f;
 
-    load_tile(qkv, stride, head * h.size, start, length, first, QUERIES, h.size, queries);
+    load_tile(qkv, stride, head * h.size, s, first, QUERIES, h.size, queries);
     for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) sums[at] = 0.0f;
     if (threadIdx.x < QUERIES) greatest[threadIdx.x] = -INFINITE, totals[threadIdx.x] = 0.0f;
-    int beyond = min(length, first + QUERIES);
+    int beyond = min(s.length, first + QUERIES);
     for (int key = first_key(h, first) / KEYS * KEYS; key < beyond; key += KEYS) {
         __syncthreads();
-        load_tile(qkv, stride, key_column(h, key_head), start, length, key, KEYS, h.size, keys);
-        load_tile(qkv, stride, value_column(h, key_head), start, length, key, KEYS, h.size, values);
+        load_tile(qkv, stride, key_column(h, key_head), s, key, KEYS, h.size, keys);
+        load_tile(qkv, stride, value_column(h, key_head), s, key, KEYS, h.size, values);
         __syncthreads();
         for (int at = threadIdx.x; at < QUERIES * KEYS; at += blockDim.x) {
             int i = at / KEYS, j = at % KEYS;
-            weights[at] = score(h, slope, queries + i * h.size, keys + j * h.size, first + i, key + j, length);
+            weights[at] = score(h, slope, queries + i * h.size, keys + j * h.size, first + i, key + j, s.length);
         }
         __syncthreads();
         if (threadIdx.x < QUERIES) {
@@ -79,11 +80,12 @@ KERNEL(attention)(Heads h, const u32* tiles, const float* qkv, float* out, float
     __syncthreads();
     for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) {
         int i = at / h.size;
-        if (first + i < length)
-            out[(u64)(start + first + i) * h.heads * h.size + head * h.size + at % h.size] = sums[at] / totals[i];
+        if (first + i < s.length)
+            out[(u64)row_at(s, first + i) * h.heads * h.size + head * h.size + at % h.size] = sums[at] / totals[i];
     }
-    if (threadIdx.x < QUERIES && first + (int)threadIdx.x < length)
-        log_sums[(u64)(start + first + threadIdx.x) * h.heads + head] = greatest[threadIdx.x] + logf(totals[threadIdx.x]);
+    if (threadIdx.x < QUERIES && first + (int)threadIdx.x < s.length)
+        log_sums[(u64)row_at(s, first + threadIdx.x) * h.heads + head] =
+            greatest[threadIdx.x] + logf(totals[threadIdx.x]);
 }
 
 // along[row][head] = dout · out: a block a row, a warp a head at a time.
@@ -111,13 +113,13 @@ DEVICE void backward_tile(Heads h, float slope, const float* queries, const floa
 }
 
 // `log_sums` and `along` of a tile of queries, zeros beyond the sequence's end.
-DEVICE void load_sums(Heads h, int head, int start, int length, int first, const float* log_sums, const float* along,
+DEVICE void load_sums(Heads h, int head, Sequence s, int first, const float* log_sums, const float* along,
                       float* tile_log_sums, float* tile_along) {
     if (threadIdx.x < QUERIES) {
-        int row = first + threadIdx.x;
-        u64 at = (u64)(start + row) * h.heads + head;
-        tile_log_sums[threadIdx.x] = row < length ? log_sums[at] : 0.0f;
-        tile_along[threadIdx.x] = row < length ? along[at] : 0.0f;
+        int place = first + threadIdx.x;
+        u64 at = (u64)row_at(s, place) * h.heads + head;
+        tile_log_sums[threadIdx.x] = place < s.length ? log_sums[at] : 0.0f;
+        tile_along[threadIdx.x] = place < s.length ? along[at] : 0.0f;
     }
 }
 
@@ -134,21 +136,23 @@ KERNEL(attention_backward_queries)(Heads h, const u32* tiles, const float* qkv, 
     float* dscores = weights + QUERIES * KEYS;
     float* tile_log_sums = dscores + QUERIES * KEYS;
     float* tile_along = tile_log_sums + QUERIES;
-    int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
+    Tile tile = tile_at(tiles, blockIdx.x);
+    Sequence s = tile.sequence;
+    int first = tile.first;
     int head = blockIdx.y, key_head = head / (h.heads / h.key_value_heads), stride = qkv_width(h);
     float slope = h.slopes ? h.slopes[head] : 0.0f;
 
-    load_tile(qkv, stride, head * h.size, start, length, first, QUERIES, h.size, queries);
-    load_tile(dout, h.heads * h.size, head * h.size, start, length, first, QUERIES, h.size, douts);
-    load_sums(h, head, start, length, first, log_sums, along, tile_log_sums, tile_along);
+    load_tile(qkv, stride, head * h.size, s, first, QUERIES, h.size, queries);
+    load_tile(dout, h.heads * h.size, head * h.size, s, first, QUERIES, h.size, douts);
+    load_sums(h, head, s, first, log_sums, along, tile_log_sums, tile_along);
     for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) dqueries[at] = 0.0f;
-    int beyond = min(length, first + QUERIES);
+    int beyond = min(s.length, first + QUERIES);
     for (int key = first_key(h, first) / KEYS * KEYS; key < beyond; key += KEYS) {
         __syncthreads();
-        load_tile(qkv, stride, key_column(h, key_head), start, length, key, KEYS, h.size, keys);
-        load_tile(qkv, stride, value_column(h, key_head), start, length, key, KEYS, h.size, values);
+        load_tile(qkv, stride, key_column(h, key_head), s, key, KEYS, h.size, keys);
+        load_tile(qkv, stride, value_column(h, key_head), s, key, KEYS, h.size, values);
         __syncthreads();
-        backward_tile(h, slope, queries, keys, values, douts, first, key, length, tile_log_sums, tile_along, weights, dscores);
+        backward_tile(h, slope, queries, keys, values, douts, first, key, s.length, tile_log_sums, tile_along, weights, dscores);
         __syncthreads();
         for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) {
             float sum = dqueries[at];
@@ -158,8 +162,8 @@ KERNEL(attention_backward_queries)(Heads h, const u32* tiles, const float* qkv, 
     }
     __syncthreads();
     for (int at = threadIdx.x; at < QUERIES * h.size; at += blockDim.x) {
-        int row = first + at / h.size;
-        if (row < length) dqkv[(u64)(start + row) * stride + head * h.size + at % h.size] = dqueries[at];
+        int place = first + at / h.size;
+        if (place < s.length) dqkv[(u64)row_at(s, place) * stride + head * h.size + at % h.size] = dqueries[at];
     }
 }
 
@@ -177,22 +181,27 @@ KERNEL(attention_backward_keys)(Heads h, const u32* tiles, const float* qkv, con
     float* dscores = weights + QUERIES * KEYS;
     float* tile_log_sums = dscores + QUERIES * KEYS;
     float* tile_along = tile_log_sums + QUERIES;
-    int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
+    Tile tile = tile_at(tiles, blockIdx.x);
+    Sequence s = tile.sequence;
+    int first = tile.first;
     int key_head = blockIdx.y, group = h.heads / h.key_value_heads, stride = qkv_width(h);
 
-    load_tile(qkv, stride, key_column(h, key_head), start, length, first, KEYS, h.size, keys);
-    load_tile(qkv, stride, value_column(h, key_head), start, length, first, KEYS, h.size, values);
+    load_tile(qkv, stride, key_column(h, key_head), s, first, KEYS, h.size, keys);
+    load_tile(qkv, stride, value_column(h, key_head), s, first, KEYS, h.size, values);
     for (int at = threadIdx.x; at < KEYS * h.size; at += blockDim.x) dkeys[at] = dvalues[at] = 0.0f;
-    for (int head = key_head * group; head < (key_head + 1) * group; head++) {
+    for (int turn = 0; turn < group * (1 + tile.followers); turn++) {
+        int head = key_head * group + turn / (1 + tile.followers), follower = turn % (1 + tile.followers) - 1;
         float slope = h.slopes ? h.slopes[head] : 0.0f;
-        for (int query = first; query < length && first_key(h, query) < first + KEYS; query += QUERIES) {
+        Sequence of = seen_by(tile, follower);
+        for (int query = first_query(tile, follower); query < of.length && first_key(h, query) < first + KEYS;
+             query += QUERIES) {
             __syncthreads();
-            load_tile(qkv, stride, head * h.size, start, length, query, QUERIES, h.size, queries);
-            load_tile(dout, h.heads * h.size, head * h.size, start, length, query, QUERIES, h.size, douts);
-            load_sums(h, head, start, length, query, log_sums, along, tile_log_sums, tile_along);
+            load_tile(qkv, stride, head * h.size, of, query, QUERIES, h.size, queries);
+            load_tile(dout, h.heads * h.size, head * h.size, of, query, QUERIES, h.size, douts);
+            load_sums(h, head, of, query, log_sums, along, tile_log_sums, tile_along);
             __syncthreads();
-            backward_tile(h, slope, queries, keys, values, douts, query, first, length, tile_log_sums, tile_along, weights,
-                          dscores);
+            backward_tile(h, slope, queries, keys, values, douts, query, first, of.length, tile_log_sums, tile_along,
+                          weights, dscores);
             __syncthreads();
             for (int at = threadIdx.x; at < KEYS * h.size; at += blockDim.x) {
                 int j = at / h.size, column = at % h.size;
@@ -208,9 +217,9 @@ KERNEL(attention_backward_keys)(Heads h, const u32* tiles, const float* qkv, con
     }
     __syncthreads();
     for (int at = threadIdx.x; at < KEYS * h.size; at += blockDim.x) {
-        int row = first + at / h.size;
-        if (row < length) {
-            float* to = dqkv + (u64)(start + row) * stride + at % h.size;
+        int place = first + at / h.size;
+        if (place < s.length) {
+            float* to = dqkv + (u64)row_at(s, place) * stride + at % h.size;
             to[key_column(h, key_head)] = dkeys[at];
             to[value_column(h, key_head)] = dvalues[at];
         }

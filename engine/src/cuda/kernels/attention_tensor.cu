@@ -43,17 +43,18 @@ DEVICE void sums_as_left(const float* first, const float* second, u32* fragment)
     fragment[3] = pack(second[2], second[3]);
 }
 
-// Rows of a sequence as bf16, `rows` of them from `first` on: into `tile`, a row a line, and (turned) into `turned`, of
-// `columns` columns from `turned_from` on, a column a line. Rows beyond the sequence and columns beyond the head are zeros.
+// Places of a sequence as bf16, `rows` of them from `first` on: into `tile`, a place a line, and (turned) into `turned`, of
+// `columns` columns from `turned_from` on, a column a line. Places beyond the sequence and columns beyond the head are
+// zeros.
 template <int SIZE>
-DEVICE void load_narrow(const float* x, int stride, int column, int start, int length, int first, int rows, int size,
-                        u16* tile, u16* turned, int turned_from, int columns) {
+DEVICE void load_narrow(const float* x, int stride, int column, Sequence s, int first, int rows, int size, u16* tile,
+                        u16* turned, int turned_from, int columns) {
     for (int at = threadIdx.x; at < rows * SIZE; at += blockDim.x) {
-        int row = at / SIZE, place = at % SIZE;
-        bool inside = first + row < length && place < size;
-        u16 value = inside ? f32_to_bf16(x[(u64)(start + first + row) * stride + column + place]) : (u16)0;
-        if (tile) tile[row * (SIZE + PADDING) + place] = value;
-        int turned_line = place - turned_from;
+        int row = at / SIZE, at_column = at % SIZE;
+        bool inside = first + row < s.length && at_column < size;
+        u16 value = inside ? f32_to_bf16(x[(u64)row_at(s, first + row) * stride + column + at_column]) : (u16)0;
+        if (tile) tile[row * (SIZE + PADDING) + at_column] = value;
+        int turned_line = at_column - turned_from;
         if (turned && turned_line >= 0 && turned_line < columns) turned[turned_line * (rows + PADDING) + row] = value;
     }
 }
@@ -110,21 +111,23 @@ DEVICE void attention_tensor(Heads h, const u32* tiles, const float* qkv, float*
     u16* queries = memory;                                // ROWS lines of SIZE
     u16* keys = queries + ROWS * (SIZE + PADDING);        // KEY_ROWS lines of SIZE
     u16* values = keys + KEY_ROWS * (SIZE + PADDING);     // turned: SIZE lines of KEY_ROWS
-    int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
+    Tile tile = tile_at(tiles, blockIdx.x);
+    Sequence s = tile.sequence;
+    int first = tile.first;
     int head = blockIdx.y, key_head = head / (h.heads / h.key_value_heads), stride = qkv_width(h);
     int own = threadIdx.x / WARP * 16, group = threadIdx.x % WARP / 4, pair = threadIdx.x % 4 * 2;
     float slope = h.slopes ? h.slopes[head] : 0.0f;
 
-    load_narrow<SIZE>(qkv, stride, head * h.size, start, length, first, ROWS, h.size, queries, nullptr, 0, 0);
+    load_narrow<SIZE>(qkv, stride, head * h.size, s, first, ROWS, h.size, queries, nullptr, 0, 0);
     float sums[SIZE / 8][4], greatest[2] = {-INFINITE, -INFINITE}, totals[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int n = 0; n < SIZE / 8; n++)
         for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
-    int beyond = min(length, first + ROWS);
+    int beyond = min(s.length, first + ROWS);
     for (int key = first_key(h, first) / KEY_ROWS * KEY_ROWS; key < beyond; key += KEY_ROWS) {
         __syncthreads();
-        load_narrow<SIZE>(qkv, stride, key_column(h, key_head), start, length, key, KEY_ROWS, h.size, keys, nullptr, 0, 0);
-        load_narrow<SIZE>(qkv, stride, value_column(h, key_head), start, length, key, KEY_ROWS, h.size, nullptr, values, 0,
+        load_narrow<SIZE>(qkv, stride, key_column(h, key_head), s, key, KEY_ROWS, h.size, keys, nullptr, 0, 0);
+        load_narrow<SIZE>(qkv, stride, value_column(h, key_head), s, key, KEY_ROWS, h.size, nullptr, values, 0,
                           SIZE);
         __syncthreads();
         float scores[KEY_ROWS / 8][4];
@@ -165,14 +168,14 @@ DEVICE void attention_tensor(Heads h, const u32* tiles, const float* qkv, float*
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = first + own + group + 8 * half;
-        if (row >= length) continue;
-        float* to = out + (u64)(start + row) * h.heads * h.size + head * h.size;
+        int place = first + own + group + 8 * half;
+        if (place >= s.length) continue;
+        float* to = out + (u64)row_at(s, place) * h.heads * h.size + head * h.size;
 #pragma unroll
         for (int n = 0; n < SIZE / 8; n++)
             for (int i = 0; i < 2; i++)
                 if (8 * n + pair + i < h.size) to[8 * n + pair + i] = sums[n][2 * half + i] / totals[half];
-        if (pair == 0) log_sums[(u64)(start + row) * h.heads + head] = greatest[half] + logf(totals[half]);
+        if (pair == 0) log_sums[(u64)row_at(s, place) * h.heads + head] = greatest[half] + logf(totals[half]);
     }
 }
 
@@ -186,30 +189,33 @@ DEVICE void attention_tensor_backward_queries(Heads h, const u32* tiles, const f
     u16* keys = douts + ROWS * line;
     u16* values = keys + KEY_ROWS * line;
     u16* turned_keys = values + KEY_ROWS * line;  // SIZE lines of KEY_ROWS
-    int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
+    Tile tile = tile_at(tiles, blockIdx.x);
+    Sequence s = tile.sequence;
+    int first = tile.first;
     int head = blockIdx.y, key_head = head / (h.heads / h.key_value_heads), stride = qkv_width(h);
     int own = threadIdx.x / WARP * 16, group = threadIdx.x % WARP / 4, pair = threadIdx.x % 4 * 2;
     float slope = h.slopes ? h.slopes[head] : 0.0f;
 
-    load_narrow<SIZE>(qkv, stride, head * h.size, start, length, first, ROWS, h.size, queries, nullptr, 0, 0);
-    load_narrow<SIZE>(dout, h.heads * h.size, head * h.size, start, length, first, ROWS, h.size, douts, nullptr, 0, 0);
+    load_narrow<SIZE>(qkv, stride, head * h.size, s, first, ROWS, h.size, queries, nullptr, 0, 0);
+    load_narrow<SIZE>(dout, h.heads * h.size, head * h.size, s, first, ROWS, h.size, douts, nullptr, 0, 0);
     float own_log_sums[2], own_along[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = first + own + group + 8 * half;
-        own_log_sums[half] = row < length ? log_sums[(u64)(start + row) * h.heads + head] : 0.0f;
-        own_along[half] = row < length ? along[(u64)(start + row) * h.heads + head] : 0.0f;
+        int place = first + own + group + 8 * half;
+        u64 at = (u64)row_at(s, place) * h.heads + head;
+        own_log_sums[half] = place < s.length ? log_sums[at] : 0.0f;
+        own_along[half] = place < s.length ? along[at] : 0.0f;
     }
     float sums[SIZE / 8][4];
 #pragma unroll
     for (int n = 0; n < SIZE / 8; n++)
         for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
-    int beyond = min(length, first + ROWS);
+    int beyond = min(s.length, first + ROWS);
     for (int key = first_key(h, first) / KEY_ROWS * KEY_ROWS; key < beyond; key += KEY_ROWS) {
         __syncthreads();
-        load_narrow<SIZE>(qkv, stride, key_column(h, key_head), start, length, key, KEY_ROWS, h.size, keys, turned_keys, 0,
+        load_narrow<SIZE>(qkv, stride, key_column(h, key_head), s, key, KEY_ROWS, h.size, keys, turned_keys, 0,
                           SIZE);
-        load_narrow<SIZE>(qkv, stride, value_column(h, key_head), start, length, key, KEY_ROWS, h.size, values, nullptr, 0, 0);
+        load_narrow<SIZE>(qkv, stride, value_column(h, key_head), s, key, KEY_ROWS, h.size, values, nullptr, 0, 0);
         __syncthreads();
         float scores[KEY_ROWS / 8][4], dweights[KEY_ROWS / 8][4];
         multiply_rows<SIZE, KEY_ROWS / 8>(queries + own * line, keys, scores);
@@ -220,7 +226,7 @@ DEVICE void attention_tensor_backward_queries(Heads h, const u32* tiles, const f
             for (int i = 0; i < 4; i++) {
                 int query_at = first + own + group + i / 2 * 8, key_at = key + 8 * n + pair + i % 2;
                 float score = scores[n][i] * h.scale + slope * (float)(key_at - query_at);
-                float weight = sees(h, query_at, key_at) && query_at < length ? expf(score - own_log_sums[i / 2]) : 0.0f;
+                float weight = sees(h, query_at, key_at) && query_at < s.length ? expf(score - own_log_sums[i / 2]) : 0.0f;
                 scores[n][i] = weight * (dweights[n][i] - own_along[i / 2]) * h.scale;
             }
         }
@@ -228,9 +234,9 @@ DEVICE void attention_tensor_backward_queries(Heads h, const u32* tiles, const f
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = first + own + group + 8 * half;
-        if (row >= length) continue;
-        float* to = dqkv + (u64)(start + row) * stride + head * h.size;
+        int place = first + own + group + 8 * half;
+        if (place >= s.length) continue;
+        float* to = dqkv + (u64)row_at(s, place) * stride + head * h.size;
 #pragma unroll
         for (int n = 0; n < SIZE / 8; n++)
             for (int i = 0; i < 2; i++)
@@ -252,30 +258,35 @@ DEVICE void attention_tensor_backward_keys(Heads h, const u32* tiles, const floa
     u16* turned_douts = turned_queries + OUT * turned_line;
     float* tile_log_sums = (float*)(turned_douts + OUT * turned_line);
     float* tile_along = tile_log_sums + QUERY_ROWS;
-    int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
+    Tile tile = tile_at(tiles, blockIdx.x);
+    Sequence s = tile.sequence;
+    int first = tile.first;
     int key_head = blockIdx.y / (SIZE / OUT), from = blockIdx.y % (SIZE / OUT) * OUT;
     int heads = h.heads / h.key_value_heads, stride = qkv_width(h);
     int own = threadIdx.x / WARP * 16, group = threadIdx.x % WARP / 4, pair = threadIdx.x % 4 * 2;
 
-    load_narrow<SIZE>(qkv, stride, key_column(h, key_head), start, length, first, ROWS, h.size, keys, nullptr, 0, 0);
-    load_narrow<SIZE>(qkv, stride, value_column(h, key_head), start, length, first, ROWS, h.size, values, nullptr, 0, 0);
+    load_narrow<SIZE>(qkv, stride, key_column(h, key_head), s, first, ROWS, h.size, keys, nullptr, 0, 0);
+    load_narrow<SIZE>(qkv, stride, value_column(h, key_head), s, first, ROWS, h.size, values, nullptr, 0, 0);
     float dkeys[OUT / 8][4], dvalues[OUT / 8][4];
 #pragma unroll
     for (int n = 0; n < OUT / 8; n++)
         for (int i = 0; i < 4; i++) dkeys[n][i] = dvalues[n][i] = 0.0f;
-    for (int head = key_head * heads; head < (key_head + 1) * heads; head++) {
+    for (int turn = 0; turn < heads * (1 + tile.followers); turn++) {
+        int head = key_head * heads + turn / (1 + tile.followers), follower = turn % (1 + tile.followers) - 1;
         float slope = h.slopes ? h.slopes[head] : 0.0f;
-        for (int query = first; query < length && first_key(h, query) < first + ROWS; query += QUERY_ROWS) {
+        Sequence of = seen_by(tile, follower);
+        for (int query = first_query(tile, follower); query < of.length && first_key(h, query) < first + ROWS;
+             query += QUERY_ROWS) {
             __syncthreads();
-            load_narrow<SIZE>(qkv, stride, head * h.size, start, length, query, QUERY_ROWS, h.size, queries, turned_queries,
+            load_narrow<SIZE>(qkv, stride, head * h.size, of, query, QUERY_ROWS, h.size, queries, turned_queries,
                               from, OUT);
-            load_narrow<SIZE>(dout, h.heads * h.size, head * h.size, start, length, query, QUERY_ROWS, h.size, douts,
+            load_narrow<SIZE>(dout, h.heads * h.size, head * h.size, of, query, QUERY_ROWS, h.size, douts,
                               turned_douts, from, OUT);
             if (threadIdx.x < QUERY_ROWS) {
-                int row = query + threadIdx.x;
-                u64 at = (u64)(start + row) * h.heads + head;
-                tile_log_sums[threadIdx.x] = row < length ? log_sums[at] : 0.0f;
-                tile_along[threadIdx.x] = row < length ? along[at] : 0.0f;
+                u64 at = (u64)row_at(of, query + threadIdx.x) * h.heads + head;
+                bool inside = query + (int)threadIdx.x < of.length;
+                tile_log_sums[threadIdx.x] = inside ? log_sums[at] : 0.0f;
+                tile_along[threadIdx.x] = inside ? along[at] : 0.0f;
             }
             __syncthreads();
             float weights[QUERY_ROWS / 8][4], dscores[QUERY_ROWS / 8][4];
@@ -288,7 +299,7 @@ DEVICE void attention_tensor_backward_keys(Heads h, const u32* tiles, const floa
                     int place = 8 * n + pair + i % 2;
                     int key_at = first + own + group + i / 2 * 8, query_at = query + place;
                     float score = weights[n][i] * h.scale + slope * (float)(key_at - query_at);
-                    bool seen = sees(h, query_at, key_at) && query_at < length;
+                    bool seen = sees(h, query_at, key_at) && query_at < of.length;
                     weights[n][i] = seen ? expf(score - tile_log_sums[place]) : 0.0f;
                     dscores[n][i] = weights[n][i] * (dscores[n][i] - tile_along[place]) * h.scale;
                 }
@@ -299,9 +310,9 @@ DEVICE void attention_tensor_backward_keys(Heads h, const u32* tiles, const floa
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = first + own + group + 8 * half;
-        if (row >= length) continue;
-        float* to = dqkv + (u64)(start + row) * stride + from;
+        int place = first + own + group + 8 * half;
+        if (place >= s.length) continue;
+        float* to = dqkv + (u64)row_at(s, place) * stride + from;
 #pragma unroll
         for (int n = 0; n < OUT / 8; n++) {
             for (int i = 0; i < 2; i++) {
