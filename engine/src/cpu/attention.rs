@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::math;
+use super::matmul::interleave;
 use crate::batch::Sequence;
 
 /// Queries in a block.
@@ -94,10 +95,11 @@ pub(crate) fn attention(
     each_head(shape, sequences, |sequence, group| {
         let (out, log_sums) = (&out, &log_sums);
         let views = Views::new(shape, query_key_value, &sequences[sequence], group);
-        for head in group * shape.group()..(group + 1) * shape.group() {
-            for block in views.blocks(shape) {
-                with_scratch(|scores, _| {
-                    views.scores(shape, head, &block, scores);
+        with_scratch(|Scratch { scores, turned_keys, .. }| {
+            let turned_keys = views.turn(shape, views.key_column, turned_keys);
+            for head in group * shape.group()..(group + 1) * shape.group() {
+                for block in views.blocks(shape) {
+                    views.scores(shape, head, &block, turned_keys, scores);
                     for (row, position, scores) in block.lines(scores) {
                         let seen = shape.first_key(position)..position + 1;
                         let log_sum = softmax(&mut scores[seen.clone()]);
@@ -117,9 +119,9 @@ pub(crate) fn attention(
                         // SAFETY: the head's columns of the block's rows of `out`, written by this task alone.
                         unsafe { product(size, target, !keys.first, weights, keys.values) };
                     }
-                });
+                }
             }
-        }
+        });
     });
 }
 
@@ -160,12 +162,14 @@ pub(crate) fn attention_backward(
         };
         let views = Views::new(shape, query_key_value, sequence, group);
         let (key, value) = (shape.key_column(group), shape.value_column(group));
-        for head in group * shape.group()..(group + 1) * shape.group() {
-            for block in views.blocks(shape) {
-                let at = block.row * width + head * shape.head_size;
-                let douts = View { start: dout[at..].as_ptr().cast_mut(), row: width, column: 1 };
-                with_scratch(|weights, dweights| {
-                    views.scores(shape, head, &block, weights);
+        with_scratch(|Scratch { scores: weights, dscores: dweights, turned_keys, turned_values }| {
+            let turned_keys = views.turn(shape, key, turned_keys);
+            let turned_values = views.turn(shape, value, turned_values);
+            for head in group * shape.group()..(group + 1) * shape.group() {
+                for block in views.blocks(shape) {
+                    let at = block.row * width + head * shape.head_size;
+                    let douts = View { start: dout[at..].as_ptr().cast_mut(), row: width, column: 1 };
+                    views.scores(shape, head, &block, turned_keys, weights);
                     for (row, position, weights) in block.lines(weights) {
                         let seen = shape.first_key(position)..position + 1;
                         exp_minus(&mut weights[seen.clone()], log_sums[row * shape.heads + head]);
@@ -173,20 +177,18 @@ pub(crate) fn attention_backward(
                         weights[seen.end..].fill(0.0);
                     }
                     dweights.reserve(block.count * block.keys);
+                    let size = [block.count, block.keys - block.from, shape.head_size];
+                    let seen = View::of(dweights, block.keys).at_column(block.from);
+                    // SAFETY: `dweights` holds the block's lines, and is this task's own.
+                    unsafe { product(size, seen, false, douts, turned_values.at_column(block.from)) };
                     for keys in views.stretches(&block) {
                         let dvalues = if keys.prefix { column_of_prefix(value) } else { column(value) };
                         let dvalues = dvalues.at_row(keys.row);
                         let weights = View::of(weights, block.keys).at_column(keys.position);
-                        let dweights = View::of(dweights, block.keys).at_column(keys.position);
                         let size = [keys.count, shape.head_size, block.count];
-                        // SAFETY: `dweights` holds the block's lines; the gradients' columns of this sequence, or of what
-                        // it adds to its prefix, and of this group's heads are written by this task alone; all else is
-                        // read only.
-                        unsafe {
-                            product(size, dvalues, true, weights.transposed(), douts);
-                            let size = [block.count, keys.count, shape.head_size];
-                            product(size, dweights, false, douts, keys.values.transposed());
-                        }
+                        // SAFETY: the gradients' columns of this sequence, or of what it adds to its prefix, and of this
+                        // group's heads are written by this task alone; all else is read only.
+                        unsafe { product(size, dvalues, true, weights.transposed(), douts) };
                     }
                     for ((row, _, dweights), weights) in
                         block.lines(dweights).zip(weights.chunks_exact(block.keys))
@@ -211,9 +213,9 @@ pub(crate) fn attention_backward(
                             product(size, dkeys, true, dweights.transposed(), queries);
                         }
                     }
-                });
+                }
             }
-        }
+        });
     });
     of_prefixes.add_to(shape, sequences, dquery_key_value);
 }
@@ -346,18 +348,19 @@ struct Stretch {
 /// The queries, keys and values of one sequence and one key-value head.
 struct Views<'a> {
     sequence: &'a Sequence,
-    start: *const f32,
+    /// The batch's, up to the sequence's end.
+    query_key_value: &'a [f32],
     stride: usize,
     key_column: usize,
     value_column: usize,
 }
 
 impl<'a> Views<'a> {
-    fn new(shape: &AttentionShape, query_key_value: &[f32], sequence: &'a Sequence, group: usize) -> Self {
+    fn new(shape: &AttentionShape, query_key_value: &'a [f32], sequence: &'a Sequence, group: usize) -> Self {
         let stride = shape.query_key_value_width();
         Self {
             sequence,
-            start: query_key_value[..sequence.rows.end * stride].as_ptr(),
+            query_key_value: &query_key_value[..sequence.rows.end * stride],
             stride,
             key_column: shape.key_column(group),
             value_column: shape.value_column(group),
@@ -366,7 +369,7 @@ impl<'a> Views<'a> {
 
     /// A column of the batch, from a row on.
     fn at(&self, row: usize, column: usize) -> View {
-        let start = self.start.wrapping_add(row * self.stride + column).cast_mut();
+        let start = self.query_key_value.as_ptr().wrapping_add(row * self.stride + column).cast_mut();
         View { start, row: self.stride, column: 1 }
     }
 
@@ -404,18 +407,43 @@ impl<'a> Views<'a> {
         of_prefix.into_iter().chain([own])
     }
 
-    /// `scores[count, keys] = q kᵀ scale + slope (j - i)`; those above the diagonal are rubbish.
-    fn scores(&self, shape: &AttentionShape, head: usize, block: &Block, scores: &mut Buffer) {
-        scores.reserve(block.count * block.keys);
-        let queries = self.queries(shape, head).at_row(block.first);
-        for keys in self.stretches(block) {
-            let out = View::of(scores, block.keys).at_column(keys.position);
-            // SAFETY: `scores` holds the block's lines, and is the task's own; queries and keys lie in the batch's rows.
-            unsafe {
-                let size = [block.count, keys.count, shape.head_size];
-                product(size, out, false, queries, keys.keys.transposed());
+    /// The head's keys or values, turned: `[head_size, positions]`, the prefix's and the sequence's own in one. All blocks
+    /// of all heads that share them read them so, and each would turn them again.
+    fn turn(&self, shape: &AttentionShape, column: usize, turned: &mut Buffer) -> View {
+        const LINES: usize = 16;
+        let Sequence { rows, prefix } = self.sequence;
+        let (length, size) = (self.sequence.length(), shape.head_size);
+        turned.reserve(length * size + LINES * size);
+        let (turned, lines) = turned.split_at_mut(length * size);
+        let of_prefix = prefix.clone().step_by(LINES).map(|row| (row, row - prefix.start, prefix.end));
+        let own = rows.clone().step_by(LINES).map(|row| (row, row - rows.start + prefix.len(), rows.end));
+        for (row, position, end) in of_prefix.chain(own) {
+            let count = LINES.min(end - row);
+            let lines = &mut lines[..count * size];
+            interleave(&self.query_key_value[row * self.stride + column..], self.stride, count, size, lines);
+            for (out, line) in turned.chunks_exact_mut(length).zip(lines.chunks_exact(count)) {
+                out[position..][..count].copy_from_slice(line);
             }
         }
+        View::of(turned, length)
+    }
+
+    /// `scores[count, keys] = q kᵀ scale + slope (j - i)`; those above the diagonal are rubbish.
+    fn scores(
+        &self,
+        shape: &AttentionShape,
+        head: usize,
+        block: &Block,
+        turned_keys: View,
+        scores: &mut Buffer,
+    ) {
+        scores.reserve(block.count * block.keys);
+        let queries = self.queries(shape, head).at_row(block.first);
+        let size = [block.count, block.keys - block.from, shape.head_size];
+        let out = View::of(scores, block.keys).at_column(block.from);
+        // SAFETY: `scores` holds the block's lines, and is the task's own; queries lie in the batch's rows, and the turned
+        // keys have a column for each position of the sequence.
+        unsafe { product(size, out, false, queries, turned_keys.at_column(block.from)) };
         let (scale, slope) = (shape.scale, shape.slopes.get(head).copied());
         for (_, position, scores) in block.lines(scores) {
             match slope {
@@ -485,6 +513,7 @@ fn exp_minus(scores: &mut [f32], log_sum: f32) {
 }
 
 /// `dscore = weight (dweight - mean) scale`, in place; `mean` is `dout · out`.
+#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn softmax_backward(weights: &[f32], mean: f32, scale: f32, dweights: &mut [f32]) {
     for (dweight, weight) in dweights.iter_mut().zip(weights) {
         *dweight = weight * (*dweight - mean) * scale;
@@ -498,13 +527,23 @@ struct Shared(*mut f32);
 // from, each has rows of its own in `PrefixGradients`.
 unsafe impl Sync for Shared {}
 
-fn with_scratch(f: impl FnOnce(&mut Buffer, &mut Buffer)) {
-    SCRATCH.with_borrow_mut(|(scores, dweights)| f(scores, dweights));
+/// What a thread has of one sequence and one key-value head.
+#[derive(Default)]
+struct Scratch {
+    /// A block's scores, and weights.
+    scores: Buffer,
+    /// Their gradients.
+    dscores: Buffer,
+    turned_keys: Buffer,
+    turned_values: Buffer,
+}
+
+fn with_scratch(f: impl FnOnce(&mut Scratch)) {
+    SCRATCH.with_borrow_mut(f);
 }
 
 thread_local! {
-    /// A thread's block of scores and of their gradients.
-    static SCRATCH: RefCell<(Buffer, Buffer)> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 #[cfg(test)]
