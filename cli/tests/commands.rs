@@ -73,6 +73,18 @@ fn tune(folder: &Path, out: &str, more: &[&str]) -> Value {
 }
 
 #[test]
+fn metrics_that_cannot_be_written_are_told_before_anything_is_done() {
+    let folder = folder();
+    for (metrics, named) in [("missing/metrics.jsonl", "missing"), (".", ".")] {
+        let flags = [TUNE, &["--out", "out", "--metrics", metrics]].concat();
+        let output = polypaca(folder.path(), "tune", &flags);
+        let said = said(&output);
+        assert!(!output.status.success() && said.contains(&format!("{named}: ")), "{metrics}: {said}");
+        assert!(!folder.path().join("out").exists(), "{metrics}");
+    }
+}
+
+#[test]
 fn a_tuned_adapter_changes_the_loss_and_is_the_same_each_time() {
     let folder = folder();
     let folder = folder.path();

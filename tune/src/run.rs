@@ -205,9 +205,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     ) -> Result<Self> {
         check(rows, settings)?;
         // All that can be wrong is looked at before the model is loaded, which takes a while.
-        let folder = places.metrics.as_deref().filter(|_| collective.is_first()).and_then(Path::parent);
-        if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::read_dir(folder).map_err(Error::io(folder))?;
+        if let Some(path) = places.metrics.as_deref().filter(|_| collective.is_first()) {
+            check_metrics(path)?;
         }
         let peft = match (settings.method, initial) {
             (Method::Full, _) => None,
@@ -691,6 +690,17 @@ fn write_line(file: &mut Option<File>, places: &Places, line: &impl serde::Seria
         let mut text = serde_json::to_string(line).map_err(|error| Error::Settings(error.to_string()))?;
         text.push('\n');
         file.write_all(text.as_bytes()).map_err(Error::io(path))?;
+    }
+    Ok(())
+}
+
+/// That the metrics' file can be one: its folder is there, and it is none itself.
+fn check_metrics(path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    }
+    if path.is_dir() {
+        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
     }
     Ok(())
 }
