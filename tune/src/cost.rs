@@ -4,8 +4,8 @@
 //! tells its cost by the same functions, over the updates that it did.
 //!
 //! Tokens and operations are those of rows that share nothing: what a budget holds does not depend on which rows begin
-//! alike, nor on whether a backend computes that once ([`Settings::share_prefixes`]). The operations that are done are then
-//! fewer, and memory is told as a bound, since the order of the rows depends on their tokens.
+//! alike, nor on whether that is computed once ([`Settings::share_prefixes`]). The operations that are done are then fewer,
+//! and memory is told as a bound, since the order of the rows depends on their tokens.
 
 use engine::WorkspacePlan;
 use engine::decoder::config::{DecoderConfig, Head};

@@ -235,7 +235,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 (Some(config), Trained::adapter(kernels, upload(kernels, base, peft)?, collective))
             }
         };
-        // No more than is used: a GPU's memory is held whether it is written to or not.
+        // No more than may be used: a GPU's memory is held whether it is written to or not.
         let tokens = cost::most_tokens(&lengths, &held_out, settings, collective.world_size());
         let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
         // An adapter that it began with has its own modules.

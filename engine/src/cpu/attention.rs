@@ -178,7 +178,7 @@ pub(crate) fn attention_backward(
                     }
                     dweights.reserve(block.count * block.keys);
                     let size = [block.count, block.keys - block.from, shape.head_size];
-                    let seen = View::of(dweights, block.keys).at_column(block.from);
+                    let seen = View::of_mut(dweights, block.keys).at_column(block.from);
                     // SAFETY: `dweights` holds the block's lines, and is this task's own.
                     unsafe { product(size, seen, false, douts, turned_values.at_column(block.from)) };
                     for keys in views.stretches(&block) {
@@ -286,9 +286,14 @@ struct View {
 }
 
 impl View {
-    /// A row-major slice with rows of `width`; only ever written through where the slice is the caller's own.
+    /// A row-major slice with rows of `width`, to be read.
     fn of(values: &[f32], width: usize) -> Self {
         Self { start: values.as_ptr().cast_mut(), row: width, column: 1 }
+    }
+
+    /// The same, to be written.
+    fn of_mut(values: &mut [f32], width: usize) -> Self {
+        Self { start: values.as_mut_ptr(), row: width, column: 1 }
     }
 
     fn transposed(self) -> Self {
@@ -440,7 +445,7 @@ impl<'a> Views<'a> {
         scores.reserve(block.count * block.keys);
         let queries = self.queries(shape, head).at_row(block.first);
         let size = [block.count, block.keys - block.from, shape.head_size];
-        let out = View::of(scores, block.keys).at_column(block.from);
+        let out = View::of_mut(scores, block.keys).at_column(block.from);
         // SAFETY: `scores` holds the block's lines, and is the task's own; queries lie in the batch's rows, and the turned
         // keys have a column for each position of the sequence.
         unsafe { product(size, out, false, queries, turned_keys.at_column(block.from)) };

@@ -243,6 +243,7 @@ fn pack_block(left: &Left<'_>, block: Range<usize>, part: &mut [f32]) {
 
 /// `part[d][r] = source[r * stride + d]` of at most 16 rows: in squares that are turned in registers, and what is left one by one.
 pub(crate) fn interleave(source: &[f32], stride: usize, rows: usize, depth: usize, part: &mut [f32]) {
+    debug_assert!((1..=16).contains(&rows), "{rows} rows are turned at once");
     let lines: [&[f32]; 16] = std::array::from_fn(|row| &source[row.min(rows - 1) * stride..][..depth]);
     let packed = pack_squares(&lines, rows, part);
     for (step, out) in part.chunks_exact_mut(rows).enumerate().skip(packed) {

@@ -1,5 +1,8 @@
 //! Attention's launches: which kernel takes a head of this width, on how much shared memory.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use super::device::{Address, Argument, Heads};
 use super::scratch::Scratch;
 use super::{Arithmetic, Buffer, Cuda, address, int};
@@ -92,6 +95,23 @@ impl TensorKernels {
     }
 }
 
+/// By the first row of a prefix, the sequences that go on from it. Panics where a prefix is not a whole earlier sequence
+/// without one of its own: its keys would miss gradients.
+fn following(sequences: &[Sequence]) -> BTreeMap<usize, Vec<&Sequence>> {
+    let mut whole: BTreeMap<usize, &Range<usize>> = BTreeMap::new();
+    let mut following: BTreeMap<usize, Vec<&Sequence>> = BTreeMap::new();
+    for sequence in sequences {
+        let Sequence { rows, prefix } = sequence;
+        if prefix.is_empty() {
+            whole.insert(rows.start, rows);
+        } else {
+            assert!(whole.get(&prefix.start) == Some(&prefix), "a prefix is a whole earlier sequence");
+            following.entry(prefix.start).or_default().push(sequence);
+        }
+    }
+    following
+}
+
 impl Cuda {
     /// What attention's kernels know of the heads.
     pub(super) fn heads(&self, scratch: &mut Scratch, shape: &AttentionShape) -> Argument {
@@ -115,27 +135,17 @@ impl Cuda {
     /// that goes on from a prefix: `Tile` of `kernels/heads.cuh`.
     fn tiles(&self, scratch: &mut Scratch, sequences: &[Sequence], rows: usize) -> (Address, usize) {
         let count = sequences.iter().map(|sequence| sequence.rows.len().div_ceil(rows)).sum::<usize>();
+        let mut following = following(sequences);
         let (mut tiles, mut followers) = (Vec::with_capacity(TILE_NUMBERS * count), Vec::new());
         for sequence in sequences {
             let Sequence { rows: own, prefix } = sequence;
-            let first_follower = followers.len();
-            // A prefix is a whole sequence: none is empty, and no other one has its rows.
-            let of_this = sequences.iter().filter(|other| other.prefix == *own);
-            followers.extend(of_this.flat_map(|other| [other.rows.start, other.length()]));
+            let behind = TILE_NUMBERS * count + followers.len();
+            let of_this = following.remove(&own.start).unwrap_or_default();
             for first in (0..own.len()).step_by(rows) {
-                let count_of_this = (followers.len() - first_follower) / 2;
-                let behind = TILE_NUMBERS * count + first_follower;
-                let place = prefix.len() + first;
-                tiles.extend([
-                    prefix.start,
-                    prefix.len(),
-                    own.start,
-                    sequence.length(),
-                    place,
-                    count_of_this,
-                    behind,
-                ]);
+                let [place, length] = [prefix.len() + first, sequence.length()];
+                tiles.extend([prefix.start, prefix.len(), own.start, length, place, of_this.len(), behind]);
             }
+            followers.extend(of_this.iter().flat_map(|other| [other.rows.start, other.length()]));
         }
         let numbers: Vec<u32> = tiles.into_iter().chain(followers).map(|number| number as u32).collect();
         (self.sent(scratch, &numbers), count)
