@@ -186,7 +186,6 @@ struct Run<'a, K: Kernels> {
     trained: Trained<K>,
     workspace: Workspace<K>,
     order: RowOrder,
-    packing: Packing,
     updates: u64,
     state: State,
 }
@@ -261,7 +260,6 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 order: settings.order,
                 seed: settings.seed,
             },
-            packing: settings.packing(),
             updates: settings.updates(rows.rows.len()),
             state: State::new(fingerprint),
         })
@@ -349,7 +347,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let begin = Instant::now();
         let update = self.state.update;
         let mut numbers = self.order.update(update);
-        if self.packing == Packing::Shared {
+        if self.settings.share_prefixes {
             prefixes::sort(self.rows, &mut numbers);
         }
         let supervised: usize = numbers.iter().map(|number| self.rows[*number].supervised()).sum();
@@ -412,8 +410,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let lengths: Vec<usize> = numbers.iter().map(|number| rows[*number].tokens.len()).collect();
         let most = self.settings.micro_batch.unwrap_or(usize::MAX);
         let cuts = micro_batches(&lengths, self.settings.micro_batch_tokens, most);
-        let (seed, update) = (self.settings.seed, self.state.update);
-        cuts.into_iter().map(|cut| pack(rows, &numbers[cut], seed, update, self.packing)).collect()
+        let (seed, update, packing) = (self.settings.seed, self.state.update, self.settings.packing());
+        cuts.into_iter().map(|cut| pack(rows, &numbers[cut], seed, update, packing)).collect()
     }
 
     /// Measures the validation loss, and keeps the values if it is the lowest.
