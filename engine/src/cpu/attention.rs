@@ -92,34 +92,25 @@ pub(crate) fn attention(
     assert!(query_key_value.len() >= rows * shape.query_key_value_width());
     assert!(out.len() >= rows * shape.width() && log_sums.len() >= rows * shape.heads);
     let (out, log_sums) = (Shared(out.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
-    each_head(shape, sequences, |sequence, group| {
+    each_head(shape, sequences, |number, group| {
         let (out, log_sums) = (&out, &log_sums);
-        let views = Views::new(shape, query_key_value, &sequences[sequence], group);
+        let views = Views::new(shape, query_key_value, &sequences[number], group);
         with_scratch(|Scratch { scores, turned_keys, .. }| {
-            let turned_keys = views.turn(shape, views.key_column, turned_keys);
-            for head in group * shape.group()..(group + 1) * shape.group() {
-                for block in views.blocks(shape) {
-                    views.scores(shape, head, &block, turned_keys, scores);
-                    for (row, position, scores) in block.lines(scores) {
-                        let seen = shape.first_key(position)..position + 1;
-                        let log_sum = softmax(&mut scores[seen.clone()]);
-                        scores[block.from..seen.start].fill(0.0);
-                        scores[seen.end..].fill(0.0);
-                        // SAFETY: each (row, head) is written by one task.
-                        unsafe { *log_sums.0.add(row * shape.heads + head) = log_sum };
-                    }
-                    let target = View {
-                        start: out.0.wrapping_add(block.row * shape.width() + head * shape.head_size),
-                        row: shape.width(),
-                        column: 1,
-                    };
-                    for keys in views.stretches(&block) {
-                        let weights = View::of(scores, block.keys).at_column(keys.position);
-                        let size = [block.count, shape.head_size, keys.count];
-                        // SAFETY: the head's columns of the block's rows of `out`, written by this task alone.
-                        unsafe { product(size, target, !keys.first, weights, keys.values) };
-                    }
-                }
+            let turned_keys = views.turn(views.key_column, turned_keys);
+            for (head, block) in views.heads_and_blocks() {
+                views.scores(head, &block, turned_keys, scores);
+                block.each_seen(shape, scores, |row, scores| {
+                    let log_sum = softmax(scores);
+                    // SAFETY: each (row, head) is written by one task.
+                    unsafe { *log_sums.0.add(row * shape.heads + head) = log_sum };
+                });
+                let outputs = View {
+                    start: out.0.wrapping_add(block.row * shape.width() + head * shape.head_size),
+                    row: shape.width(),
+                    column: 1,
+                };
+                // SAFETY: the head's columns of the block's rows of `out`, written by this task alone.
+                unsafe { views.weigh_values(&block, scores, outputs) };
             }
         });
     });
@@ -149,71 +140,44 @@ pub(crate) fn attention_backward(
         (Shared(dquery_key_value.as_mut_ptr()), Shared(of_prefixes.values.as_mut_ptr()));
     each_head(shape, sequences, |number, group| {
         let (target, of_prefix) = (&target, &of_prefix);
-        let sequence = &sequences[number];
-        let column = |column: usize| View {
-            start: target.0.wrapping_add(sequence.rows.start * full + column),
-            row: full,
-            column: 1,
+        let views = Views::new(shape, query_key_value, &sequences[number], group);
+        let gradients = Gradients {
+            own: View {
+                start: target.0.wrapping_add(views.sequence.rows.start * full),
+                row: full,
+                column: 1,
+            },
+            of_prefix: View {
+                start: of_prefix.0.wrapping_add(of_prefixes.starts[number]),
+                row: PrefixGradients::width(shape),
+                column: 1,
+            },
+            first_of_prefix: shape.key_column(0),
         };
-        let column_of_prefix = |column: usize| View {
-            start: of_prefix.0.wrapping_add(of_prefixes.starts[number] + column - shape.key_column(0)),
-            row: PrefixGradients::width(shape),
-            column: 1,
-        };
-        let views = Views::new(shape, query_key_value, sequence, group);
-        let (key, value) = (shape.key_column(group), shape.value_column(group));
         with_scratch(|Scratch { scores: weights, dscores: dweights, turned_keys, turned_values }| {
-            let turned_keys = views.turn(shape, key, turned_keys);
-            let turned_values = views.turn(shape, value, turned_values);
-            for head in group * shape.group()..(group + 1) * shape.group() {
-                for block in views.blocks(shape) {
-                    let at = block.row * width + head * shape.head_size;
-                    let douts = View { start: dout[at..].as_ptr().cast_mut(), row: width, column: 1 };
-                    views.scores(shape, head, &block, turned_keys, weights);
-                    for (row, position, weights) in block.lines(weights) {
-                        let seen = shape.first_key(position)..position + 1;
-                        exp_minus(&mut weights[seen.clone()], log_sums[row * shape.heads + head]);
-                        weights[block.from..seen.start].fill(0.0);
-                        weights[seen.end..].fill(0.0);
-                    }
-                    dweights.reserve(block.count * block.keys);
-                    let size = [block.count, block.keys - block.from, shape.head_size];
-                    let seen = View::of_mut(dweights, block.keys).at_column(block.from);
-                    // SAFETY: `dweights` holds the block's lines, and is this task's own.
-                    unsafe { product(size, seen, false, douts, turned_values.at_column(block.from)) };
-                    for keys in views.stretches(&block) {
-                        let dvalues = if keys.prefix { column_of_prefix(value) } else { column(value) };
-                        let dvalues = dvalues.at_row(keys.row);
-                        let weights = View::of(weights, block.keys).at_column(keys.position);
-                        let size = [keys.count, shape.head_size, block.count];
-                        // SAFETY: the gradients' columns of this sequence, or of what it adds to its prefix, and of this
-                        // group's heads are written by this task alone; all else is read only.
-                        unsafe { product(size, dvalues, true, weights.transposed(), douts) };
-                    }
-                    for ((row, _, dweights), weights) in
-                        block.lines(dweights).zip(weights.chunks_exact(block.keys))
-                    {
-                        let at = row * width + head * shape.head_size;
-                        let at = at..at + shape.head_size;
-                        let mean = math::dot(&dout[at.clone()], &out[at]);
-                        let (weights, dweights) = (&weights[block.from..], &mut dweights[block.from..]);
-                        softmax_backward(weights, mean, shape.scale, dweights);
-                    }
-                    let dqueries = column(head * shape.head_size).at_row(block.first);
-                    let queries = views.queries(shape, head).at_row(block.first);
-                    for keys in views.stretches(&block) {
-                        let dkeys = if keys.prefix { column_of_prefix(key) } else { column(key) };
-                        let dkeys = dkeys.at_row(keys.row);
-                        let dweights = View::of(dweights, block.keys).at_column(keys.position);
-                        let size = [block.count, shape.head_size, keys.count];
-                        // SAFETY: as above.
-                        unsafe {
-                            product(size, dqueries, !keys.first, dweights, keys.keys);
-                            let size = [keys.count, shape.head_size, block.count];
-                            product(size, dkeys, true, dweights.transposed(), queries);
-                        }
-                    }
+            let turned_keys = views.turn(views.key_column, turned_keys);
+            let turned_values = views.turn(views.value_column, turned_values);
+            for (head, block) in views.heads_and_blocks() {
+                let of_head = |row: usize| row * width + head * shape.head_size;
+                views.scores(head, &block, turned_keys, weights);
+                block.each_seen(shape, weights, |row, scores| {
+                    exp_minus(scores, log_sums[row * shape.heads + head]);
+                });
+                let douts = View::of(&dout[of_head(block.row)..], width);
+                views.dweights(&block, douts, turned_values, dweights);
+                // SAFETY: the gradients' columns of this sequence, or of what it adds to its prefix, and of this group's
+                // heads are written by this task alone.
+                unsafe { views.dvalues(&block, weights, douts, &gradients) };
+                for ((row, _, dweights), weights) in
+                    block.lines(dweights).zip(weights.chunks_exact(block.keys))
+                {
+                    let at = of_head(row)..of_head(row) + shape.head_size;
+                    let mean = math::dot(&dout[at.clone()], &out[at]);
+                    let (weights, dweights) = (&weights[block.from..], &mut dweights[block.from..]);
+                    softmax_backward(weights, mean, shape.scale, dweights);
                 }
+                // SAFETY: as above.
+                unsafe { views.dqueries_and_dkeys(head, &block, dweights, &gradients) };
             }
         });
     });
@@ -333,6 +297,16 @@ impl Block {
         let lines = values.chunks_exact_mut(self.keys).take(self.count).enumerate();
         lines.map(move |(query, line)| (row + query, position + query, line))
     }
+
+    /// Hands `f` each query's row in the batch and its values of the keys that it sees; those of the others become zero.
+    fn each_seen(&self, shape: &AttentionShape, values: &mut [f32], f: impl Fn(usize, &mut [f32])) {
+        for (row, position, line) in self.lines(values) {
+            let seen = shape.first_key(position)..position + 1;
+            f(row, &mut line[seen.clone()]);
+            line[self.from..seen.start].fill(0.0);
+            line[seen.end..].fill(0.0);
+        }
+    }
 }
 
 /// Keys and values that lie in one stretch.
@@ -350,9 +324,34 @@ struct Stretch {
     values: View,
 }
 
-/// The queries, keys and values of one sequence and one key-value head.
+/// Where the gradients of one sequence's queries, keys and values go.
+struct Gradients {
+    /// From the sequence's first row on, all columns.
+    own: View,
+    /// What the sequence adds to its prefix: the columns of keys and values.
+    of_prefix: View,
+    /// Which column of queries, keys and values the first of these is.
+    first_of_prefix: usize,
+}
+
+impl Gradients {
+    /// Those of a stretch's keys or values, whose columns begin at `column`.
+    fn of(&self, keys: &Stretch, column: usize) -> View {
+        let columns = if keys.prefix {
+            self.of_prefix.at_column(column - self.first_of_prefix)
+        } else {
+            self.own.at_column(column)
+        };
+        columns.at_row(keys.row)
+    }
+}
+
+/// The queries, keys and values of one sequence and one key-value head: what a task works on.
 struct Views<'a> {
+    shape: &'a AttentionShape,
     sequence: &'a Sequence,
+    /// The key-value head.
+    group: usize,
     /// The batch's, up to the sequence's end.
     query_key_value: &'a [f32],
     stride: usize,
@@ -361,10 +360,17 @@ struct Views<'a> {
 }
 
 impl<'a> Views<'a> {
-    fn new(shape: &AttentionShape, query_key_value: &'a [f32], sequence: &'a Sequence, group: usize) -> Self {
+    fn new(
+        shape: &'a AttentionShape,
+        query_key_value: &'a [f32],
+        sequence: &'a Sequence,
+        group: usize,
+    ) -> Self {
         let stride = shape.query_key_value_width();
         Self {
+            shape,
             sequence,
+            group,
             query_key_value: &query_key_value[..sequence.rows.end * stride],
             stride,
             key_column: shape.key_column(group),
@@ -378,15 +384,22 @@ impl<'a> Views<'a> {
         View { start, row: self.stride, column: 1 }
     }
 
-    fn queries(&self, shape: &AttentionShape, head: usize) -> View {
-        self.at(self.sequence.rows.start, head * shape.head_size)
+    /// A block's queries of a head.
+    fn queries(&self, head: usize, block: &Block) -> View {
+        self.at(block.row, head * self.shape.head_size)
     }
 
-    fn blocks(&self, shape: &AttentionShape) -> impl Iterator<Item = Block> {
+    /// Each query head of the group, with all blocks of the sequence.
+    fn heads_and_blocks(&self) -> impl Iterator<Item = (usize, Block)> {
+        let heads = self.group * self.shape.group()..(self.group + 1) * self.shape.group();
+        heads.flat_map(|head| self.blocks().map(move |block| (head, block)))
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Block> {
         let Sequence { rows, prefix } = self.sequence;
         (0..rows.len()).step_by(BLOCK).map(|first| {
             let end = rows.len().min(first + BLOCK);
-            let from = shape.first_key(prefix.len() + first);
+            let from = self.shape.first_key(prefix.len() + first);
             Block { first, row: rows.start + first, count: end - first, from, keys: prefix.len() + end }
         })
     }
@@ -414,10 +427,10 @@ impl<'a> Views<'a> {
 
     /// The head's keys or values, turned: `[head_size, positions]`, the prefix's and the sequence's own in one. All blocks
     /// of all heads that share them read them so, and each would turn them again.
-    fn turn(&self, shape: &AttentionShape, column: usize, turned: &mut Buffer) -> View {
+    fn turn(&self, column: usize, turned: &mut Buffer) -> View {
         const LINES: usize = 16;
         let Sequence { rows, prefix } = self.sequence;
-        let (length, size) = (self.sequence.length(), shape.head_size);
+        let (length, size) = (self.sequence.length(), self.shape.head_size);
         turned.reserve(length * size + LINES * size);
         let (turned, lines) = turned.split_at_mut(length * size);
         let of_prefix = prefix.clone().step_by(LINES).map(|row| (row, row - prefix.start, prefix.end));
@@ -434,22 +447,15 @@ impl<'a> Views<'a> {
     }
 
     /// `scores[count, keys] = q kᵀ scale + slope (j - i)`; those above the diagonal are rubbish.
-    fn scores(
-        &self,
-        shape: &AttentionShape,
-        head: usize,
-        block: &Block,
-        turned_keys: View,
-        scores: &mut Buffer,
-    ) {
+    fn scores(&self, head: usize, block: &Block, turned_keys: View, scores: &mut Buffer) {
         scores.reserve(block.count * block.keys);
-        let queries = self.queries(shape, head).at_row(block.first);
-        let size = [block.count, block.keys - block.from, shape.head_size];
+        let size = [block.count, block.keys - block.from, self.shape.head_size];
         let out = View::of_mut(scores, block.keys).at_column(block.from);
+        let keys = turned_keys.at_column(block.from);
         // SAFETY: `scores` holds the block's lines, and is the task's own; queries lie in the batch's rows, and the turned
         // keys have a column for each position of the sequence.
-        unsafe { product(size, out, false, queries, turned_keys.at_column(block.from)) };
-        let (scale, slope) = (shape.scale, shape.slopes.get(head).copied());
+        unsafe { product(size, out, false, self.queries(head, block), keys) };
+        let (scale, slope) = (self.shape.scale, self.shape.slopes.get(head).copied());
         for (_, position, scores) in block.lines(scores) {
             match slope {
                 None => scores[block.from..].iter_mut().for_each(|score| *score *= scale),
@@ -458,6 +464,61 @@ impl<'a> Views<'a> {
                         *score = *score * scale + slope * (key as f32 - position as f32);
                     }
                 }
+            }
+        }
+    }
+
+    /// `outputs = weights v`.
+    ///
+    /// # Safety
+    /// `outputs` must be the block's rows of a head, and this task's alone.
+    unsafe fn weigh_values(&self, block: &Block, weights: &[f32], outputs: View) {
+        for keys in self.stretches(block) {
+            let weights = View::of(weights, block.keys).at_column(keys.position);
+            let size = [block.count, self.shape.head_size, keys.count];
+            // SAFETY: the caller's promise; weights and values are read only.
+            unsafe { product(size, outputs, !keys.first, weights, keys.values) };
+        }
+    }
+
+    /// `dweights[count, keys] = dout vᵀ`.
+    fn dweights(&self, block: &Block, douts: View, turned_values: View, dweights: &mut Buffer) {
+        dweights.reserve(block.count * block.keys);
+        let size = [block.count, block.keys - block.from, self.shape.head_size];
+        let out = View::of_mut(dweights, block.keys).at_column(block.from);
+        // SAFETY: `dweights` holds the block's lines, and is this task's own; the turned values have a column for each
+        // position of the sequence.
+        unsafe { product(size, out, false, douts, turned_values.at_column(block.from)) };
+    }
+
+    /// `dv += weightsᵀ dout`.
+    ///
+    /// # Safety
+    /// The sequence's gradients of this group's values must be this task's alone.
+    unsafe fn dvalues(&self, block: &Block, weights: &[f32], douts: View, gradients: &Gradients) {
+        for keys in self.stretches(block) {
+            let weights = View::of(weights, block.keys).at_column(keys.position).transposed();
+            let size = [keys.count, self.shape.head_size, block.count];
+            // SAFETY: the caller's promise; all else is read only.
+            unsafe { product(size, gradients.of(&keys, self.value_column), true, weights, douts) };
+        }
+    }
+
+    /// `dq = dscores k` and `dk += dscoresᵀ q`.
+    ///
+    /// # Safety
+    /// The sequence's gradients of this head's queries and of this group's keys must be this task's alone.
+    unsafe fn dqueries_and_dkeys(&self, head: usize, block: &Block, dscores: &[f32], gradients: &Gradients) {
+        let size = self.shape.head_size;
+        let queries = self.queries(head, block);
+        let dqueries = gradients.own.at_column(head * size).at_row(block.first);
+        for keys in self.stretches(block) {
+            let dscores = View::of(dscores, block.keys).at_column(keys.position);
+            let dkeys = gradients.of(&keys, self.key_column);
+            // SAFETY: the caller's promise; all else is read only.
+            unsafe {
+                product([block.count, size, keys.count], dqueries, !keys.first, dscores, keys.keys);
+                product([keys.count, size, block.count], dkeys, true, dscores.transposed(), queries);
             }
         }
     }
