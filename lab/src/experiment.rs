@@ -47,6 +47,7 @@ pub use check::is_file_name;
 pub use error::{ExperimentError, Problem, Source};
 pub use files::Files;
 pub use slurm::{Memory, Slurm, TimeLimit};
+pub use tune::{BestOver, FrozenWeights, Keep, Method, Order, Preset, Schedule, Supervise};
 
 /// A whole experiment file, read and checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -152,37 +153,6 @@ impl Device {
     }
 }
 
-/// Named defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Preset {
-    /// As the paper's authors ran each method.
-    #[default]
-    Paper,
-    /// Both methods under the same settings.
-    Fair,
-}
-
-/// How a base model is tuned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Low-rank adapters; the base's weights stay.
-    Lora,
-    /// Every weight.
-    Full,
-}
-
-impl Method {
-    /// `lora` or `full`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lora => "lora",
-            Self::Full => "full",
-        }
-    }
-}
-
 /// `[[base_model]]`: a pretrained model from files (`path`), or one trained from scratch (`config`, `text`,
 /// `tokenizer_vocabulary`, `[base_model.pretraining]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -241,18 +211,6 @@ pub struct Pretraining {
     /// For the first weights and the order of the text; 0 unless given.
     #[serde(default)]
     pub seed: u64,
-}
-
-/// The way of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Straight down to zero.
-    Linear,
-    /// Half a cosine down to zero.
-    Cosine,
-    /// It stays.
-    Constant,
 }
 
 /// `[budget]`: what the recipes are held equal in.
@@ -388,66 +346,6 @@ pub struct Tune {
     pub lora: Option<Box<Tune>>,
     /// Settings for `full` alone.
     pub full: Option<Box<Tune>>,
-}
-
-/// Which tokens the loss is taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Supervise {
-    /// Prompt and response.
-    All,
-    /// The response alone.
-    Response,
-}
-
-/// The order in which rows are met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// Drawn anew each epoch from the seed.
-    Shuffle,
-    /// The mix's own.
-    File,
-}
-
-/// Which checkpoint is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Keep {
-    /// The one with the lowest validation loss.
-    Best,
-    /// The last one.
-    Last,
-}
-
-/// Over what a validation loss is the mean, where checkpoints are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum BestOver {
-    /// All rows' supervised tokens.
-    Rows,
-    /// The languages' own means.
-    Languages,
-}
-
-/// In what the base model's weights are kept under LoRA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum FrozenWeights {
-    /// The type in which they were published.
-    Published,
-    /// 32-bit floats.
-    F32,
-    /// Brain floats.
-    Bf16,
-    /// Half floats.
-    F16,
-    /// GGUF's Q8_0 in the blocks' products.
-    #[serde(rename = "8bit")]
-    Bits8,
-    /// NF4 in the blocks' products.
-    #[serde(rename = "4bit")]
-    Bits4,
 }
 
 /// `[answer]`: how systems answer, by the names of `polypaca answer`'s flags.

@@ -3,13 +3,11 @@
 use answer::{Decoding, Sampling};
 use instructions::template::TemplateChoice;
 
-use crate::experiment::{
-    Answer, BestOver, FrozenWeights, Keep, Method, Order, Preset, Pretraining, Schedule, Supervise, Tune,
-};
+use crate::experiment::{Answer, Method, Preset, Pretraining, Tune};
 
 /// How a method tunes under a preset, with the settings that are given over the preset's.
 pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::Settings {
-    let base = tune::Settings::preset(preset_of(preset), method_of(method));
+    let base = tune::Settings::preset(preset, method);
     let length = match (given.updates, given.epochs) {
         (Some(updates), _) => tune::Length::Updates(updates),
         (None, Some(epochs)) => tune::Length::Epochs(epochs),
@@ -24,40 +22,21 @@ pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::
         cutoff: given.cutoff.unwrap_or(base.cutoff),
         learning_rate: given.lr.unwrap_or(base.learning_rate),
         warmup: given.warmup.unwrap_or(base.warmup),
-        schedule: given.schedule.map_or(base.schedule, schedule_of),
+        schedule: given.schedule.unwrap_or(base.schedule),
         weight_decay: given.weight_decay.unwrap_or(base.weight_decay),
         dropout: given.dropout.map_or(base.dropout, |dropout| dropout as f32),
         clip: given.clip.or(base.clip),
-        supervise: given.supervise.map_or(base.supervise, |supervise| match supervise {
-            Supervise::All => tune::Supervise::All,
-            Supervise::Response => tune::Supervise::Response,
-        }),
-        order: given.order.map_or(base.order, |order| match order {
-            Order::Shuffle => tune::Order::Shuffle,
-            Order::File => tune::Order::File,
-        }),
+        supervise: given.supervise.unwrap_or(base.supervise),
+        order: given.order.unwrap_or(base.order),
         validate_every: given.validate_every.unwrap_or(base.validate_every),
-        keep: given.keep.map_or(base.keep, |keep| match keep {
-            Keep::Best => tune::Keep::Best,
-            Keep::Last => tune::Keep::Last,
-        }),
-        best_over: given.best_over.map_or(base.best_over, |over| match over {
-            BestOver::Rows => tune::BestOver::Rows,
-            BestOver::Languages => tune::BestOver::Languages,
-        }),
+        keep: given.keep.unwrap_or(base.keep),
+        best_over: given.best_over.unwrap_or(base.best_over),
         patience: given.patience.or(base.patience),
         rank: given.rank.unwrap_or(base.rank),
         alpha: given.alpha.unwrap_or(base.alpha),
         modules: given.modules.clone().unwrap_or(base.modules),
         rslora: given.rslora.unwrap_or(base.rslora),
-        weights: given.weights.map_or(base.weights, |weights| match weights {
-            FrozenWeights::Published => tune::FrozenWeights::Published,
-            FrozenWeights::F32 => tune::FrozenWeights::F32,
-            FrozenWeights::Bf16 => tune::FrozenWeights::Bf16,
-            FrozenWeights::F16 => tune::FrozenWeights::F16,
-            FrozenWeights::Bits8 => tune::FrozenWeights::Bits8,
-            FrozenWeights::Bits4 => tune::FrozenWeights::Bits4,
-        }),
+        weights: given.weights.unwrap_or(base.weights),
         recompute: given.recompute.unwrap_or(base.recompute),
         share_prefixes: given.share_prefixes.unwrap_or(base.share_prefixes),
         seed,
@@ -77,13 +56,13 @@ pub fn pretraining(given: &Pretraining) -> tune::Settings {
         cutoff: given.cutoff,
         learning_rate: given.lr,
         warmup: given.warmup,
-        schedule: schedule_of(given.schedule),
+        schedule: given.schedule,
         weight_decay: given.weight_decay,
         clip: Some(given.clip),
         supervise: tune::Supervise::All,
         keep: tune::Keep::Last,
         seed: given.seed,
-        ..tune::Settings::preset(tune::Preset::Paper, tune::Method::Full)
+        ..tune::Settings::preset(Preset::Paper, Method::Full)
     }
 }
 
@@ -116,27 +95,5 @@ pub fn template(preset: Preset, method: Option<Method>, given: Option<&str>) -> 
         (Some(given), _, _) => given.to_owned().into(),
         (None, Preset::Paper, Some(Method::Full)) => TemplateChoice::StanfordAlpaca,
         (None, _, _) => TemplateChoice::Alpaca,
-    }
-}
-
-fn preset_of(preset: Preset) -> tune::Preset {
-    match preset {
-        Preset::Paper => tune::Preset::Paper,
-        Preset::Fair => tune::Preset::Fair,
-    }
-}
-
-fn method_of(method: Method) -> tune::Method {
-    match method {
-        Method::Lora => tune::Method::Lora,
-        Method::Full => tune::Method::Full,
-    }
-}
-
-fn schedule_of(schedule: Schedule) -> tune::Schedule {
-    match schedule {
-        Schedule::Linear => tune::Schedule::Linear,
-        Schedule::Cosine => tune::Schedule::Cosine,
-        Schedule::Constant => tune::Schedule::Constant,
     }
 }

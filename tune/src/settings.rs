@@ -1,18 +1,30 @@
-//! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags.
+//! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags. An experiment file's
+//! words are the same types, and so they have a JSON schema.
 
 use engine::decoder::weights::Precision;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rows::Packing;
 
 /// How a base model is tuned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Low-rank adaptation (Hu et al. 2022): the base model is frozen.
     Lora,
     /// All weights.
     Full,
+}
+
+impl Method {
+    /// As it is written in files: `lora` or `full`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// How long a run is.
@@ -26,7 +38,7 @@ pub enum Length {
 }
 
 /// The way of the learning rate after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     /// Straight down to zero.
@@ -38,7 +50,7 @@ pub enum Schedule {
 }
 
 /// Which tokens the loss is taken over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Supervise {
     /// Prompt and response.
@@ -48,7 +60,7 @@ pub enum Supervise {
 }
 
 /// The order in which rows are met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// Drawn anew each epoch from the seed.
@@ -58,7 +70,7 @@ pub enum Order {
 }
 
 /// Which checkpoint is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// The one with the lowest validation loss.
@@ -68,7 +80,7 @@ pub enum Keep {
 }
 
 /// Over what a validation loss is the mean, where checkpoints are compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestOver {
     /// All rows' supervised tokens: a language counts as much as it has tokens.
@@ -79,7 +91,7 @@ pub enum BestOver {
 }
 
 /// In what frozen weights are kept; what is trained is kept in 32 bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenWeights {
     /// The type in which they were published.
@@ -174,10 +186,11 @@ pub struct Settings {
 }
 
 /// Named settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Preset {
     /// As the paper's authors ran each method.
+    #[default]
     Paper,
     /// Both methods under the same settings wherever they can be: what is supervised, which checkpoint is kept,
     /// epochs, batch, warm-up.
