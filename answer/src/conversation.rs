@@ -1,9 +1,10 @@
 //! A conversation as the text that a model goes on from: by the model's own chat template, or by Alpaca's.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use instructions::template::{ChatRenderer, Template};
+use instructions::template::{ChatRenderer, Template, TemplateChoice};
 use minijinja::{Environment, ErrorKind, context};
 use model::Tokenizer;
 use regex::Regex;
@@ -12,6 +13,17 @@ use serde_json::Value;
 
 /// The name under which an environment keeps the template.
 const NAME: &str = "chat template";
+
+/// The template of a choice; `chat` is the tokenizer's own.
+///
+/// # Errors
+/// The template's file cannot be used, or the tokenizer has no chat template, or there is no tokenizer.
+pub fn template(choice: &TemplateChoice, tokenizer: Option<&Tokenizer>) -> Result<Template> {
+    let own =
+        tokenizer.filter(|tokenizer| *choice == TemplateChoice::Chat && tokenizer.chat_template().is_some());
+    let chat = own.map(Conversation::of_model).transpose()?;
+    choice.load(chat.map(|chat| Arc::new(chat) as Arc<dyn ChatRenderer>))
+}
 
 /// One turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,7 +39,7 @@ pub mod server;
 mod settings;
 
 pub use self::answer_model::AnswerModel;
-pub use self::conversation::{Conversation, Message};
+pub use self::conversation::{Conversation, Message, template};
 pub use self::error::Error;
 pub use self::reply::reply;
 pub use self::request::{Answer, Finish, Request};

@@ -1,8 +1,13 @@
 //! Results on standard output, messages on standard error.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::arguments::Color;
 
@@ -58,9 +63,15 @@ impl Output {
 
     /// Why the command ended early, with its causes.
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        self.message("error", "31", &error.to_string());
+        let mut told = error.to_string();
+        self.message("error", "31", &told);
         for cause in error.chain().skip(1) {
-            self.cause(&cause.to_string());
+            // Many an error's own words end in those of its cause.
+            let cause = cause.to_string();
+            if !told.ends_with(&cause) {
+                self.cause(&cause);
+            }
+            told = cause;
         }
     }
 
@@ -87,10 +98,39 @@ pub(crate) fn log(color: Color) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(colored(color))
-        .with_target(false)
-        .without_time()
+        .event_format(LikeOutput { color: colored(color) })
         .init();
+}
+
+/// Messages of the rooms, in the form of the program's own.
+struct LikeOutput {
+    color: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for LikeOutput
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let (kind, color) = match *event.metadata().level() {
+            Level::ERROR => ("error", "31"),
+            Level::WARN => ("warning", "33"),
+            Level::INFO => ("note", "32"),
+            Level::DEBUG => ("debug", "34"),
+            Level::TRACE => ("trace", "35"),
+        };
+        let (before, after) =
+            if self.color { (format!("\x1b[1;{color}m"), "\x1b[0m") } else { (String::new(), "") };
+        write!(writer, "{before}{kind}{after}: ")?;
+        context.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 fn colored(color: Color) -> bool {

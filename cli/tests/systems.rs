@@ -66,8 +66,9 @@ fn chat_streams_picks_its_system_and_shows_the_gate() {
     let of_adapter = answered(folder.path(), &model, &["--adapter", &adapter.display().to_string()]);
     let of_base = answered(folder.path(), &model, &[]);
     assert_ne!(of_adapter, of_base);
-    let first = chat("Name a sea.\n");
-    assert_eq!(shown(&first), format!("{of_adapter}\n"));
+    let first = chat("Name a sea.\n/language en\n/clear\nName a sea.\n");
+    assert_eq!(shown(&first), format!("{of_adapter}\n{of_adapter}\n"));
+    assert!(said(&first).contains("which was expected is not certain"), "{}", said(&first));
     assert!(said(&first).contains("expected was en"), "{}", said(&first));
     let both = chat("Name a sea.\n/system base\n/language fi\nName a sea.\n/quit\nNever read.\n");
     assert_eq!(shown(&both), format!("{of_adapter}\n{of_base}\n"));

@@ -32,11 +32,31 @@ fn every_family_passes_its_own_tests() {
 }
 
 #[test]
-fn a_model_whose_weights_are_not_numbers_fails() {
+fn a_chat_template_may_write_tokens_with_a_meaning_of_their_own() {
+    let folder = copy_of("qwen3");
+    let template =
+        "{% for message in messages %}<|endoftext|>{{ message['content'] }}{% endfor %}<|endoftext|>";
+    fs::write(folder.path().join("chat_template.jinja"), template).expect("the folder takes files");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polypaca"));
+    let output = command.arg("verify").arg(folder.path()).args(["--template", "chat"]).output();
+    let output = output.expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("good  the tokenizer gives the prompt back"), "{text}");
+}
+
+/// A golden's model in a folder of the test's own.
+fn copy_of(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    for entry in fs::read_dir(model("llama-grouped")).expect("the model").flatten() {
+    for entry in fs::read_dir(model(name)).expect("the model").flatten() {
         fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
     }
+    folder
+}
+
+#[test]
+fn a_model_whose_weights_are_not_numbers_fails() {
+    let folder = copy_of("llama-grouped");
     let weights = folder.path().join("model.safetensors");
     let mut bytes = fs::read(&weights).expect("the weights");
     let end = bytes.len();

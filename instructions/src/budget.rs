@@ -76,11 +76,11 @@ impl<'a> Meter<'a> {
         tokens: Option<CountTokens<'a>>,
         flops: Option<CountFlops<'a>>,
     ) -> Result<Self> {
-        if matches!(held, Held::Tokens | Held::Flops) && tokens.is_none() {
-            bail!("a budget in {held} needs a tokenizer, and none was given");
+        if held == Held::Flops && (flops.is_none() || tokens.is_none()) {
+            bail!("a budget in FLOPs needs a base model, for its tokenizer and its size; none was given");
         }
-        if held == Held::Flops && flops.is_none() {
-            bail!("a budget in FLOPs needs a base model's size, and none was given");
+        if held == Held::Tokens && tokens.is_none() {
+            bail!("a budget in tokens needs a tokenizer, and none was given");
         }
         Ok(Self { held, tokens, flops })
     }

@@ -40,7 +40,7 @@ pub fn open(
         name = folder.file_name().context("the adapter's folder has no name")?.to_string_lossy().into_owned();
         system = System::adapter("", opened.add_adapter("", folder)?);
     }
-    let template = template.load(None)?;
+    let template = answer::template(template, Some(opened.base.tokenizer()))?;
     let answer = move |prompts: &[String]| {
         let prompts: Vec<Prompt> = prompts.iter().zip(0..).map(request).collect();
         let systems = std::slice::from_ref(&system);

@@ -166,7 +166,7 @@ impl Bars {
     pub fn new() -> Self {
         let all = MultiProgress::new();
         let cells = all.add(ProgressBar::no_length());
-        cells.set_style(style("cells {bar:30} {pos}/{len} {elapsed}"));
+        cells.set_style(style("cells {bar:20} {pos}/{len} {elapsed} so far"));
         Self { all, cells, under_way: Mutex::default() }
     }
 
@@ -203,7 +203,7 @@ impl Progress for Bars {
 
     fn cell(&self, label: &str) {
         let bar = self.all.add(ProgressBar::no_length());
-        bar.set_style(style("{prefix} {bar:30} {pos}/{len} {eta} {wide_msg}"));
+        bar.set_style(style("{prefix} {bar:12} {pos}/{len} {eta} left  {wide_msg}"));
         bar.set_prefix(label.to_owned());
         if let Ok(mut bars) = self.under_way.lock() {
             bars.insert(label.to_owned(), bar);

@@ -135,8 +135,8 @@ impl Sources<'_> {
                     .map(|rows| rows as u64)
                     .or(self.experiment.budget.c)
                 {
-                    Some(_) => "C is given".to_owned(),
-                    None => "C is the smallest set; larger sets were cut to it".to_owned(),
+                    Some(_) => "C is given.".to_owned(),
+                    None => "C is the smallest set; larger sets were cut to it.".to_owned(),
                 },
             },
             minimum_score: grid.minimum_score,

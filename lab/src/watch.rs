@@ -75,6 +75,11 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A cell was cut short, because the run was asked to end. What it had done is kept.
+    Stopped {
+        /// Which.
+        cell: String,
+    },
     /// Something to know that stops nothing.
     Warning {
         /// What.
@@ -176,8 +181,7 @@ impl Progress for Recorded {
     }
 
     fn stopped(&self, label: &str) {
-        let reason = "cut short, because the run was asked to end; what was done is kept".to_owned();
-        self.write(Event::Failed { cell: label.to_owned(), reason });
+        self.write(Event::Stopped { cell: label.to_owned() });
         self.inner.stopped(label);
     }
 
@@ -217,6 +221,8 @@ pub struct Page {
     pub under_way: Vec<UnderWay>,
     /// The cells that failed, with their reasons.
     pub failed: BTreeMap<String, String>,
+    /// The cells that were cut short, because the run was asked to end.
+    pub stopped: BTreeSet<String>,
     /// The last cells that were finished, with their seconds, newest first.
     pub last: VecDeque<(String, f64)>,
     /// The last warnings, newest first.
@@ -276,6 +282,7 @@ impl Page {
             }
             Event::Cell { cell } => {
                 self.failed.remove(&cell);
+                self.stopped.remove(&cell);
                 self.under_way.retain(|other| other.cell != cell);
                 self.under_way.push(UnderWay { cell, begun: entry.time, ..UnderWay::default() });
             }
@@ -298,6 +305,10 @@ impl Page {
             Event::Failed { cell, reason } => {
                 self.under_way.retain(|other| other.cell != cell);
                 self.failed.insert(cell, reason);
+            }
+            Event::Stopped { cell } => {
+                self.under_way.retain(|other| other.cell != cell);
+                self.stopped.insert(cell);
             }
             Event::Warning { message } => {
                 self.warnings.push_front(message);

@@ -399,8 +399,17 @@ impl Finder<'_> {
             return Some(Finding::new(
                 format!("No recipe reaches {} in every seen language.", one_digit(minimum)),
                 format!(
-                    "Of {}, none has a gated total that high in all of them.",
-                    counted(tuned.len(), "base model × method × recipe", "base models × methods × recipes")
+                    "Of {}, none has a gated total that high in all of them: {}.",
+                    counted(
+                        tuned.len(),
+                        "way to tune (base model × method × recipe)",
+                        "ways to tune (base model × method × recipe)"
+                    ),
+                    if self.records.experiment.minimum_score.is_some() {
+                        "the experiment asks for it"
+                    } else {
+                        "it is half of the greatest, since the experiment names none"
+                    }
                 ),
             ));
         };
@@ -412,8 +421,8 @@ impl Finder<'_> {
                 price_in_words(line)
             ),
             format!(
-                "Its lowest gated total over the seen languages is {}. {} of {} base models × methods × recipes reach the \
-                 minimum; the cheapest of each recipe: {}. The intervals are not taken into account here.",
+                "Its lowest gated total over the seen languages is {}. {} of {} ways to tune (base model × method × recipe) \
+                 reach the minimum; the cheapest of each recipe: {}. The intervals are not taken into account here.",
                 one_digit(lowest.value().unwrap_or(f64::NAN)),
                 reaching.len(),
                 tuned.len(),

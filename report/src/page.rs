@@ -40,6 +40,8 @@ pub struct Report {
     pub date: Option<String>,
     /// What must stand wherever ratings are shown.
     pub judge_caption: Option<String>,
+    /// What a total is without any merit but the right language.
+    pub floor: String,
     /// The experiment in a few facts.
     pub facts: Vec<Fact>,
     /// The findings.
@@ -91,6 +93,7 @@ impl Report {
             description: experiment.description.clone(),
             date: experiment.date.clone(),
             judge_caption: experiment.judge.caption(),
+            floor: floor(experiment.rating_range),
             facts: facts(records),
             findings: findings(records, results),
             grid: grid(records, results),
@@ -156,6 +159,15 @@ fn facts(records: &Records) -> Vec<Fact> {
         fact("Judge", format!("{judge}; ratings {least} to {greatest}")),
         fact("Language gate", format!("{}. {}", gate.identifier, gate.description)),
     ]
+}
+
+/// A rating's least is above zero: what a reader should know before a total is called good.
+fn floor([least, greatest]: [f64; 2]) -> String {
+    format!(
+        "Responses that are all in the right language and all rated {least} come to {:.0} % of the greatest total: only \
+         what is above that tells of their quality.",
+        100.0 * least / greatest
+    )
 }
 
 fn methods(records: &Records, options: &Options) -> Vec<String> {

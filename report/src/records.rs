@@ -179,7 +179,7 @@ pub struct Budget {
     pub c: u64,
     /// What was held equal: `rows`, `tokens`, `updates` or `flops`.
     pub held: String,
-    /// How it was held, in a sentence: `C is the smallest set; larger sets were cut to it`.
+    /// How it was held, in a sentence: `C is the smallest set; larger sets were cut to it.`
     #[serde(default)]
     pub description: String,
 }
@@ -367,9 +367,7 @@ impl Judge {
     /// The caption that stands wherever ratings are shown, if there must be one.
     pub fn caption(&self) -> Option<String> {
         self.caption.clone().or_else(|| match self.kind {
-            JudgeKind::Reference => {
-                Some(format!("ratings by agreement with the reference answers ({})", self.name))
-            }
+            JudgeKind::Reference => Some("ratings by agreement with the reference answers".to_owned()),
             JudgeKind::StandIn => {
                 Some(format!("ratings by a stand-in ({}): they measure nothing", self.name))
             }

@@ -47,6 +47,14 @@ pub enum Error {
         /// Ids of the update's records.
         records: String,
     },
+    /// The last update left values that are no numbers.
+    #[error(
+        "after update {update} some tuned values are no numbers or infinite, and nothing was written: lower the learning rate"
+    )]
+    ValuesNotFinite {
+        /// The update, counted from 1.
+        update: u64,
+    },
     /// A checkpoint belongs to another run.
     #[error(
         "{path}: the checkpoint there is of another run (other data, model or settings). Remove the folder to begin \

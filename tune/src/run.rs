@@ -457,6 +457,10 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 reason: "a tensor of the best checkpoint is missing or has another size".into(),
             })?;
         }
+        // No loss was taken after the last update.
+        if collective.is_first() && !self.trained.are_finite(&self.decoder) {
+            return Err(Error::ValuesNotFinite { update: kept_update });
+        }
         let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update, 1);
         let flops = cost::flops(&self.shape, &work, self.settings);
         let Self { base, places, checkpoints, config, decoder, trained, workspace, state, .. } = self;
@@ -511,14 +515,8 @@ fn check(rows: &Rows, settings: &Settings) -> Result<()> {
     if rows.rows.is_empty() {
         return refuse("there is no row to train on".into());
     }
-    if settings.batch == 0 || settings.micro_batch_tokens == 0 || settings.micro_batch == Some(0) {
-        return refuse("a batch has at least one row, and a micro-batch at least one token".into());
-    }
-    if settings.validate_every == 0 || settings.checkpoint_every == 0 {
-        return refuse("validation and checkpoints are at least one update apart".into());
-    }
-    if !(0.0..1.0).contains(&settings.dropout) {
-        return refuse(format!("dropout is {}, expected at least 0 and below 1", settings.dropout));
+    if let Some(problem) = settings.problems().first() {
+        return refuse(problem.to_string());
     }
     if rows.rows.iter().all(|row| row.supervised() == 0) {
         return refuse("no row has a supervised token: is the cutoff shorter than the prompts?".into());

@@ -1,6 +1,8 @@
 //! What a run is: every setting that determines its result, by the names of `polypaca tune`'s flags. An experiment file's
 //! words are the same types, and so they have a JSON schema.
 
+use std::fmt;
+
 use engine::decoder::weights::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -185,6 +187,23 @@ pub struct Settings {
     pub checkpoint_every: u64,
 }
 
+/// A setting that no run can have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SettingProblem {
+    /// As experiment files have it; flags have `-` for `_`.
+    pub name: &'static str,
+    /// What was found.
+    pub found: f64,
+    /// What was expected.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for SettingProblem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} is {}: expected {}", self.name, self.found, self.expected)
+    }
+}
+
 /// Named settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -257,6 +276,46 @@ impl Settings {
         }
     }
 
+    /// Every setting that no run can have, the first of them first.
+    pub fn problems(&self) -> Vec<SettingProblem> {
+        let mut problems = Vec::new();
+        let mut expect = |name, found: f64, good: bool, expected| {
+            if !good {
+                problems.push(SettingProblem { name, found, expected });
+            }
+        };
+        let (updates, epochs) = match self.length {
+            Length::Updates(updates) => (Some(updates as f64), None),
+            Length::Epochs(epochs) => (None, Some(epochs)),
+        };
+        let above_zero = [
+            ("batch", Some(self.batch as f64)),
+            ("micro_batch", self.micro_batch.map(|value| value as f64)),
+            ("micro_batch_tokens", Some(self.micro_batch_tokens as f64)),
+            ("updates", updates),
+            ("epochs", epochs),
+            ("cutoff", Some(self.cutoff as f64)),
+            ("lr", Some(self.learning_rate)),
+            ("clip", self.clip),
+            ("validate_every", Some(self.validate_every as f64)),
+            ("patience", self.patience.map(f64::from)),
+            ("checkpoint_every", Some(self.checkpoint_every as f64)),
+            ("rank", Some(self.rank as f64)),
+            ("alpha", Some(self.alpha)),
+        ];
+        for (name, value) in above_zero {
+            let Some(value) = value else { continue };
+            expect(name, value, value > 0.0 && value.is_finite(), "above 0");
+        }
+        for (name, value) in [("warmup", self.warmup), ("weight_decay", self.weight_decay)] {
+            expect(name, value, value >= 0.0 && value.is_finite(), "0 or above");
+        }
+        // As it was written, and not as 32 bits hold it.
+        let dropout = (f64::from(self.dropout) * 1e7).round() / 1e7;
+        expect("dropout", dropout, (0.0..1.0).contains(&dropout), "at least 0 and below 1");
+        problems
+    }
+
     /// Updates of a run over `rows` rows. An epoch's last batch takes what is left of its rows.
     pub fn updates(&self, rows: usize) -> u64 {
         match self.length {
@@ -268,5 +327,40 @@ impl Settings {
     /// How the rows of a micro-batch are packed.
     pub fn packing(&self) -> Packing {
         if self.share_prefixes { Packing::Shared } else { Packing::Apart }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_can_be_had_and_each_wrong_setting_is_named() {
+        for preset in [Preset::Paper, Preset::Fair] {
+            for method in [Method::Lora, Method::Full] {
+                assert_eq!(Settings::preset(preset, method).problems(), []);
+            }
+        }
+        let wrong = Settings {
+            rank: 0,
+            learning_rate: f64::NAN,
+            warmup: -1.0,
+            dropout: 1.0,
+            patience: Some(0),
+            length: Length::Epochs(f64::INFINITY),
+            ..Settings::preset(Preset::Paper, Method::Lora)
+        };
+        let told: Vec<String> = wrong.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "epochs is inf: expected above 0",
+                "lr is NaN: expected above 0",
+                "patience is 0: expected above 0",
+                "rank is 0: expected above 0",
+                "warmup is -1: expected 0 or above",
+                "dropout is 1: expected at least 0 and below 1",
+            ]
+        );
     }
 }

@@ -143,6 +143,12 @@ impl<K: Kernels> Trained<K> {
         largest.map_or_else(|| "none".to_owned(), |(name, norm)| format!("that of {name}, {norm:.3e}"))
     }
 
+    /// Whether all values are numbers, and none is infinite.
+    pub(crate) fn are_finite(&self, decoder: &Decoder<K>) -> bool {
+        (0..self.lengths(decoder).len())
+            .all(|tensor| self.values(decoder, tensor).iter().all(|value| value.is_finite()))
+    }
+
     /// Moves the values that this rank owns, and sets all gradients to zero.
     pub(crate) fn update(&mut self, decoder: &mut Decoder<K>, settings: &AdamW) {
         match self {

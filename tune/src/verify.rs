@@ -99,15 +99,12 @@ fn round_trip(base: &BaseModel, texts: &[Text]) -> Result<Finding> {
     let test = "the tokenizer gives the prompt back";
     for text in texts {
         let ids = base.tokenizer().encode_bare(&text.prompt)?;
-        let back = base.tokenizer().decode(&ids, true)?;
+        // Tokens with a meaning of their own too: a chat template writes them out.
+        let back = base.tokenizer().decode(&ids, false)?;
         if back != text.prompt {
-            let at = back
-                .char_indices()
-                .zip(text.prompt.chars())
-                .find(|((_, a), b)| a != b)
-                .map_or(0, |((at, _), _)| at);
+            let at = back.chars().zip(text.prompt.chars()).take_while(|(a, b)| a == b).count();
             let around = |text: &str| text.chars().skip(at.saturating_sub(10)).take(30).collect::<String>();
-            let found = format!("byte {at}: {:?} became {:?}", around(&text.prompt), around(&back));
+            let found = format!("character {at}: {:?} became {:?}", around(&text.prompt), around(&back));
             return Ok(Finding::new(test, false, found));
         }
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -405,6 +406,25 @@ fn a_loss_that_is_no_number_stops_the_run_and_names_the_records() {
         .unwrap_err();
     let Error::NotFinite { records, gradient, .. } = &error else { panic!("{error}") };
     assert!(records.contains(',') && gradient.starts_with("that of "), "{error}");
+}
+
+#[test]
+fn values_that_are_no_numbers_after_the_last_update_are_not_written() {
+    let base = BaseModel::open(golden("llama-grouped").join("model")).unwrap();
+    for method in [Method::Lora, Method::Full] {
+        // Above the greatest 32-bit float: the first loss is sound, and what follows is not looked at by any loss.
+        let settings =
+            Settings { learning_rate: 1e39, warmup: 0.0, length: Length::Updates(1), ..everything(method) };
+        let rows = encode(&own_rows(), &base, &settings);
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::under(folder.path());
+        let tuned =
+            tune(&Cpu, &base, &rows, &Rows::default(), None, &settings, &places, &mut Heard::default());
+        let error = tuned.unwrap_err();
+        assert!(matches!(error, Error::ValuesNotFinite { update: 1 }), "{error}");
+        let written = fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name());
+        assert!(written.filter(|name| name != "checkpoint").count() == 0, "nothing but checkpoints");
+    }
 }
 
 #[test]

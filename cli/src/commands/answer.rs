@@ -140,7 +140,7 @@ impl Answer {
             return Err(Failure::wrong_input(anyhow!("{}: there is no prompt", self.prompts.display())));
         }
         let base = open(&self.model, output)?;
-        let template = load_template(&self.template, Some(&base))?;
+        let template = load_template(&self.template, Some(base.tokenizer()))?;
         let name = self.system_name(&base);
         let mut model = AnswerModel::load(kernels, base, &[]).map_err(Failure::wrong_input)?;
         let adapter = self.adapter.as_deref().map(|folder| model.add_adapter(&name, folder)).transpose();

@@ -34,7 +34,7 @@ const HELP: &str = "\
 /// stands what the gate says: whether the answer is in the message's language
 #[derive(Debug, Args)]
 pub(crate) struct Chat {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
@@ -148,6 +148,9 @@ impl Chat {
     }
 }
 
+/// The probability from which a message's language is taken for certain.
+const CERTAIN: f32 = 0.5;
+
 impl<K: Kernels> Talk<'_, K> {
     fn run(&mut self, output: &Output) -> anyhow::Result<()> {
         let terminal = stdin().is_terminal();
@@ -258,11 +261,28 @@ impl<K: Kernels> Talk<'_, K> {
         Ok(())
     }
 
-    /// What the gate says of an answer.
+    /// What the gate says of an answer. A message of a word or two may be in any of several languages: then it says
+    /// nothing.
     fn verdict(&self, asked: &str, answer: &str) -> String {
         let rules = GateRules::default();
-        let expected =
-            self.language.clone().unwrap_or_else(|| rules.identify(&*self.identifier, asked).language);
+        let expected = match &self.language {
+            Some(language) => language.clone(),
+            None => {
+                let message = rules.identify(&*self.identifier, asked);
+                if message.probability < CERTAIN {
+                    let answer = rules.identify(&*self.identifier, answer);
+                    return format!(
+                        "the answer is in {} ({:.2}); which was expected is not certain, the message is in {} ({:.2}): \
+                         /language CODE says it",
+                        answer.language.code(),
+                        answer.probability,
+                        message.language.code(),
+                        message.probability
+                    );
+                }
+                message.language
+            }
+        };
         let gated = rules.check(&*self.identifier, answer, &expected);
         format!(
             "gate {}: the answer is in {} ({:.2}), expected was {}",

@@ -117,12 +117,12 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
 struct RowBar(ProgressBar);
 
 impl RowBar {
-    /// `doing` says what is done: `telling languages`. Of so many rows, where it is known.
+    /// `doing` says what is done, and to what: `counting tokens of rows`. Of so many, where it is known.
     fn new(doing: &'static str, rows: Option<u64>) -> Self {
         let bar = rows.map_or_else(ProgressBar::no_length, ProgressBar::new);
         let template = match rows {
-            Some(_) => "{msg} {bar:30} {pos}/{len} rows {eta}",
-            None => "{msg} {pos} rows {elapsed}",
+            Some(_) => "{msg} {bar:20} {pos}/{len} {eta} left",
+            None => "{msg} {pos} {elapsed} so far",
         };
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),

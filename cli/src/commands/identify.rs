@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write, stdout};
+use std::num::ParseFloatError;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use instructions::language::Language;
@@ -21,6 +23,7 @@ const LINGUA: &str = "lingua";
 /// Identifies the language of each response: on standard output a JSON line with id, label (the model's own),
 /// language, probability and gate
 #[derive(Debug, Args)]
+#[command(override_usage = "polypaca identify <FILE.jsonl> [OPTIONS]")]
 pub(crate) struct Identify {
     /// Responses: JSONL with `id` and `response`
     #[arg(value_name = "FILE.jsonl")]
@@ -39,7 +42,7 @@ pub(crate) struct Identify {
     labels: Option<Vec<Language>>,
 
     /// The least probability with which the gate opens
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability::<f32>)]
     threshold: f32,
 
     /// Responses of fewer letters are short
@@ -59,7 +62,7 @@ pub(crate) struct Identify {
     set_aside_quotations: bool,
 
     /// Instead, how many responses pass in each language at each of these thresholds
-    #[arg(long, value_name = "P", num_args = 1.., group = "instead")]
+    #[arg(long, value_name = "P", num_args = 1.., group = "instead", value_parser = probability::<f32>)]
     sweep: Vec<f32>,
 
     /// Instead, the responses on which this identifier disagrees: further fastText models, or `lingua`
@@ -73,6 +76,16 @@ pub(crate) struct Identify {
     /// With --pass-rates: a folder with a CODE.txt of words for each language, to tell words of one script apart
     #[arg(long, value_name = "DIR", requires = "pass_rates")]
     word_lists: Option<PathBuf>,
+}
+
+/// A flag's probability.
+pub(super) fn probability<T>(text: &str) -> Result<T, String>
+where
+    T: FromStr<Err = ParseFloatError> + PartialOrd + From<f32>,
+{
+    let value: T = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    let fits = (T::from(0.0)..=T::from(1.0)).contains(&value);
+    if fits { Ok(value) } else { Err("expected from 0 to 1".to_owned()) }
 }
 
 /// How short responses go.
@@ -138,7 +151,8 @@ impl Identify {
         for (language, responses) in languages {
             for point in sweep(&self.rules(), identifier, &responses, &self.sweep) {
                 let line = json!({
-                    "language": language.code(), "threshold": point.threshold,
+                    // As it was given, and not as a longer number holds it.
+                    "language": language.code(), "threshold": (f64::from(point.threshold) * 1e6).round() / 1e6,
                     "passed": point.passed, "responses": point.responses,
                 });
                 writeln!(out, "{line}")?;

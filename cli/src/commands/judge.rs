@@ -61,7 +61,7 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 
-    /// local: the template that the model was tuned with: alpaca, stanford-alpaca or a file
+    /// local: the template that the model was tuned with: alpaca, stanford-alpaca, chat (its own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
 

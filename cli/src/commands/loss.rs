@@ -51,7 +51,7 @@ impl Loss {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let records = self.data.read(output)?;
         let base = open(&self.model, output)?;
-        let template = load_template(&self.template, Some(&base))?;
+        let template = load_template(&self.template, Some(base.tokenizer()))?;
         let adapter = self.adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
         let settings = Settings {
             supervise: self.supervise,

@@ -36,7 +36,7 @@ const ROUNDING: f64 = 1e-4;
 /// base model and adapter
 #[derive(Debug, Args)]
 pub(crate) struct Merge {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 

@@ -195,9 +195,10 @@ impl Left {
         Self {
             device,
             tokens: computed().map(|cost| cost.tokens).sum(),
-            flops: left().map(|cost| cost.flops).sum(),
+            // The sum of nothing is a negative zero.
+            flops: left().map(|cost| cost.flops).sum::<f64>() + 0.0,
             memory_bytes: left().map(|cost| cost.memory_bytes).max().unwrap_or(0),
-            hours: cost::wall_seconds(computed()).map(|seconds| seconds / 3600.0),
+            hours: cost::wall_seconds(computed()).map(|seconds| seconds / 3600.0 + 0.0),
             requests: left().map(|cost| cost.requests).sum(),
             dollars,
             disk_bytes: left().map(|cost| cost.disk_bytes).sum(),
@@ -235,9 +236,10 @@ impl Whole {
             ))?;
             output.line(format!("time on {}: {hours}", left.device))?;
             if left.requests > 0 {
-                let price =
-                    left.dollars.map_or("no price given".to_owned(), |dollars| format!("${dollars:.2}"));
-                output.line(format!("requests to endpoints: {}, at most {price}", left.requests))?;
+                let price = left
+                    .dollars
+                    .map_or("no price given".to_owned(), |dollars| format!("at most ${dollars:.2}"));
+                output.line(format!("requests to endpoints: {}, {price}", left.requests))?;
             }
         }
         if let Some(drops) = &self.drops {

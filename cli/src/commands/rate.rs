@@ -1,6 +1,6 @@
 //! `polypaca rate`: the people's rating page.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -157,7 +157,7 @@ impl Draw {
             let error = anyhow::anyhow!("expected prompts that all systems answered, found none");
             return Err(Failure::wrong_input(error));
         }
-        self.warn_of_few(&sample, output);
+        self.warn_of_few(&responses, &sample, output);
         let store = Store::open(&self.database).map_err(Failure::failed)?;
         store.fill(&sample.responses).map_err(Failure::wrong_input)?;
         let prompts: HashMap<&String, usize> =
@@ -196,11 +196,18 @@ impl Draw {
         Ok((responses, left_out))
     }
 
-    fn warn_of_few(&self, sample: &Sample, output: &Output) {
+    fn warn_of_few(&self, responses: &[Response], sample: &Sample, output: &Output) {
         for (language, drawn) in sample.prompts.iter().filter(|(_, drawn)| drawn.drawn < self.prompts) {
             output.warning(format!(
                 "{language}: {} of {} prompts drawn; of {} answered prompts, {} were answered by all systems",
                 drawn.drawn, self.prompts, drawn.answered, drawn.shared
+            ));
+        }
+        let answered: BTreeSet<&str> =
+            responses.iter().map(|response| response.prompt.language.code()).collect();
+        for language in answered.into_iter().filter(|language| !sample.prompts.contains_key(*language)) {
+            output.warning(format!(
+                "{language}: no prompt drawn, none was answered by all systems; another --seed or fewer --systems may draw some"
             ));
         }
     }

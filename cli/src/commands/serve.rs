@@ -142,7 +142,7 @@ pub(super) fn conversation<K: Kernels>(
             }
             jinja => Ok(jinja),
         },
-        Some(choice) => Ok(Conversation::Instruction(load_template(choice, Some(&model.base))?)),
+        Some(choice) => Ok(Conversation::Instruction(load_template(choice, Some(tokenizer))?)),
     }
 }
 

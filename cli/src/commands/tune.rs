@@ -1,13 +1,13 @@
 //! `polypaca tune`: one tuning.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::str::FromStr;
 use std::time::Instant;
 
-use answer::Conversation;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -16,10 +16,10 @@ use engine::kernels::Kernels;
 use instructions::hub::{Repository, fetch_model};
 use instructions::language::Language;
 use instructions::record::{Record, read_records};
-use instructions::template::{ChatRenderer, Template, TemplateChoice};
+use instructions::template::{Template, TemplateChoice};
 use lab::progress;
-use model::BaseModel;
 use model::adapter::Adapter;
+use model::{BaseModel, Tokenizer};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tune::{
@@ -35,6 +35,7 @@ use crate::processes::{ProcessArguments, World};
 /// Tunes a base model on instruction data. A killed tuning, started again, goes on from its last checkpoint.
 /// Settings that are not given are the preset's
 #[derive(Debug, Args)]
+#[command(after_help = presets())]
 pub(crate) struct Tune {
     /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name; with --init-config, a
     /// folder with its tokenizer
@@ -201,16 +202,78 @@ pub(crate) struct Tune {
     tensorboard: Option<PathBuf>,
 }
 
+/// What the presets say, a line a flag.
+fn presets() -> String {
+    const FLAGS: [(&str, &str); 18] = [
+        ("--batch", "/batch"),
+        ("--micro-batch-tokens", "/micro_batch_tokens"),
+        ("--epochs", "/length/epochs"),
+        ("--cutoff", "/cutoff"),
+        ("--lr", "/learning_rate"),
+        ("--warmup", "/warmup"),
+        ("--schedule", "/schedule"),
+        ("--weight-decay", "/weight_decay"),
+        ("--dropout", "/dropout"),
+        ("--clip", "/clip"),
+        ("--supervise", "/supervise"),
+        ("--order", "/order"),
+        ("--validate-every", "/validate_every"),
+        ("--keep", "/keep"),
+        ("--best-over", "/best_over"),
+        ("--checkpoint-every", "/checkpoint_every"),
+        ("--rank", "/rank"),
+        ("--alpha", "/alpha"),
+    ];
+    let of = |preset, method| serde_json::to_value(Settings::preset(preset, method)).unwrap_or_default();
+    let (paper, fair) = (Preset::Paper, Preset::Fair);
+    let (lora, full) = (Method::Lora, Method::Full);
+    let columns = [of(paper, lora), of(paper, full), of(fair, lora), of(fair, full)];
+    let mut lines =
+        vec![format!("{:<24}{:<12}{:<12}{:<12}full", "Presets:", "paper, lora", "full", "fair, lora")];
+    for (flag, place) in FLAGS {
+        let cells = columns.iter().map(|settings| match settings.pointer(place) {
+            Some(Value::String(text)) => text.clone(),
+            // Seven digits: as they were written, and not as 32 bits hold them.
+            Some(value) => ((value.as_f64().unwrap_or_default() * 1e7).round() / 1e7).to_string(),
+            None => String::new(),
+        });
+        let cells: Vec<String> = cells.collect();
+        lines.push(format!("  {flag:<22}{:<12}{:<12}{:<12}{}", cells[0], cells[1], cells[2], cells[3]));
+    }
+    lines.join("\n")
+}
+
 /// The instruction data of `tune` and `loss`.
 #[derive(Debug, Args)]
 pub(super) struct DataArguments {
-    /// Instruction data, several files one after the other: Alpaca's JSON, JSON Lines, or chats
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
-    data: Vec<PathBuf>,
+    /// Instruction data, several files one after the other: Alpaca's JSON, JSON Lines, or chats. fi=FILE says which
+    /// language rows are in that name none
+    #[arg(long, value_name = "FILE|LANGUAGE=FILE", required = true, num_args = 1..)]
+    data: Vec<DataFile>,
 
-    /// The language of rows that name none
+    /// The language of rows that name none, in files without LANGUAGE=
     #[arg(long, value_name = "CODE", default_value = "en")]
     language: Language,
+}
+
+/// `alpaca_fi.json`, or `fi=alpaca_fi.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DataFile {
+    language: Option<Language>,
+    path: PathBuf,
+}
+
+impl FromStr for DataFile {
+    type Err = Infallible;
+
+    /// What stands before `=` and is no language is part of the file's name.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let parsed = text.split_once('=').and_then(|(code, path)| Some((code.parse().ok()?, path)));
+        Ok(match parsed {
+            Some((language, path)) => Self { language: Some(language), path: path.into() },
+            None => Self { language: None, path: text.into() },
+        })
+    }
 }
 
 /// A flag's value by the name that it has in experiment files as well.
@@ -302,6 +365,14 @@ impl Tune {
 
     /// What the flags' own checks cannot see.
     fn check(&self) -> Result<(), Failure> {
+        if let Some(problem) = self.settings().problems().first() {
+            let flag = problem.name.replace('_', "-");
+            return Err(Failure::wrong_input(anyhow!(
+                "--{flag} is {}: expected {}",
+                problem.found,
+                problem.expected
+            )));
+        }
         if self.method == Method::Full && self.weights.is_some_and(|weights| weights != FrozenWeights::F32) {
             return Err(Failure::wrong_input(anyhow!(
                 "--weights: with --method full all weights are trained and kept in f32; expected --method lora"
@@ -375,7 +446,7 @@ impl Tune {
             (Preset::Paper, Method::Full) => TemplateChoice::StanfordAlpaca,
             _ => TemplateChoice::Alpaca,
         };
-        load_template(self.template.as_ref().unwrap_or(&preset), Some(base))
+        load_template(self.template.as_ref().unwrap_or(&preset), Some(base.tokenizer()))
     }
 
     fn tell(
@@ -425,8 +496,9 @@ impl DataArguments {
     /// All files' records. What is wrong with them is told; rows without an output are named and left out.
     pub(super) fn read(&self, output: &Output) -> Result<Vec<Record>, Failure> {
         let mut records = Vec::new();
-        for path in &self.data {
-            let reading = read_records(path, &self.language).map_err(Failure::wrong_input)?;
+        for DataFile { language, path } in &self.data {
+            let language = language.as_ref().unwrap_or(&self.language);
+            let reading = read_records(path, language).map_err(Failure::wrong_input)?;
             for problem in &reading.problems {
                 output.warning(problem.to_string());
             }
@@ -496,15 +568,11 @@ pub(super) fn read_adapter(folder: &Path, base: &BaseModel) -> Result<Adapter, F
 }
 
 /// Loads a template; `chat` is the model's own.
-pub(super) fn load_template(choice: &TemplateChoice, base: Option<&BaseModel>) -> Result<Template, Failure> {
-    let mut chat: Option<Arc<dyn ChatRenderer>> = None;
-    let base =
-        base.filter(|base| *choice == TemplateChoice::Chat && base.tokenizer().chat_template().is_some());
-    if let Some(base) = base {
-        let own = Conversation::of_model(base.tokenizer()).context("--template chat");
-        chat = Some(Arc::new(own.map_err(Failure::wrong_input)?));
-    }
-    choice.load(chat).context("--template").map_err(Failure::wrong_input)
+pub(super) fn load_template(
+    choice: &TemplateChoice,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Template, Failure> {
+    answer::template(choice, tokenizer).context("--template").map_err(Failure::wrong_input)
 }
 
 /// Records as tokens; what the cutoff took is told.

@@ -18,7 +18,7 @@ use crate::output::Output;
 /// Exits with 1 where a test fails
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// The base model: a Hugging Face folder, or a GGUF file
+    /// The base model: a Hugging Face folder, a GGUF file, or its name on the Hub: owner/name
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 
@@ -30,7 +30,7 @@ pub(crate) struct Verify {
 impl Verify {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let base = open(&self.model, output)?;
-        let template = load_template(&self.template, Some(&base))?;
+        let template = load_template(&self.template, Some(base.tokenizer()))?;
         let findings = verify(&base, &template, &records()?).map_err(failure)?;
         let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
         if output.json() {

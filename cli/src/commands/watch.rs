@@ -113,6 +113,7 @@ fn tell(entry: &Entry, output: &Output) -> io::Result<()> {
         Event::Step { cell, done, total, message } => format!("  {cell} {done}/{total} {message}"),
         Event::Done { cell, seconds } => format!("{cell} done in {seconds:.1} s"),
         Event::Failed { cell, reason } => format!("{cell} failed: {reason}"),
+        Event::Stopped { cell } => format!("{cell} stopped"),
         Event::Warning { message } => format!("warning: {message}"),
         Event::End => "the run has ended".to_owned(),
     };
@@ -153,6 +154,11 @@ fn lines(page: &Page) -> Vec<String> {
         page.failed.iter().flat_map(|(cell, reason)| {
             std::iter::once(cell.clone()).chain(reason.lines().map(|line| format!("  {line}")))
         }),
+    );
+    section(
+        &mut lines,
+        "stopped, because the run was asked to end (run again, it goes on)",
+        page.stopped.iter().cloned(),
     );
     section(&mut lines, "warnings", page.warnings.iter().cloned());
     section(&mut lines, "done", page.last.iter().map(|(cell, seconds)| format!("{cell} in {seconds:.1} s")));

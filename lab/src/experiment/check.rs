@@ -7,7 +7,8 @@ use instructions::language::Language;
 use instructions::recipe::Recipe;
 
 use super::error::nearest;
-use super::{Experiment, Files, Held, JudgeKind, Problem, Source, Tune};
+use super::{Experiment, Files, Held, JudgeKind, Method, Preset, Problem, Source, Tune};
+use crate::settings;
 
 /// Whether a name can be a folder's on every system.
 pub fn is_file_name(name: &str) -> bool {
@@ -207,17 +208,17 @@ impl Checker<'_> {
                 format!("tokenizer_vocabulary is {size}: expected at least 257 (bytes, end of text)");
             self.problem(&["base_model", number, "tokenizer_vocabulary"], message);
         }
-        if let Some(settings) = &model.pretraining {
+        if let Some(pretraining) = &model.pretraining {
             let key = |name| ["base_model", number, "pretraining", name];
-            self.either(&key("updates")[..3], settings.updates.is_some(), settings.epochs.is_some(), true);
-            self.above_zero(&key("batch"), Some(settings.batch as f64));
-            self.above_zero(&key("cutoff"), Some(settings.cutoff as f64));
-            self.above_zero(&key("lr"), Some(settings.lr));
-            self.above_zero(&key("clip"), Some(settings.clip));
-            self.above_zero(&key("updates"), settings.updates.map(|updates| updates as f64));
-            self.above_zero(&key("epochs"), settings.epochs);
-            self.not_negative(&key("warmup"), Some(settings.warmup));
-            self.not_negative(&key("weight_decay"), Some(settings.weight_decay));
+            self.either(
+                &key("updates")[..3],
+                pretraining.updates.is_some(),
+                pretraining.epochs.is_some(),
+                true,
+            );
+            for problem in settings::pretraining(pretraining).problems() {
+                self.problem(&key(problem.name), problem.to_string());
+            }
         }
     }
 
@@ -254,7 +255,7 @@ impl Checker<'_> {
         self.above_zero(&key("repetition_penalty"), answer.repetition_penalty);
         self.above_zero(&key("temperature"), answer.temperature);
         self.above_zero(&key("batch_tokens"), answer.batch_tokens.map(|value| value as f64));
-        self.share(&key("top_p"), answer.top_p, true);
+        self.share(&key("top_p"), answer.top_p);
         if answer.sample == Some(true) && answer.beams.is_some_and(|beams| beams > 1) {
             self.problem(&key("sample"), "`sample` and `beams` above 1 exclude each other");
         }
@@ -324,21 +325,10 @@ impl Checker<'_> {
     fn tune(&mut self, section: &[&str], tune: &Tune) {
         let key = |name| [section, &[name]].concat();
         self.either(section, tune.updates.is_some(), tune.epochs.is_some(), false);
-        self.above_zero(&key("batch"), tune.batch.map(|value| value as f64));
-        self.above_zero(&key("micro_batch"), tune.micro_batch.map(|value| value as f64));
-        self.above_zero(&key("updates"), tune.updates.map(|value| value as f64));
-        self.above_zero(&key("epochs"), tune.epochs);
-        self.above_zero(&key("cutoff"), tune.cutoff.map(|value| value as f64));
-        self.above_zero(&key("lr"), tune.lr);
-        self.not_negative(&key("warmup"), tune.warmup);
-        self.not_negative(&key("weight_decay"), tune.weight_decay);
-        self.share(&key("dropout"), tune.dropout, false);
-        self.above_zero(&key("clip"), tune.clip);
-        self.above_zero(&key("checkpoint_every"), tune.checkpoint_every.map(|value| value as f64));
-        self.above_zero(&key("micro_batch_tokens"), tune.micro_batch_tokens.map(|value| value as f64));
-        self.above_zero(&key("validate_every"), tune.validate_every.map(|value| value as f64));
-        self.above_zero(&key("rank"), tune.rank.map(|value| value as f64));
-        self.above_zero(&key("alpha"), tune.alpha);
+        // What is not given is a preset's, which has no problem.
+        for problem in settings::tuning(Preset::Paper, Method::Lora, tune, 0).problems() {
+            self.problem(&key(problem.name), problem.to_string());
+        }
         if let Some(template) = &tune.template {
             self.template(&key("template"), template);
         }
@@ -475,10 +465,9 @@ impl Checker<'_> {
         }
     }
 
-    fn share(&mut self, key: &[&str], value: Option<f64>, one: bool) {
-        let fits = |value: f64| (0.0..1.0).contains(&value) || (one && value == 1.0);
+    fn share(&mut self, key: &[&str], value: Option<f64>) {
         if let Some(value) = value
-            && !fits(value)
+            && !(0.0..=1.0).contains(&value)
         {
             self.problem(key, format!("{} is {value}: expected from 0 up to 1", last(key)));
         }

@@ -158,6 +158,7 @@ pub struct Published {
 /// Keys of `config.json` that do not bear on a forward pass in inference or in the trainings offered here.
 const WITHOUT_BEARING: &[&str] = &[
     "_name_or_path",
+    "_model_name_or_path",
     "architectures",
     "attention_dropout",
     "attn_implementation",

@@ -1,6 +1,7 @@
 //! `polypaca data check`: every fault of sets, and a copy without them.
 
 use std::collections::BTreeMap;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -19,6 +20,7 @@ use judge::identify::identifier;
 use serde_json::{Map, Value, json};
 
 use super::{Read, RowBar, SetFile, Tokenized, read};
+use crate::commands::identify::probability;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -47,7 +49,7 @@ pub(crate) struct Check {
     shortest: usize,
 
     /// A text is in another language from this probability on
-    #[arg(long, value_name = "P", default_value_t = CheckOptions::default().identified_probability)]
+    #[arg(long, value_parser = probability::<f64>, value_name = "P", default_value_t = CheckOptions::default().identified_probability)]
     threshold: f64,
 
     /// An output is too long or too short from this many times its expected length on
@@ -138,8 +140,14 @@ impl Check {
             true => None,
             false => Some(identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?),
         };
-        let rows = sets.iter().map(|set| set.records.len() as u64).sum();
-        let bar = RowBar::new("telling languages", Some(rows));
+        let identified = |text: &&String| !text.trim().is_empty() && text.chars().count() >= self.shortest;
+        let texts = sets
+            .iter()
+            .flat_map(|set| &set.records)
+            .flat_map(|record| [&record.instruction, &record.output])
+            .filter(identified)
+            .count();
+        let bar = RowBar::new("telling languages of texts", Some(texts as u64));
         let identify = |text: &str| {
             bar.row();
             let identified = identifier.as_ref()?.identify(text);
@@ -222,6 +230,37 @@ fn show(faults: &[Fault], output: &Output) {
     }
 }
 
+/// The report for people's eyes: a column a language, a line for each kind of fault that was met.
+fn table(report: &CheckReport) -> Vec<String> {
+    let languages: Vec<&Language> = report.rows.keys().collect();
+    let mut lines: Vec<Vec<String>> = vec![vec![String::new()], vec!["rows".to_owned()]];
+    lines[0].extend(languages.iter().map(ToString::to_string));
+    lines[1].extend(report.rows.values().map(ToString::to_string));
+    for kind in FaultKind::ALL {
+        let count = |language: &&Language| report.counts.get(*language).and_then(|counts| counts.get(&kind));
+        if languages.iter().any(|language| count(language).is_some()) {
+            let counts = languages.iter().map(|language| count(language).copied().unwrap_or(0).to_string());
+            lines.push(std::iter::once(kind.to_string()).chain(counts).collect());
+        }
+    }
+    if !report.fertility.is_empty() {
+        let tokens = |language: &&Language| {
+            report.fertility.get(*language).map_or("-".to_owned(), |fertility| format!("{fertility:.2}"))
+        };
+        lines.push(
+            std::iter::once("tokens_per_word".to_owned()).chain(languages.iter().map(tokens)).collect(),
+        );
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..=languages.len()).map(width).collect();
+    let aligned = |line: &Vec<String>| {
+        let numbers: String =
+            line.iter().zip(&widths).skip(1).map(|(cell, width)| format!("  {cell:>width$}")).collect();
+        format!("{:<first$}{numbers}", line[0], first = widths[0])
+    };
+    lines.iter().map(aligned).collect()
+}
+
 fn tell(
     report: &CheckReport,
     left_out: usize,
@@ -256,7 +295,11 @@ fn tell(
         }))?;
         return Ok(());
     }
-    output.line(report.to_string().trim_end())?;
+    if io::stdout().is_terminal() {
+        table(report).iter().try_for_each(|line| output.line(line))?;
+    } else {
+        output.line(report.to_string().trim_end())?;
+    }
     output.line(format!(
         "{rows} rows, {} faults, {left_out} rows that could not be read",
         report.faults.len()

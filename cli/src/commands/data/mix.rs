@@ -44,11 +44,11 @@ pub(crate) struct Mix {
     #[arg(long, value_name = "C")]
     budget: Option<u64>,
 
-    /// With --held updates: sequences an update
+    /// With --held updates: sequences an update [default: as in --recipes, or 128]
     #[arg(long, value_name = "N")]
     batch: Option<u64>,
 
-    /// With --held updates: passes over the smallest set
+    /// With --held updates: passes over the smallest set [default: as in --recipes, or 5]
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
 
@@ -80,7 +80,7 @@ pub(crate) struct Mix {
     #[arg(long, value_name = "TOKENS", default_value_t = Settings::preset(Preset::Paper, Method::Lora).cutoff)]
     cutoff: usize,
 
-    /// The template, when counting: alpaca, stanford-alpaca or a file
+    /// The template, when counting: alpaca, stanford-alpaca, chat (the model's own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
 
@@ -94,12 +94,12 @@ impl Mix {
         let (recipes, budget) = self.recipes()?;
         let Read { sets, .. } = read(&self.files, output)?;
         let model = self.model.as_deref().map(|path| open(path, output)).transpose()?;
-        let template = load_template(&self.template, model.as_ref())?;
         let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
         let tokenizer =
             model.as_ref().map(model::BaseModel::tokenizer).or(tokenized.as_ref().map(Tokenized::tokenizer));
+        let template = load_template(&self.template, tokenizer)?;
         let counter = tokenizer.map(|tokenizer| TokenCounter::new(tokenizer, &template, self.cutoff));
-        let bar = RowBar::new("counting tokens", None);
+        let bar = RowBar::new("counting tokens of rows", None);
         let count = |record: &Record| {
             bar.row();
             counter.as_ref().map_or(0, |counter| counter.count(record))
@@ -142,7 +142,7 @@ impl Mix {
                 "{}: {} rows{tokens} ({} × C, {}), {} validation rows",
                 mix.mix,
                 mix.rows,
-                mix.in_c,
+                (mix.in_c * 1000.0).round() / 1000.0,
                 describe_c(mix.c, held),
                 mix.validation_rows
             ))?;

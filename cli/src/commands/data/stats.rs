@@ -33,15 +33,15 @@ pub(crate) struct Stats {
     #[arg(long, value_name = "TOKENS", default_value_t = Settings::preset(Preset::Paper, Method::Lora).cutoff)]
     cutoff: usize,
 
-    /// The template around a row's texts: alpaca, stanford-alpaca or a file
+    /// The template around a row's texts: alpaca, stanford-alpaca, chat (the model's own) or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
     template: TemplateChoice,
 }
 
 impl Stats {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let template = load_template(&self.template, None)?;
         let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
+        let template = load_template(&self.template, tokenized.as_ref().map(Tokenized::tokenizer))?;
         let Read { sets, .. } = read(&self.files, output)?;
         let mut counted = Vec::new();
         for set in sets.iter() {

@@ -336,7 +336,8 @@ impl Translate {
             None => None,
         };
         Ok(EndpointSettings {
-            key_variable: self.key_variable.clone(),
+            // An estimate asks nothing.
+            key_variable: self.key_variable.clone().filter(|_| !self.estimate),
             concurrency: self.concurrency,
             requests_per_minute: self.requests_per_minute,
             tries: self.tries,
