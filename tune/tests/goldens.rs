@@ -43,7 +43,7 @@ fn real(path: &str) -> Option<PathBuf> {
 }
 
 fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let floats =
         |data: &[u8]| data.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
@@ -51,7 +51,7 @@ fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
 }
 
 fn updates(model: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(golden(model).join("updates.json")).unwrap()).unwrap()
+    serde_json::from_slice(&fs::read(golden(model).join("updates.json")).unwrap()).unwrap()
 }
 
 /// ‖a − b‖ / ‖b‖, the given ranges left out.
@@ -71,7 +71,7 @@ fn relative(found: &[f32], expected: &[f32], left_out: &Value) -> f64 {
 }
 
 fn own_rows() -> Vec<Record> {
-    let text = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/rows.json")).unwrap();
+    let text = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/rows.json")).unwrap();
     let rows: Vec<Value> = serde_json::from_slice(&text).unwrap();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
     let record = |(number, row): (usize, &Value)| Record {
@@ -221,7 +221,7 @@ fn write_logits(name: &str, adapter: &Path, file: &Path) {
     let views = tensors.iter().map(|(name, kind, shape, bytes)| {
         (name.as_str(), TensorView::new(*kind, shape.clone(), bytes).unwrap())
     });
-    std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+    fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 #[test]
@@ -355,9 +355,9 @@ fn everything(method: Method) -> Settings {
 
 fn bytes(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let files =
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     files
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap()))
         .collect()
 }
 
