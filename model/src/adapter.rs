@@ -1,6 +1,5 @@
 //! LoRA adapters in PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -51,10 +50,10 @@ pub struct AdapterConfig {
     pub targets: Targets,
     /// Rank-stabilised: scale by `alpha / sqrt(rank)` (Kalajdzievski 2023).
     pub rslora: bool,
-    /// Other ranks for modules whose path ends in a match of the expression.
-    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other ranks for modules whose path ends in a match of the expression; the first that matches holds.
+    pub rank_pattern: Vec<(String, usize)>,
     /// Other alphas, likewise.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Vec<(String, f64)>,
     /// The base model's path or name, for people.
     pub base_model: Option<String>,
 }
@@ -69,8 +68,8 @@ impl AdapterConfig {
             dropout: 0.05,
             targets: Targets::Names(names),
             rslora: false,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
             base_model: None,
         }
     }
@@ -140,9 +139,8 @@ impl AdapterConfig {
             Some(other) => return Err(keys.bad("target_modules", other, "a list of strings or a string")),
             None => return Err(keys.missing("target_modules", "a list of strings or a string")),
         };
-        let rank = keys.required_count(&["r"])?;
-        Ok(Self {
-            rank,
+        let config = Self {
+            rank: keys.required_count(&["r"])?,
             alpha: keys.number(&["lora_alpha"])?.unwrap_or(8.0),
             dropout: keys.number(&["lora_dropout"])?.unwrap_or(0.0),
             targets,
@@ -152,7 +150,12 @@ impl AdapterConfig {
             })?,
             alpha_pattern: pattern(&keys, "alpha_pattern", Value::as_f64)?,
             base_model: keys.text("base_model_name_or_path")?.map(str::to_owned),
-        })
+        };
+        keys.ignore(&WITHOUT_BEARING);
+        for key in keys.unread() {
+            tracing::warn!("{}: key `{key}` is not known and was not used", path.display());
+        }
+        Ok(config)
     }
 
     fn to_json(&self) -> Value {
@@ -171,7 +174,7 @@ impl AdapterConfig {
             "lora_dropout": self.dropout,
             "target_modules": targets,
             "use_rslora": self.rslora,
-            "rank_pattern": self.rank_pattern,
+            "rank_pattern": self.rank_pattern.iter().map(|(key, rank)| (key.clone(), json!(rank))).collect::<Map<_, _>>(),
             "alpha_pattern": self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), whole_where_it_is(*alpha))).collect::<Map<_, _>>(),
             "bias": "none",
             "fan_in_fan_out": false,
@@ -365,6 +368,24 @@ fn reordered(
     moved
 }
 
+/// Settings that do not change what a tuned adapter computes.
+const WITHOUT_BEARING: [&str; 14] = [
+    "auto_mapping",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+
 /// Settings under which PEFT computes something else than `W x + scale B A x`.
 fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<()> {
     keys.only("peft_type", &json!("LORA"))?;
@@ -382,6 +403,10 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<()> {
         "megatron_config",
         "corda_config",
         "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "use_bdlora",
+        "velora_config",
         "layers_pattern",
     ] {
         match keys.get(key) {
@@ -401,8 +426,8 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<()> {
     }
 }
 
-fn pattern<T>(keys: &Keys<'_>, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<BTreeMap<String, T>> {
-    let Some(value) = keys.get(key) else { return Ok(BTreeMap::new()) };
+fn pattern<T>(keys: &Keys<'_>, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(String, T)>> {
+    let Some(value) = keys.get(key) else { return Ok(Vec::new()) };
     let expected = "an object from expressions to numbers above 0";
     let map = value.as_object().ok_or_else(|| keys.bad(key, value, expected))?;
     map.iter()
@@ -412,8 +437,9 @@ fn pattern<T>(keys: &Keys<'_>, key: &str, read: impl Fn(&Value) -> Option<T>) ->
         .collect()
 }
 
-/// The value of the first expression that a module's path ends in, as PEFT matches them.
-fn first_match<T: Copy>(patterns: &BTreeMap<String, T>, key: &str, name: &str) -> Result<Option<T>> {
+/// The value of the first expression, in the file's order, that a module's path ends in, as PEFT's
+/// `get_pattern_key` has it.
+fn first_match<T: Copy>(patterns: &[(String, T)], key: &str, name: &str) -> Result<Option<T>> {
     for (expression, value) in patterns {
         if compile(Path::new(CONFIG), key, &format!(r"^(?:.*\.)?(?:{expression})$"))?.is_match(name) {
             return Ok(Some(*value));

@@ -109,7 +109,7 @@ impl BaseModel {
                 path.display()
             ));
         }
-        tokenizer.limit(rows);
+        tokenizer.limit(rows)?;
         for note in &published.notes {
             tracing::warn!("{note}");
         }

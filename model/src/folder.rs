@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::families::{Family, Part};
 use crate::safetensors_file::{INDEX, WHOLE};
 use crate::stored::{bytes, split};
-use crate::write::{persist, write_atomically};
+use crate::write::{persist, temporary_in, write_atomically};
 
 /// A file of weights is not made larger than this, as transformers does it.
 pub const SHARD_BYTES: usize = 5_000_000_000;
@@ -248,15 +248,16 @@ fn write_weights<'t>(
 
 fn write_shard(path: &Path, shard: &[Piece<'_, '_>], failed: &RefCell<Option<Error>>) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path))?;
+    let file = temporary_in(folder).map_err(Error::io(path))?;
     let views = shard.iter().map(|piece| (piece.part.name.as_str(), piece));
     // Transformers asks for this entry before it loads a file.
     let info = Some([("format".to_owned(), "pt".to_owned())].into_iter().collect());
-    safetensors::serialize_to_file(views, info, file.path())
-        .map_err(|error| Error::SafeTensors { path: path.to_owned(), reason: error.to_string() })?;
+    let written = safetensors::serialize_to_file(views, info, file.path());
+    // A tensor that could not be had was handed over empty: that is what went wrong, whatever the library says of it.
     if let Some(error) = failed.borrow_mut().take() {
         return Err(error);
     }
+    written.map_err(|error| Error::SafeTensors { path: path.to_owned(), reason: error.to_string() })?;
     // The library has put a new file under the temporary name.
     let (_, temporary) = file.into_parts();
     let written = fs::File::options().read(true).write(true).open(&temporary).map_err(Error::io(path))?;

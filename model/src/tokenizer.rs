@@ -123,9 +123,26 @@ impl Tokenizer {
         self
     }
 
-    /// Says how many embeddings the model has, so that no id beyond them is ever handed out.
-    pub(crate) fn limit(&mut self, rows: usize) {
+    /// Says how many embeddings the model has, so that no id beyond them is ever handed out: ids that begin, pad or stop a
+    /// text and have none are forgotten, since no text can hold them.
+    ///
+    /// # Errors
+    /// The end token has no embedding: no training row could end in it.
+    pub(crate) fn limit(&mut self, rows: usize) -> Result<()> {
         self.rows = rows;
+        let has_one = |id: &u32| (*id as usize) < rows;
+        let special = &mut self.special;
+        special.bos = special.bos.filter(has_one);
+        special.pad = special.pad.filter(has_one);
+        special.stops.retain(has_one);
+        match special.eos {
+            Some(id) if !has_one(&id) => {
+                let token = self.inner.id_to_token(id).unwrap_or_default();
+                let reason = format!("the end token `{token}` is {id}, but the model has {rows} embeddings");
+                Err(Error::Tokenizer { path: self.path.clone(), reason })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// tokenizer_config.json, chat_template.jinja, generation_config.json and config.json.

@@ -10,29 +10,27 @@ use crate::error::{Error, Result};
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = parent(path);
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path))?;
+    let mut file = temporary_in(folder).map_err(Error::io(path))?;
     file.write_all(bytes).map_err(Error::io(path))?;
     persist(file, path)
 }
 
 /// Makes a finished temporary file durable and gives it its name.
 pub(crate) fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    // Temporary files are for their owner alone; a model is as readable as any other file the user makes.
-    share(file.as_file()).map_err(Error::io(path))?;
     file.as_file().sync_all().map_err(Error::io(path))?;
     file.persist(path).map_err(|error| error.error).map_err(Error::io(path))?;
     sync_folder(parent(path))
 }
 
-#[cfg(unix)]
-fn share(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn share(_: &File) -> std::io::Result<()> {
-    Ok(())
+/// A temporary file that whoever the user's mask lets may read, as any other file that the user makes.
+pub(crate) fn temporary_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
 }
 
 /// A rename is durable once its folder is.

@@ -47,6 +47,16 @@ pub enum Error {
         /// Ids of the update's records.
         records: String,
     },
+    /// A validation loss is no number.
+    #[error(
+        "the validation loss became {loss} after update {update}. The last good checkpoint is kept: lower the learning rate"
+    )]
+    ValidationNotFinite {
+        /// Updates done.
+        update: u64,
+        /// NaN or infinite.
+        loss: f64,
+    },
     /// The last update left values that are no numbers.
     #[error(
         "after update {update} some tuned values are no numbers or infinite, and nothing was written: lower the learning rate"

@@ -1,5 +1,8 @@
 //! A tuning that would not fit into memory is refused before it starts, with what would fit.
 
+use std::fs;
+use std::path::Path;
+
 use engine::decoder::cost::ModuleShape;
 use engine::decoder::weights::slots;
 use engine::kernels::Kernels;
@@ -189,17 +192,45 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// Bytes that this process can still have: the system's available memory, or what its control group leaves if that is
-/// less; none where the system does not say.
+/// Bytes that this process can still have: the system's available memory, or what its control groups leave if that is
+/// less (a container's, a Slurm step's, a systemd unit's); none where the system does not say.
 pub fn available() -> Option<u64> {
-    let information = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let information = fs::read_to_string("/proc/meminfo").ok()?;
     let line = information.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let system = line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024;
-    let group = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
-    };
-    let left = group("memory.max").zip(group("memory.current"));
-    Some(left.map_or(system, |(most, current)| system.min(most.saturating_sub(current))))
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let left = left_in_groups(Path::new("/sys/fs/cgroup"), &groups);
+    Some(left.map_or(system, |left| system.min(left)))
+}
+
+/// The least that the process's control groups leave, of those that bound memory. `groups` is `/proc/self/cgroup`; a
+/// group that is not mounted under `root`, as in a container, is passed over.
+fn left_in_groups(root: &Path, groups: &str) -> Option<u64> {
+    let left = groups.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, group) = rest.split_once(':')?;
+        let version_1 = controllers.split(',').any(|controller| controller == "memory");
+        let (root, files) = match (controllers, version_1) {
+            ("", _) => (root.to_owned(), ["memory.max", "memory.current", "inactive_file "]),
+            (_, true) => {
+                let files = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "];
+                (root.join("memory"), files)
+            }
+            _ => return None,
+        };
+        let own = Path::new(group.trim_start_matches('/'));
+        own.ancestors().filter_map(|group| left_in_group(&root.join(group), files)).min()
+    });
+    left.min()
+}
+
+/// What a control group leaves: the system takes cached pages of files back when they are in the way.
+fn left_in_group(group: &Path, [most, used, cached]: [&str; 3]) -> Option<u64> {
+    let number = |name: &str| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
+    let most = number(most)?;
+    let statistics = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let cached = statistics.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
+    Some(most.saturating_sub(number(used)?.saturating_sub(cached.unwrap_or(0))))
 }
 
 /// The most memory that this process has held, in bytes, since it began or since [`restart_peak`]; 0 where the system
@@ -216,11 +247,11 @@ pub fn resident_bytes() -> u64 {
 /// Lets [`peak_bytes`] begin anew from what the process holds now. Linux alone can, and a sandbox may forbid it: then the
 /// peak stays that of the process's whole life.
 pub fn restart_peak() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
 fn of_process(key: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(key));
     let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kibibytes.unwrap_or(0) * 1024
@@ -228,7 +259,6 @@ fn of_process(key: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::Arc;
 
     use emulator::Emulator;
@@ -245,6 +275,30 @@ mod tests {
         let base = BaseModel::open(folder).unwrap();
         let shape = Shape::of(&base, settings).unwrap();
         (base, shape)
+    }
+
+    #[test]
+    fn the_closest_bound_of_a_processs_groups_holds() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |group: &str, name: &str, text: &str| {
+            fs::create_dir_all(root.path().join(group)).unwrap();
+            fs::write(root.path().join(group).join(name), text).unwrap();
+        };
+        for (group, most, used) in
+            [("slurm", "1000", "900"), ("slurm/job", "600", "500"), ("slurm/job/step", "max", "400")]
+        {
+            write(group, "memory.max", most);
+            write(group, "memory.current", used);
+        }
+        write("slurm/job", "memory.stat", "anon 200\ninactive_file 300\nactive_file 0\n");
+        assert_eq!(left_in_groups(root.path(), "0::/slurm/job/step\n"), Some(100));
+        assert_eq!(left_in_groups(root.path(), "0::/elsewhere\n"), None);
+        write("slurm", "memory.stat", "inactive_file 800\n");
+        assert_eq!(left_in_groups(root.path(), "0::/slurm/job/step\n"), Some(400));
+        for (name, text) in [("memory.limit_in_bytes", "50"), ("memory.usage_in_bytes", "20")] {
+            write("memory/job", name, text);
+        }
+        assert_eq!(left_in_groups(root.path(), "5:cpu:/\n4:hugetlb,memory:/job\n"), Some(30));
     }
 
     #[test]
@@ -329,7 +383,7 @@ mod tests {
                 let tuned =
                     tune(&kernels, &base, &rows, &Rows::default(), None, &settings, &places, &mut Quiet);
                 tuned.ok()?;
-                let lines = std::fs::read_to_string(metrics).ok()?;
+                let lines = fs::read_to_string(metrics).ok()?;
                 serde_json::from_str::<UpdateMetrics>(lines.lines().last()?).ok()?.device_peak_bytes
             });
             let (Ok(told), Ok(Some(metered))) = (told, out) else { panic!("{name}: it was not tuned") };
@@ -352,7 +406,7 @@ mod tests {
         drop(std::hint::black_box(vec![1u8; PIECE]));
         let peak = peak_bytes();
         restart_peak();
-        if peak == 0 || std::fs::write("/proc/self/clear_refs", "5").is_err() {
+        if peak == 0 || fs::write("/proc/self/clear_refs", "5").is_err() {
             eprintln!("skipped: this system does not begin a process's peak anew");
             return;
         }

@@ -27,7 +27,7 @@ use crate::rows::{Packing, Rows, TrainingRow, micro_batches, pack};
 use crate::schedule::learning_rate;
 use crate::settings::{BestOver, FrozenWeights, Keep, Method, Settings};
 use crate::tensorboard::EventFile;
-use crate::trained::Trained;
+use crate::trained::{Kept, Trained};
 
 /// Where a run's files go.
 #[derive(Clone, Debug)]
@@ -138,8 +138,13 @@ pub fn loss<K: Kernels + Clone>(
     let adapter = adapter.map(|adapter| upload(kernels, base, adapter)).transpose()?;
     let longest = rows.rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
     let plan = WorkspacePlan { tokens: micro_batch_tokens.max(longest), training: false, recompute: false };
-    let mut workspace = Workspace::new(&decoder, adapter.as_slice_of_refs().as_slice(), plan);
-    measure(&decoder, &Alone, adapter.as_ref(), &rows.rows, micro_batch_tokens, &mut workspace)
+    let adapters: Vec<&Adapter<K>> = adapter.iter().collect();
+    let mut workspace = Workspace::new(&decoder, &adapters, plan);
+    let loss = measure(&decoder, &Alone, adapter.as_ref(), &rows.rows, micro_batch_tokens, &mut workspace)?;
+    if loss.supervised_tokens == 0 {
+        return Err(Error::Settings("no row has a token that a loss could be taken over".into()));
+    }
+    Ok(loss)
 }
 
 /// A mean cross-entropy.
@@ -149,7 +154,7 @@ pub struct Loss {
     pub loss: f64,
     /// How many there are.
     pub supervised_tokens: usize,
-    /// The same for each language's rows.
+    /// The same for the rows of each language that has supervised tokens.
     pub by_language: BTreeMap<String, f64>,
 }
 
@@ -157,17 +162,6 @@ impl Loss {
     /// The mean of the languages' losses: each counts the same, however many rows it has.
     pub fn mean_of_languages(&self) -> f64 {
         self.by_language.values().sum::<f64>() / self.by_language.len().max(1) as f64
-    }
-}
-
-/// An option of an adapter as a slice of references.
-trait AsSliceOfRefs<T> {
-    fn as_slice_of_refs(&self) -> Vec<&T>;
-}
-
-impl<T> AsSliceOfRefs<T> for Option<T> {
-    fn as_slice_of_refs(&self) -> Vec<&T> {
-        self.iter().collect()
     }
 }
 
@@ -202,38 +196,21 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         settings: &'a Settings,
         places: &'a Places,
     ) -> Result<Self> {
-        check(rows, settings)?;
+        check(rows, validation, settings)?;
         // All that can be wrong is looked at before the model is loaded, which takes a while.
         if let Some(path) = places.metrics.as_deref().filter(|_| collective.is_first()) {
             check_metrics(path)?;
         }
-        let peft = match (settings.method, initial) {
-            (Method::Full, _) => None,
-            (Method::Lora, Some(peft)) => Some(peft.clone()),
-            (Method::Lora, None) => {
-                let config = adapter_config(base, settings);
-                Some(PeftAdapter::fresh(config, base.family(), base.config(), settings.seed)?)
-            }
-        };
+        let peft = first_adapter(base, initial, settings)?;
         let (lengths, held_out) = (RowLength::of(&rows.rows), RowLength::of(&validation.rows));
         let fingerprint = fingerprint(base, rows, validation, initial, settings)?;
         // Before any process has taken what all of them share.
         let room = Room::of(kernels, collective);
         agree::<K>(collective, &fingerprint, peft.as_ref(), settings)?;
         memory::check(kernels, base, &lengths, &held_out, settings, room)?;
-        let weights = match settings.method {
-            Method::Full => Weights::Trained,
-            Method::Lora => Weights::Frozen(settings.weights.precision()),
-        };
+        let (decoder, trained) = load_trained(kernels, collective, base, peft.as_ref(), settings)?;
+        let config = peft.map(|peft| AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config });
         let mut shape = Shape::of(base, settings)?;
-        let decoder = load(kernels, base, weights)?;
-        let (config, trained) = match &peft {
-            None => (None, Trained::full(&decoder, collective)),
-            Some(peft) => {
-                let config = AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config.clone() };
-                (Some(config), Trained::adapter(kernels, upload(kernels, base, peft)?, collective))
-            }
-        };
         // No more than may be used: a GPU's memory is held whether it is written to or not.
         let tokens = cost::most_tokens(&lengths, &held_out, settings, collective.world_size());
         let plan = WorkspacePlan { tokens, training: true, recompute: settings.recompute };
@@ -275,6 +252,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         }
         let mut begun = [f64::from(u8::from(found.is_some()))];
         collective.sum(&mut begun)?;
+        self.tell_of_long_rows(progress);
         if begun[0] > 0.0 {
             let (state, mut tensors) = found.unzip();
             self.state = State::handed_on(state, collective)?;
@@ -287,7 +265,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                     None
                 })
             };
-            let restored = self.trained.restore(&mut self.decoder, take);
+            let restored = self.trained.restore(&mut self.decoder, Kept::State, take);
             failed.map_or(Ok(()), Err)?;
             restored.ok_or_else(|| Error::Checkpoint {
                 path: self.places.checkpoints.clone(),
@@ -299,6 +277,18 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             cut_metrics(path, self.state.update)?;
         }
         Ok(())
+    }
+
+    /// What a position beyond those that the model was made for means to it is nobody's knowledge.
+    fn tell_of_long_rows(&self, progress: &mut dyn Progress) {
+        let most = self.base.config().max_positions;
+        let longer = self.rows.iter().filter(|row| row.tokens.len() > most).count();
+        if longer > 0 && self.collective.is_first() {
+            let rows = self.rows.len();
+            progress.note(&format!(
+                "{longer} of {rows} rows are longer than the {most} tokens that the model was made for: --cutoff {most} cuts them"
+            ));
+        }
     }
 
     /// All updates that are left.
@@ -424,6 +414,9 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             BestOver::Rows => loss.loss,
             BestOver::Languages => loss.mean_of_languages(),
         };
+        if !compared.is_finite() {
+            return Err(Error::ValidationNotFinite { update: self.state.update, loss: compared });
+        }
         let best = self.state.best().is_none_or(|best| compared < best.compared());
         let line = ValidationMetrics {
             update: self.state.update,
@@ -451,7 +444,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             && let Some((best, mut tensors)) = self.checkpoints.read_best(&self.state.fingerprint)?
         {
             kept_update = best.update;
-            let restored = self.trained.restore(&mut self.decoder, |name, length| tensors.take(name, length));
+            let take = |name: &str, length| tensors.take(name, length);
+            let restored = self.trained.restore(&mut self.decoder, Kept::Best, take);
             restored.ok_or_else(|| Error::Checkpoint {
                 path: self.places.checkpoints.clone(),
                 reason: "a tensor of the best checkpoint is missing or has another size".into(),
@@ -510,7 +504,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
 }
 
 /// Settings that no run can have.
-fn check(rows: &Rows, settings: &Settings) -> Result<()> {
+fn check(rows: &Rows, validation: &Rows, settings: &Settings) -> Result<()> {
     let refuse = |message: String| Err(Error::Settings(message));
     if rows.rows.is_empty() {
         return refuse("there is no row to train on".into());
@@ -521,7 +515,48 @@ fn check(rows: &Rows, settings: &Settings) -> Result<()> {
     if rows.rows.iter().all(|row| row.supervised() == 0) {
         return refuse("no row has a supervised token: is the cutoff shorter than the prompts?".into());
     }
+    if !validation.rows.is_empty() && validation.rows.iter().all(|row| row.supervised() == 0) {
+        return refuse(
+            "no validation row has a supervised token: is the cutoff shorter than the prompts?".into(),
+        );
+    }
     Ok(())
+}
+
+/// The adapter that a run begins with; none where all weights are tuned.
+fn first_adapter(
+    base: &BaseModel,
+    initial: Option<&PeftAdapter>,
+    settings: &Settings,
+) -> Result<Option<PeftAdapter>> {
+    Ok(match (settings.method, initial) {
+        (Method::Full, _) => None,
+        (Method::Lora, Some(peft)) => Some(peft.clone()),
+        (Method::Lora, None) => {
+            let config = adapter_config(base, settings);
+            Some(PeftAdapter::fresh(config, base.family(), base.config(), settings.seed)?)
+        }
+    })
+}
+
+/// The decoder and what is trained of it, in the engine.
+fn load_trained<K: Kernels + Clone>(
+    kernels: &K,
+    collective: &dyn Collective,
+    base: &BaseModel,
+    peft: Option<&PeftAdapter>,
+    settings: &Settings,
+) -> Result<(Decoder<K>, Trained<K>)> {
+    let weights = match settings.method {
+        Method::Full => Weights::Trained,
+        Method::Lora => Weights::Frozen(settings.weights.precision()),
+    };
+    let decoder = load(kernels, base, weights)?;
+    let trained = match peft {
+        None => Trained::full(&decoder, collective),
+        Some(peft) => Trained::adapter(kernels, upload(kernels, base, peft)?, collective),
+    };
+    Ok((decoder, trained))
 }
 
 /// The base model's weights in the engine.
@@ -602,11 +637,11 @@ fn measure<K: Kernels>(
     collective.sum(&mut all)?;
     let mean = |sum: f64, count: f64| sum / count.max(1.0);
     let (sum, count) = all.chunks_exact(2).fold((0.0, 0.0), |(sum, count), of| (sum + of[0], count + of[1]));
-    let by_language = sums.into_keys().zip(all.chunks_exact(2));
+    let by_language = sums.into_keys().zip(all.chunks_exact(2)).filter(|(_, of)| of[1] > 0.0);
     Ok(Loss {
         loss: mean(sum, count),
         supervised_tokens: count as usize,
-        by_language: by_language.map(|(language, of)| (language.to_owned(), mean(of[0], of[1]))).collect(),
+        by_language: by_language.map(|(language, of)| (language.to_owned(), of[0] / of[1])).collect(),
     })
 }
 
@@ -650,7 +685,7 @@ fn agree<K: Kernels>(
     Ok(())
 }
 
-/// A hash of all that determines a run's bytes.
+/// A hash of all that determines a run's bytes but the device and the number of processes, with which roundings change.
 fn fingerprint(
     base: &BaseModel,
     rows: &Rows,
@@ -671,9 +706,16 @@ fn fingerprint(
             hasher.update(&(row.tokens.len() as u64).to_le_bytes());
             hasher.update(&(row.supervised_from as u64).to_le_bytes());
             hasher.update(bytemuck::cast_slice(&row.tokens));
+            hasher.update(row.language.as_bytes());
+            hasher.update(&[0]);
         }
     }
     for module in initial.iter().flat_map(|adapter| &adapter.modules) {
+        let place = format!(
+            "{} {:?} {} {} {}",
+            module.layer, module.linear, module.first_row, module.rank, module.scale
+        );
+        hasher.update(place.as_bytes());
         hasher.update(bytemuck::cast_slice(&module.a));
         hasher.update(bytemuck::cast_slice(&module.b));
     }
@@ -690,7 +732,8 @@ fn write_line(file: &mut Option<File>, places: &Places, line: &impl serde::Seria
     Ok(())
 }
 
-/// That the metrics' file can be one: its folder is there, and it is none itself.
+/// That the metrics' file can be one: its folder is there, and it is none itself, nor another file whose lines a run would
+/// take away.
 fn check_metrics(path: &Path) -> Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::read_dir(folder).map_err(Error::io(folder))?;
@@ -698,7 +741,28 @@ fn check_metrics(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
     }
-    Ok(())
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(path)(error)),
+    };
+    // The last line may have been cut off by a kill.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    match whole.lines().position(|line| update_of(line).is_none()) {
+        None => Ok(()),
+        Some(line) => Err(Error::Settings(format!(
+            "{}:{}: expected a tuning's metrics, lines with `update`; choose another file, since this one's lines would \
+             be taken away",
+            path.display(),
+            line + 1
+        ))),
+    }
+}
+
+/// The update of a line of metrics.
+fn update_of(line: &str) -> Option<u64> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    line.get("update")?.as_u64()
 }
 
 /// Keeps the metrics' lines up to an update; they come again after it.
@@ -708,13 +772,9 @@ fn cut_metrics(path: &Path, update: u64) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(path)(error)),
     };
-    let of_line = |line: &str| {
-        let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        line.get("update")?.as_u64()
-    };
     let kept: String = text
         .lines()
-        .filter(|line| of_line(line).is_some_and(|of_line| of_line <= update))
+        .filter(|line| update_of(line).is_some_and(|of_line| of_line <= update))
         .flat_map(|line| [line, "\n"])
         .collect();
     instructions::files::atomic_write(path, |file| Ok(file.write_all(kept.as_bytes())?))

@@ -316,11 +316,12 @@ impl Settings {
         problems
     }
 
-    /// Updates of a run over `rows` rows. An epoch's last batch takes what is left of its rows.
+    /// Updates of a run over `rows` rows. An epoch's last batch takes what is left of its rows, and a part of an epoch is
+    /// rounded up to whole updates, as transformers' Trainer does.
     pub fn updates(&self, rows: usize) -> u64 {
         match self.length {
             Length::Updates(updates) => updates,
-            Length::Epochs(epochs) => (rows.div_ceil(self.batch) as f64 * epochs).round() as u64,
+            Length::Epochs(epochs) => (rows.div_ceil(self.batch) as f64 * epochs).ceil() as u64,
         }
     }
 

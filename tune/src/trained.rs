@@ -237,11 +237,12 @@ impl<K: Kernels> Trained<K> {
         Ok(state)
     }
 
-    /// The inverse of [`Trained::named_state`] and of [`Trained::named_values`]. What a name does not fill stays as it
-    /// is, and so do moments that are another rank's.
+    /// The inverse of [`Trained::named_state`] and of [`Trained::named_values`]; nothing where a tensor is missing. Moments
+    /// that are another rank's stay as they are.
     pub(crate) fn restore(
         &mut self,
         decoder: &mut Decoder<K>,
+        kept: Kept,
         mut take: impl FnMut(&str, usize) -> Option<Vec<f32>>,
     ) -> Option<()> {
         let lengths = self.lengths(decoder);
@@ -249,7 +250,8 @@ impl<K: Kernels> Trained<K> {
             let values = take(&format!("{name}.values"), length)?;
             self.set_values(decoder, tensor, values);
             for (index, what) in MOMENTS.into_iter().enumerate() {
-                if let Some(values) = take(&format!("{name}.{what}"), length) {
+                if kept == Kept::State {
+                    let values = take(&format!("{name}.{what}"), length)?;
                     self.set_moment(decoder, tensor, index, values);
                 }
             }
@@ -386,6 +388,15 @@ impl<K: Kernels> Tensor for SharedMatrix<'_, K> {
 
 fn shared<'a, K: Kernels>(kernels: &'a K, buffer: &'a mut K::Buffer) -> Box<dyn Tensor + 'a> {
     Box::new(SharedBuffer { kernels, buffer })
+}
+
+/// What a checkpoint has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Values and moments: where a run stands.
+    State,
+    /// Values alone: the best so far.
+    Best,
 }
 
 /// What a checkpoint calls a tensor's two moments.

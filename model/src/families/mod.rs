@@ -19,7 +19,7 @@ use std::path::Path;
 use engine::decoder::config::{DecoderConfig, Position};
 use engine::decoder::lora::Linear;
 use engine::decoder::weights::Slot;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::keys::Keys;
@@ -191,7 +191,6 @@ const WITHOUT_BEARING: &[&str] = &[
     "pretraining_tp",
     "problem_type",
     "return_dict",
-    "rope_interleaved",
     "seq_length",
     "skip_bias_add",
     "skip_bias_add_qkv",
@@ -285,6 +284,8 @@ impl Family {
                 return Err(keys.unsupported(key, value, "a model without it"));
             }
         }
+        // The halves of a head are turned against each other here, and not its neighbours.
+        keys.only("rope_interleaved", &json!(false))?;
         keys.ignore(WITHOUT_BEARING);
         for key in keys.unread() {
             notes.push(format!("{}: key `{key}` is not known and was not used", path.display()));

@@ -108,7 +108,11 @@ fn read_scaling(given: &Keys<'_>, whole: &Keys<'_>, notes: &mut Vec<String>) -> 
         Some(kind) => Some(kind),
         None => given.text("type")?,
     };
-    let factor = || given.number(&["factor"])?.ok_or_else(|| given.missing("factor", "a number"));
+    let factor = || match given.number(&["factor"])? {
+        Some(factor) if factor > 0.0 => Ok(factor),
+        Some(factor) => Err(given.bad("factor", &Value::from(factor), "a number above 0")),
+        None => Err(given.missing("factor", "a number")),
+    };
     match kind {
         None | Some("default") => Ok(Scaling::None),
         Some("linear") => Ok(Scaling::Linear { factor: factor()? }),

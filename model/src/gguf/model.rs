@@ -140,7 +140,7 @@ impl Gguf {
 
     fn rope(&self, name: &str) -> Result<(f64, Scaling)> {
         let key = |rest: &str| format!("{name}.rope.{rest}");
-        let base = self.number(&key("freq_base"))?.unwrap_or(10_000.0);
+        let base = self.positive(&key("freq_base"))?.unwrap_or(10_000.0);
         let scaling = match self.metadata.get(&key("scaling.type")) {
             None => match self.number(&key("scale_linear"))? {
                 Some(factor) if factor > 0.0 => Scaling::Linear { factor },
@@ -148,7 +148,7 @@ impl Gguf {
             },
             Some(Metadata::Text(kind)) if kind == "none" => Scaling::None,
             Some(Metadata::Text(kind)) if kind == "linear" => {
-                let factor = self.number(&key("scaling.factor"))?;
+                let factor = self.positive(&key("scaling.factor"))?;
                 Scaling::Linear { factor: factor.ok_or_else(|| self.missing(&key("scaling.factor")))? }
             }
             Some(other) => {
@@ -307,6 +307,13 @@ impl Gguf {
                 Some(number) => Ok(Some(number as f64)),
                 None => Err(self.bad(key, "a number that is not negative")),
             },
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(number) if number <= 0.0 => Err(self.bad(key, "a number above 0")),
+            number => Ok(number),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::families::{self, Family, Parts};
 use crate::folder::Precision;
 use crate::stored::{bytes, split};
-use crate::write::persist;
+use crate::write::{persist, temporary_in};
 
 /// The version of the format that is written.
 const VERSION: u32 = 3;
@@ -46,7 +46,7 @@ pub(crate) fn write<'t>(
 
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path))?;
+    let file = temporary_in(folder).map_err(Error::io(path))?;
     let mut out = BufWriter::new(file);
     let header = header(&keys, &entries);
     let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
