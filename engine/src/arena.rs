@@ -21,18 +21,18 @@ impl WorkspacePlan {
         let (blocks, inputs) = self.kept(config);
         let widest = config.hidden.max(config.intermediate).max(config.attention_width());
         let gate = usize::from(config.activation.gated());
-        let forward = 2 * config.hidden + config.intermediate + widest;
-        let backward = 3 * config.hidden
+        let forward = config.hidden + config.intermediate + widest;
+        let backward = 4 * config.hidden
             + config.query_key_value_rows()
             + config.attention_width()
             + (1 + gate) * config.intermediate;
-        let head = 3 * config.hidden + 2;
+        let head = 2 * config.hidden + 2;
         self.tokens
             * (blocks * block_width(config)
                 + inputs * config.hidden
                 + forward
                 + head
-                + adapter_ranks * blocks / config.layers.max(1)
+                + (adapter_ranks * blocks).div_ceil(config.layers.max(1))
                 + usize::from(self.training) * backward)
     }
 

@@ -7,14 +7,32 @@
 
 use std::ops::Range;
 
+pub use crate::attention_shape::{AttentionShape, NO_WINDOW};
 pub use crate::batch::Sequence;
-pub use crate::cpu::adamw::AdamW;
-pub use crate::cpu::attention::{AttentionShape, NO_WINDOW};
-pub use crate::cpu::dropout::DropoutKey;
 use crate::decoder::config::{Activation, DecoderConfig, Norm};
 use crate::decoder::weights::{HostTensor, Precision, Slot};
+pub use crate::dropout_key::DropoutKey;
 
-/// The gradient of a row's modules is dropped where this says: see [`Kernels::dropout`].
+/// One update's settings of AdamW (Loshchilov and Hutter 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Step size.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled decay, multiplied by the learning rate.
+    pub weight_decay: f32,
+    /// Updates done, this one counted: 1 at the first.
+    pub step: u64,
+    /// What the gradient is multiplied by first (clipping).
+    pub gradient_scale: f32,
+}
+
+/// The input of a row's modules is dropped where this says: see [`Kernels::dropout`].
 #[derive(Clone, Copy, Debug)]
 pub struct DropoutPlace<'a> {
     /// Share of elements set to zero, in `0.0..1.0`.
@@ -36,7 +54,7 @@ pub struct CachedRow {
     pub position: usize,
 }
 
-/// A backend: about thirty kernels on typed buffers.
+/// A backend: about forty kernels on typed buffers.
 pub trait Kernels: Send + Sync {
     /// Activations, vectors, gradients, optimizer states: a fixed number of `f32`, zeroed at first.
     type Buffer: Send + Sync;
@@ -259,7 +277,7 @@ pub trait Kernels: Send + Sync {
         direction: f32,
         query_key_value: &mut Self::Buffer,
     );
-    /// Normalises each query head (`first` 0) or key head in place; `stats` takes one value a row and head.
+    /// Normalises the `heads`, queries' or keys', in place; `stats` takes one value a row and head.
     #[expect(clippy::too_many_arguments, reason = "a kernel names what it reads and writes")]
     fn head_norm(
         &self,

@@ -4,11 +4,13 @@
 //! [`decoder`] (the forward and backward passes).
 
 pub mod arena;
+mod attention_shape;
 pub mod batch;
 pub mod counting;
 pub mod cpu;
 pub mod cuda;
 pub mod decoder;
+mod dropout_key;
 pub mod kernels;
 
 pub use arena::{Workspace, WorkspacePlan};

@@ -176,6 +176,53 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
     assert!(error.to_string().contains("query_key_value"), "{error}");
 }
 
+#[test]
+fn the_first_pattern_in_the_file_that_a_module_matches_holds() {
+    let model = BaseModel::open(golden("llama-grouped").join("model")).unwrap();
+    let source = golden("llama-grouped").join("adapter");
+    let config = fs::read_to_string(source.join("adapter_config.json")).unwrap();
+    let original: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let scales = |patterns: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = "adapter_model.safetensors";
+        fs::copy(source.join(weights), folder.path().join(weights)).unwrap();
+        let mut config = original.clone();
+        config["alpha_pattern"] = serde_json::from_str(patterns).unwrap();
+        fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let adapter = Adapter::read(folder.path(), Family::Llama, model.config()).unwrap();
+        adapter.modules.iter().take(2).map(|module| module.scale).collect::<Vec<_>>()
+    };
+    // Rank 8: both patterns match query's projection, and the second one alone key's.
+    assert_eq!(scales(r#"{"q_proj": 8, ".*_proj": 32}"#), [1.0, 4.0]);
+    assert_eq!(scales(r#"{".*_proj": 32, "q_proj": 8}"#), [4.0, 4.0]);
+}
+
+#[test]
+fn an_end_token_without_an_embedding_is_refused_and_other_ids_are_forgotten() {
+    let folder = copied("llama-grouped");
+    let change = |name: &str, key: &str, id: u32| {
+        let path = folder.path().join(name);
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json[key] = id.into();
+        fs::write(path, json.to_string()).unwrap();
+    };
+    let settings = folder.path().join("tokenizer_config.json");
+    fs::write(&settings, "{}").unwrap();
+    for key in ["pad_token_id", "bos_token_id"] {
+        change("config.json", key, 5000);
+    }
+    change("generation_config.json", "eos_token_id", 5000);
+    let model = BaseModel::open(folder.path()).unwrap();
+    let special = model.tokenizer().special();
+    assert_eq!((special.bos, special.pad, special.stops.as_slice()), (None, None, &[][..]));
+    change("config.json", "eos_token_id", 5000);
+    let message = refusal(folder.path());
+    assert!(
+        message.contains("the end token") && message.contains("5000") && message.contains("embeddings"),
+        "{message}"
+    );
+}
+
 /// The folder of a model, copied so that it can be damaged.
 fn copied(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

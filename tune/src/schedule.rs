@@ -40,14 +40,15 @@ mod tests {
                 assert!((found - expected).abs() < 1e-12, "{found} {expected}");
             }
         };
-        let sixth = 1.0 / 6.0;
-        close(
-            rates(&settings),
-            [0.0, 0.25, 0.5, 0.75, 1.0, 5.0 * sixth, 4.0 * sixth, 0.5, 2.0 * sixth, sixth],
+        let (fifth, fourth, second, first) = (
+            0.833_333_333_333_333_4,
+            0.666_666_666_666_666_6,
+            0.333_333_333_333_333_3,
+            0.166_666_666_666_666_66,
         );
+        close(rates(&settings), [0.0, 0.25, 0.5, 0.75, 1.0, fifth, fourth, 0.5, second, first]);
         settings.schedule = Schedule::Cosine;
-        let half = |angle: f64| 0.5 * (1.0 + (std::f64::consts::PI * angle).cos());
-        let tail: Vec<f64> = (1..6).map(|i| half(f64::from(i) * sixth)).collect();
-        close(rates(&settings), [0.0, 0.25, 0.5, 0.75, 1.0, tail[0], tail[1], tail[2], tail[3], tail[4]]);
+        let (fifth, first) = (0.933_012_701_892_219_3, 0.066_987_298_107_780_65);
+        close(rates(&settings), [0.0, 0.25, 0.5, 0.75, 1.0, fifth, 0.75, 0.5, 0.25, first]);
     }
 }

@@ -2,24 +2,7 @@
 
 use rayon::prelude::*;
 
-/// One update's settings.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Step size.
-    pub learning_rate: f32,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled decay, multiplied by the learning rate.
-    pub weight_decay: f32,
-    /// Updates done, this one counted: 1 at the first.
-    pub step: u64,
-    /// What the gradient is multiplied by first (clipping).
-    pub gradient_scale: f32,
-}
+use crate::kernels::AdamW;
 
 /// Moves `values` against `gradient`, and the moments with it; the gradient is zero after it.
 pub(crate) fn adamw(
@@ -128,20 +111,20 @@ mod tests {
                     *last = 1e-3;
                 }
             }
-            let mut expected = (values.clone(), first.clone(), second.clone());
-            let correction = |beta: f32| 1.0 - f64::from(beta).powi(step as i32);
-            let step_size = (f64::from(settings.learning_rate) / correction(settings.beta1)) as f32;
-            let root = correction(settings.beta2).sqrt() as f32;
-            for (place, gradient) in gradient.iter().enumerate() {
-                let (value, first, second) = (&mut expected.0[place], &mut expected.1[place], &mut expected.2[place]);
-                let gradient = gradient * settings.gradient_scale;
-                *first += (gradient - *first) * (1.0 - settings.beta1);
-                *second = *second * settings.beta2 + gradient * gradient * (1.0 - settings.beta2);
-                *value = *value * (1.0 - settings.learning_rate * decay)
-                    - step_size * *first / (second.sqrt() / root + settings.epsilon);
+            // A value more that has a gradient, and no stretch is passed over.
+            let mut expected = [Vec::new(), Vec::new(), Vec::new()];
+            for at in (0..values.len()).step_by(STRETCH).map(|start| start..start + STRETCH) {
+                let with = |of: &[f32], one: f32| [&of[at.clone()], &[one]].concat();
+                let mut gradient = with(&gradient, 1.0);
+                let mut moved = [with(&values, 1.0), with(&first, 1.0), with(&second, 1.0)];
+                let [values, first, second] = &mut moved;
+                chunk(&settings, values, &mut gradient, first, second);
+                for (expected, moved) in expected.iter_mut().zip(&moved) {
+                    expected.extend_from_slice(&moved[..STRETCH]);
+                }
             }
             adamw(&settings, &mut values, &mut gradient, &mut first, &mut second);
-            prop_assert!(values == expected.0 && first == expected.1 && second == expected.2);
+            prop_assert!([values, first, second] == expected);
             prop_assert!(gradient.iter().all(|gradient| gradient.to_bits() == 0));
         }
     }

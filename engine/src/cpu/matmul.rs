@@ -281,51 +281,70 @@ unsafe fn multiply_tiles(
     threads: usize,
 ) {
     let rows = blocks.last().map_or(0, |block| block.end);
-    let columns = right.columns();
-    let panels = columns.div_ceil(PANEL);
+    let panels = right.columns().div_ceil(PANEL);
     assert!(packed.len() >= rows * depth, "the packed left-hand side is too short");
 
     // Few panels and many rows (LoRA's narrow products): the rows are dealt out too.
     let row_parts = if panels >= 2 * threads { 1 } else { (4 * threads / panels).clamp(1, blocks.len()) };
     let tasks = panels * row_parts;
+    let tiles = Tiles { kernel, packed, depth, right, target };
     let task = |index: usize| {
         let (panel, part) = (index / row_parts, index % row_parts);
         let part = part * blocks.len() / row_parts..(part + 1) * blocks.len() / row_parts;
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.reserve(DEPTH_BLOCK * PANEL);
-            for start in (0..depth).step_by(DEPTH_BLOCK) {
-                let stretch = start..depth.min(start + DEPTH_BLOCK);
-                let length = stretch.len();
-                let unpacked = scratch.as_ptr();
-                let block = right.block(panel, stretch, scratch);
-                assert!(block.len() >= length * PANEL, "a panel's block is too short");
-                // Where the panel is read in place, what comes next lies behind it.
-                let next = if block.as_ptr() == unpacked { 0 } else { length * PANEL };
-                for (number, rows) in blocks[part.clone()].iter().enumerate() {
-                    let left = &packed[rows.start * depth + start * rows.len()..][..length * rows.len()];
-                    let tile = Tile {
-                        left: left.as_ptr(),
-                        right: block.as_ptr(),
-                        out: target.at_row(rows.start).start.wrapping_add(panel * target.panel_stride),
-                        out_stride: target.row_stride,
-                        rows: rows.len(),
-                        columns: PANEL.min(columns - panel * PANEL),
-                        depth: length,
-                        accumulate: target.accumulate || start > 0,
-                        ahead: if part.len() - number <= FETCHING_TILES { next } else { 0 },
-                    };
-                    // SAFETY: `left` and `block` hold `length` steps (checked above); the outputs of all tiles lie
-                    // inside the target and do not overlap, as the caller has checked, and each tile belongs to one
-                    // task.
-                    unsafe { (kernel.tile)(&tile) };
-                }
-            }
-        });
+        // SAFETY: each panel and part of the rows is one task's.
+        SCRATCH.with_borrow_mut(|scratch| unsafe { tiles.multiply(panel, &blocks[part], scratch) });
     };
     if threads > 1 {
         (0..tasks).into_par_iter().with_max_len(tasks.div_ceil(4 * threads)).for_each(task);
     } else {
         (0..tasks).for_each(task);
+    }
+}
+
+/// What the tiles of a product share.
+struct Tiles<'a, R> {
+    kernel: TileKernel,
+    packed: &'a [f32],
+    depth: usize,
+    right: &'a R,
+    target: Target,
+}
+
+impl<R: Right> Tiles<'_, R> {
+    /// The outputs of one panel in some blocks of rows, a stretch of the depth after the other.
+    ///
+    /// # Safety
+    /// The target has been checked for the product's rows and columns, and no other task writes these.
+    unsafe fn multiply(&self, panel: usize, blocks: &[Range<usize>], scratch: &mut Buffer) {
+        scratch.reserve(DEPTH_BLOCK * PANEL);
+        for start in (0..self.depth).step_by(DEPTH_BLOCK) {
+            let stretch = start..self.depth.min(start + DEPTH_BLOCK);
+            let length = stretch.len();
+            let unpacked = scratch.as_ptr();
+            let right = self.right.block(panel, stretch, scratch);
+            assert!(right.len() >= length * PANEL, "a panel's block is too short");
+            // Where the panel is read in place, what comes next lies behind it.
+            let next = if right.as_ptr() == unpacked { 0 } else { length * PANEL };
+            for (number, rows) in blocks.iter().enumerate() {
+                let left = rows.start * self.depth + start * rows.len();
+                let left = &self.packed[left..][..length * rows.len()];
+                let out = self.target.at_row(rows.start).start;
+                let tile = Tile {
+                    left: left.as_ptr(),
+                    right: right.as_ptr(),
+                    out: out.wrapping_add(panel * self.target.panel_stride),
+                    out_stride: self.target.row_stride,
+                    rows: rows.len(),
+                    columns: PANEL.min(self.right.columns() - panel * PANEL),
+                    depth: length,
+                    accumulate: self.target.accumulate || start > 0,
+                    ahead: if blocks.len() - number <= FETCHING_TILES { next } else { 0 },
+                };
+                // SAFETY: `left` and `right` hold `length` steps (checked above); the outputs of all tiles lie inside the
+                // target and do not overlap, as the caller has checked.
+                unsafe { (self.kernel.tile)(&tile) };
+            }
+        }
     }
 }
 

@@ -17,9 +17,9 @@ pub(crate) fn norm(
     let width = weight.len();
     for_each_row_pair(out, width, stats, 2, |row, out, stats| {
         let x = &x[row * width..][..width];
-        let (mean, deviation) = statistics(kind, epsilon, x);
-        (stats[0], stats[1]) = (mean, deviation);
-        scale_row(x, mean, deviation, weight, bias, out);
+        let (mean, reciprocal_deviation) = statistics(kind, epsilon, x);
+        (stats[0], stats[1]) = (mean, reciprocal_deviation);
+        scale_row(x, mean, reciprocal_deviation, weight, bias, out);
     });
 }
 
@@ -53,10 +53,10 @@ pub(crate) fn norm_backward_weight(
     let width = dweight.len();
     let rows = stats.len() / 2;
     sum_over_rows(dweight, rows, |row, columns, sums| {
-        let (mean, deviation) = (stats[2 * row], stats[2 * row + 1]);
+        let (mean, reciprocal_deviation) = (stats[2 * row], stats[2 * row + 1]);
         let (x, dout) = (&x[row * width..][columns.clone()], &dout[row * width..][columns]);
         for ((sum, x), dout) in sums.iter_mut().zip(x).zip(dout) {
-            *sum += dout * (x - mean) * deviation;
+            *sum += dout * (x - mean) * reciprocal_deviation;
         }
     });
     if let Some(dbias) = dbias {
@@ -85,11 +85,18 @@ fn statistics(kind: NormKind, epsilon: f32, x: &[f32]) -> (f32, f32) {
     (mean, 1.0 / (math::sum(&squares) / width + epsilon).sqrt())
 }
 
-/// `out = (x - mean) * deviation * weight + bias`
+/// `out = (x - mean) * reciprocal_deviation * weight + bias`
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
-fn scale_row(x: &[f32], mean: f32, deviation: f32, weight: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+fn scale_row(
+    x: &[f32],
+    mean: f32,
+    reciprocal_deviation: f32,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = (x - mean) * deviation * weight;
+        *out = (x - mean) * reciprocal_deviation * weight;
     }
     if let Some(bias) = bias {
         for (out, bias) in out.iter_mut().zip(bias) {
@@ -101,21 +108,21 @@ fn scale_row(x: &[f32], mean: f32, deviation: f32, weight: &[f32], bias: Option<
 /// One row of [`norm_backward`].
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn backward_row(kind: NormKind, x: &[f32], weight: &[f32], stats: [f32; 2], dout: &[f32], dx: &mut [f32]) {
-    let [mean, deviation] = stats;
+    let [mean, reciprocal_deviation] = stats;
     let width = x.len() as f32;
     let (mut of_g, mut of_gx) = ([0.0f32; 16], [0.0f32; 16]);
     for ((x, weight), dout) in x.chunks(16).zip(weight.chunks(16)).zip(dout.chunks(16)) {
         for lane in 0..x.len() {
             let g = dout[lane] * weight[lane];
             of_g[lane] += g;
-            of_gx[lane] += g * (x[lane] - mean) * deviation;
+            of_gx[lane] += g * (x[lane] - mean) * reciprocal_deviation;
         }
     }
     let mean_g = if kind == NormKind::Layer { math::sum(&of_g) / width } else { 0.0 };
     let mean_gx = math::sum(&of_gx) / width;
     for (((dx, x), weight), dout) in dx.iter_mut().zip(x).zip(weight).zip(dout) {
-        let normalised = (x - mean) * deviation;
-        *dx += deviation * (dout * weight - mean_g - normalised * mean_gx);
+        let normalised = (x - mean) * reciprocal_deviation;
+        *dx += reciprocal_deviation * (dout * weight - mean_g - normalised * mean_gx);
     }
 }
 
@@ -134,10 +141,10 @@ pub(crate) fn head_norm(
 ) {
     let size = weight.len();
     for_each_row_pair(x, stride, stats, heads, |_, x, stats| {
-        for (head, deviation) in x[first..].chunks_exact_mut(size).zip(stats) {
-            *deviation = statistics(NormKind::Rms, epsilon, head).1;
+        for (head, reciprocal_deviation) in x[first..].chunks_exact_mut(size).zip(stats) {
+            *reciprocal_deviation = statistics(NormKind::Rms, epsilon, head).1;
             for (x, weight) in head.iter_mut().zip(weight) {
-                *x *= *deviation * weight;
+                *x *= *reciprocal_deviation * weight;
             }
         }
     });
@@ -161,8 +168,15 @@ pub(crate) fn head_norm_backward(
             let dx = &mut dx[first + head * size..][..size];
             dout.copy_from_slice(dx);
             dx.fill(0.0);
-            let deviation = stats[row * heads + head];
-            backward_row(NormKind::Rms, &x[head * size..][..size], weight, [0.0, deviation], &dout, dx);
+            let reciprocal_deviation = stats[row * heads + head];
+            backward_row(
+                NormKind::Rms,
+                &x[head * size..][..size],
+                weight,
+                [0.0, reciprocal_deviation],
+                &dout,
+                dx,
+            );
         }
     });
 }
@@ -181,9 +195,9 @@ pub(crate) fn head_norm_backward_weight(
     for row in 0..stats.len() / heads {
         for head in 0..heads {
             let at = row * stride + first + head * size..row * stride + first + (head + 1) * size;
-            let deviation = stats[row * heads + head];
+            let reciprocal_deviation = stats[row * heads + head];
             for ((sum, x), dout) in dweight.iter_mut().zip(&x[at.clone()]).zip(&dout[at]) {
-                *sum += dout * x * deviation;
+                *sum += dout * x * reciprocal_deviation;
             }
         }
     }

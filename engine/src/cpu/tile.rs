@@ -1,4 +1,4 @@
-//! The innermost product: a tile of a few rows × [`PANEL`] outputs, kept in registers over the whole depth.
+//! The innermost product: a tile of a few rows × [`PANEL`] outputs, kept in registers over a stretch of the depth.
 //!
 //! This is the only file of the engine with instruction-set intrinsics. Each output is the sum over
 //! the depth in order, one fused multiply-add a step, whatever the number of rows beside it: a row's result does

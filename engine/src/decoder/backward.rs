@@ -1,13 +1,13 @@
 //! The backward pass: the steps of `forward.rs` in the opposite order.
 //!
-//! Nothing is computed that nobody needs: no gradient of a frozen weight, and nothing below the lowest trained
-//! module. `dx` is the gradient of the residual stream, changed in place from a block's output to its input.
+//! No gradient of a frozen weight is computed, and nothing below the lowest block with a trained module. `dx` is the
+//! gradient of the residual stream, changed in place from a block's output to its input.
 
 use super::Decoder;
 use super::Gradients;
 use super::config::{Head, Residual};
 use super::forward::{Pass, whole_batch};
-use super::lora::{Adapter, AdapterGradients, Linear};
+use super::lora::{Adapter, AdapterGradients, Linear, LoraModule};
 use super::weights::{LayerSlot, Slot};
 use crate::arena::{BlockActivations, Workspace};
 use crate::batch::Batch;
@@ -131,44 +131,54 @@ impl<K: Kernels> Decoder<K> {
         sink: &mut Sink<'_, K>,
         w: &mut Workspace<K>,
     ) {
-        let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
-        let index = w.block_index(layer);
-        let parallel = config.residual == Residual::Parallel;
+        let parallel = self.config.residual == Residual::Parallel;
         let linear = LinearBackward { decoder: self, layer, pass };
-
         // The output product of a parallel block reads the same gradient as the feed-forward layer: before it is
         // added to.
-        let output = |sink: &mut Sink<'_, K>, w: &mut Workspace<K>| {
-            let block = &w.blocks[index];
-            let (slot, stats) = (LayerSlot::AttentionOutputNormWeight, &block.attention_output_stats);
-            let (output, dpart) = (&block.attention_output, &mut w.dpart);
-            let dout = self.output_norm_backward(layer, slot, rows, output, stats, &w.dx, dpart, sink);
-            let dmixed = Some((&mut w.dmixed, false));
-            linear.run(Linear::Output, &block.mixed, dout, dmixed, sink, &block.lora, &mut w.dropped);
-        };
         if parallel {
-            output(sink, w);
+            self.output_backward(&linear, sink, w);
         }
-
         // In a lowest block that is parallel nothing takes a gradient from the feed-forward layer but its own modules.
         if !(lowest && parallel) || linear.has_feed_forward_module(sink) {
             self.feed_forward_backward(&linear, sink, w);
         }
-
-        // Attention.
         if !parallel {
-            output(sink, w);
+            self.output_backward(&linear, sink, w);
         }
-        if lowest && !linear.has_module(Linear::QueryKeyValue, sink) {
-            return;
+        if !lowest || linear.has_module(Linear::QueryKeyValue, sink) {
+            self.attention_backward(&linear, lowest, batch, sink, w);
         }
+    }
+
+    /// The product behind attention: `w.dmixed` from `w.dx`.
+    fn output_backward(&self, linear: &LinearBackward<'_, K>, sink: &mut Sink<'_, K>, w: &mut Workspace<K>) {
+        let (layer, rows) = (linear.layer, linear.pass.rows);
+        let block = &w.blocks[w.block_index(layer)];
+        let (slot, stats) = (LayerSlot::AttentionOutputNormWeight, &block.attention_output_stats);
+        let (output, dpart) = (&block.attention_output, &mut w.dpart);
+        let dout = self.output_norm_backward(layer, slot, rows, output, stats, &w.dx, dpart, sink);
+        let dmixed = Some((&mut w.dmixed, false));
+        linear.run(Linear::Output, &block.mixed, dout, dmixed, sink, &block.lora, &mut w.dropped);
+    }
+
+    /// Attention's part of [`Decoder::block_backward`], from `w.dmixed`: adds to `w.dx`.
+    fn attention_backward(
+        &self,
+        linear: &LinearBackward<'_, K>,
+        lowest: bool,
+        batch: &Batch,
+        sink: &mut Sink<'_, K>,
+        w: &mut Workspace<K>,
+    ) {
+        let (k, config, layer, rows) = (&self.kernels, &self.config, linear.layer, linear.pass.rows);
+        let index = w.block_index(layer);
         let block = &mut w.blocks[index];
         let input = &w.inputs[layer];
         let (x, out, log_sums) = (&block.query_key_value, &block.mixed, &block.log_sums);
         let dx = &mut w.dquery_key_value;
         k.attention_backward(self.shape(layer), &batch.sequences, x, out, log_sums, &w.dmixed, dx);
         if let Some(frequencies) = self.frequencies(layer) {
-            k.rotate(&self.shape, pass.positions, frequencies, -1.0, dx);
+            k.rotate(&self.shape, linear.pass.positions, frequencies, -1.0, dx);
         }
         self.normalise_heads_backward(layer, rows, block, sink, dx);
         let weight = self.vector(layer, LayerSlot::AttentionNormWeight);
@@ -375,31 +385,43 @@ impl<K: Kernels> LinearBackward<'_, K> {
             }
         }
         if let Some((adapter, gradients)) = &mut sink.adapter {
-            let (inputs, out_width) = linear.shape(&self.decoder.config);
-            for (place, module) in adapter.blocks[self.layer].iter().enumerate() {
-                if module.linear != linear {
-                    continue;
-                }
-                let [da, db] = &mut gradients.blocks[self.layer][place];
-                let (view, hidden) = (module.view(), &hidden[place]);
-                let dropout = self.pass.dropout_place(self.layer, place);
-                match dropout {
-                    Some(dropout) => {
-                        k.dropout(&dropout, inputs, x, dropped);
-                        k.lora_backward(rows, dropped, &view, hidden, dout, out_width, da, db);
-                        if let Some((dx, _)) = &mut dx {
-                            k.lora_backward_input(rows, &view, dout, out_width, dropped, false);
-                            k.dropout_backward(&dropout, inputs, dropped, dx);
-                        }
-                    }
-                    None => {
-                        k.lora_backward(rows, x, &view, hidden, dout, out_width, da, db);
-                        if let Some((dx, _)) = &mut dx {
-                            k.lora_backward_input(rows, &view, dout, out_width, dx, true);
-                        }
-                    }
+            let modules = adapter.blocks[self.layer].iter().zip(&mut gradients.blocks[self.layer]);
+            for (place, (module, gradients)) in modules.enumerate() {
+                if module.linear == linear {
+                    let dx = dx.as_mut().map(|(dx, _)| &mut **dx);
+                    self.module(place, module, x, dout, dx, gradients, &hidden[place], dropped);
                 }
             }
+        }
+    }
+
+    /// Adds the gradients of a module's A and B, and to `dx` that of its input.
+    #[expect(clippy::too_many_arguments, reason = "what a module's kernels read and write")]
+    fn module(
+        &self,
+        place: usize,
+        module: &LoraModule<K>,
+        x: &K::Buffer,
+        dout: &K::Buffer,
+        dx: Option<&mut K::Buffer>,
+        [da, db]: &mut [K::Buffer; 2],
+        hidden: &K::Buffer,
+        dropped: &mut K::Buffer,
+    ) {
+        let (k, rows, view) = (&self.decoder.kernels, self.pass.rows, module.view());
+        let (inputs, out_width) = module.linear.shape(&self.decoder.config);
+        let Some(dropout) = self.pass.dropout_place(self.layer, place) else {
+            k.lora_backward(rows, x, &view, hidden, dout, out_width, da, db);
+            if let Some(dx) = dx {
+                k.lora_backward_input(rows, &view, dout, out_width, dx, true);
+            }
+            return;
+        };
+        k.dropout(&dropout, inputs, x, dropped);
+        k.lora_backward(rows, dropped, &view, hidden, dout, out_width, da, db);
+        if let Some(dx) = dx {
+            k.lora_backward_input(rows, &view, dout, out_width, dropped, false);
+            k.dropout_backward(&dropout, inputs, dropped, dx);
         }
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Decoder;
 use super::cache::CachedBatch;
-use super::config::{Head, Residual};
+use super::config::Residual;
 use super::lora::{Adapter, Linear};
 use super::weights::{LayerSlot, Slot};
 use crate::arena::{BlockActivations, Workspace};
@@ -147,11 +147,21 @@ impl<K: Kernels> Decoder<K> {
         attend: &mut Attend<'_, K>,
         workspace: &mut Workspace<K>,
     ) {
-        let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
-        let hidden = rows * config.hidden;
-        let (block, x, out, normed, activated, dropped) = workspace.block_parts(layer);
+        let mut buffers = workspace.of_block(layer);
+        self.attention(layer, pass, attend, &mut buffers);
+        self.feed_forward(layer, pass, &mut buffers);
+    }
 
-        // Attention.
+    /// `out = x + attention(norm(x))`.
+    fn attention(
+        &self,
+        layer: usize,
+        pass: &Pass<'_, K>,
+        attend: &mut Attend<'_, K>,
+        buffers: &mut BlockBuffers<'_, K>,
+    ) {
+        let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
+        let BlockBuffers { block, x, out, normed, dropped, .. } = buffers;
         let weight = self.vector(layer, LayerSlot::AttentionNormWeight);
         let bias = self.bias(layer, LayerSlot::AttentionNormBias);
         k.norm(config.norm, rows, x, weight, bias, normed, &mut block.attention_stats);
@@ -173,7 +183,7 @@ impl<K: Kernels> Decoder<K> {
                 k.attention_cached(self.shape(layer), *page_size, rows, &block.query_key_value, cache, mixed);
             }
         }
-        k.copy(hidden, x, out);
+        k.copy(rows * config.hidden, x, out);
         if config.output_norms {
             let (mixed, output) = (&block.mixed, &mut block.attention_output);
             self.linear(layer, Linear::Output, pass, mixed, output, false, &mut block.lora, dropped);
@@ -182,12 +192,16 @@ impl<K: Kernels> Decoder<K> {
         } else {
             self.linear(layer, Linear::Output, pass, &block.mixed, out, true, &mut block.lora, dropped);
         }
+    }
 
-        // Feed-forward.
+    /// `out += feed_forward(norm(stream))`, where the stream is what attention left, or in a parallel block `x`.
+    fn feed_forward(&self, layer: usize, pass: &Pass<'_, K>, buffers: &mut BlockBuffers<'_, K>) {
+        let (k, config, rows) = (&self.kernels, &self.config, pass.rows);
+        let BlockBuffers { block, x, out, normed, activated, dropped } = buffers;
         let stream = match config.residual {
-            Residual::Parallel => x,
+            Residual::Parallel => *x,
             Residual::Sequential => {
-                k.copy(hidden, out, &mut block.middle);
+                k.copy(rows * config.hidden, out, &mut block.middle);
                 &block.middle
             }
         };
@@ -313,7 +327,6 @@ impl<K: Kernels> Decoder<K> {
         let length = rows.len() * self.config.vocabulary;
         let mut logits = self.kernels.buffer(length);
         self.kernels.product(rows.len(), &workspace.selected_normed, self.head(), None, &mut logits, false);
-        debug_assert!(matches!(self.config.head, Head::Tied | Head::Free | Head::Normalised));
         self.kernels.download(&logits, length)
     }
 }
@@ -337,18 +350,23 @@ impl<'a, K: Kernels> Pass<'a, K> {
     }
 }
 
+/// The buffers that a block's forward uses.
+struct BlockBuffers<'a, K: Kernels> {
+    block: &'a mut BlockActivations<K>,
+    /// The block's input.
+    x: &'a K::Buffer,
+    /// The block's output.
+    out: &'a mut K::Buffer,
+    /// Scratch: a norm's output.
+    normed: &'a mut K::Buffer,
+    /// Scratch: the activation's output.
+    activated: &'a mut K::Buffer,
+    /// Scratch: a module's dropped-out input.
+    dropped: &'a mut K::Buffer,
+}
+
 impl<K: Kernels> Workspace<K> {
-    /// The buffers that a block's forward uses: its activations, its input, its output, and scratch for a norm's
-    /// output, the activation's and a module's dropped-out input.
-    #[expect(
-        clippy::type_complexity,
-        reason = "a tuple of buffers, split once so that they can be borrowed apart"
-    )]
-    fn block_parts(
-        &mut self,
-        layer: usize,
-    ) -> (&mut BlockActivations<K>, &K::Buffer, &mut K::Buffer, &mut K::Buffer, &mut K::Buffer, &mut K::Buffer)
-    {
+    fn of_block(&mut self, layer: usize) -> BlockBuffers<'_, K> {
         let block = self.block_index(layer);
         let (x, out) = if self.inputs.len() == 2 {
             let [first, second] = &mut self.inputs[..] else { unreachable!("two inputs") };
@@ -357,7 +375,14 @@ impl<K: Kernels> Workspace<K> {
             let (before, after) = self.inputs.split_at_mut(layer + 1);
             (&before[layer], &mut after[0])
         };
-        (&mut self.blocks[block], x, out, &mut self.normed, &mut self.activated, &mut self.dropped)
+        BlockBuffers {
+            block: &mut self.blocks[block],
+            x,
+            out,
+            normed: &mut self.normed,
+            activated: &mut self.activated,
+            dropped: &mut self.dropped,
+        }
     }
 }
 

@@ -335,6 +335,18 @@ fn check(config: &DecoderConfig) -> Result<(), String> {
     if key_value_heads == 0 || !heads.is_multiple_of(key_value_heads) {
         return Err(format!("{heads} query heads cannot share {key_value_heads} key-value heads"));
     }
+    if config.feed_forward_bias && config.activation.gated() {
+        return Err("a gated feed-forward layer has no biases here".to_owned());
+    }
+    if let Some(local) = &config.local
+        && local.layers.len() != config.layers
+    {
+        return Err(format!(
+            "{} blocks of {} are said to be local or not",
+            local.layers.len(),
+            config.layers
+        ));
+    }
     if let Position::Rotary { rotated, frequencies } = &config.position
         && (*rotated > head_size || 2 * frequencies.len() != *rotated || *rotated > 256)
     {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use super::config::{DecoderConfig, Head, NormKind, Residual};
+use super::config::{DecoderConfig, Head, NormKind};
 
 /// A place for one weight tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -227,12 +227,5 @@ impl HostTensor<'_> {
             HostData::Bf16(data) => data.iter().map(|x| x.to_f32()).collect(),
             HostData::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
         }
-    }
-}
-
-impl Residual {
-    /// Whether the feed-forward layer reads the stream before attention has been added to it.
-    pub fn is_parallel(self) -> bool {
-        self == Self::Parallel
     }
 }
