@@ -45,4 +45,4 @@ pub use self::reply::reply;
 pub use self::request::{Answer, Finish, Request};
 pub use self::respond::{System, prompt_tokens, respond};
 pub use self::scheduler::{Event, Limits, Scheduler, answer};
-pub use self::settings::{Decoding, EarlyStopping, Sampling};
+pub use self::settings::{Decoding, EarlyStopping, MOST_BATCH_TOKENS, Sampling};

@@ -73,6 +73,15 @@ impl Decoding {
             (self.beams == 0, "beams is 0; expected at least 1".to_owned()),
             (self.new_tokens == 0, "new_tokens is 0; expected at least 1".to_owned()),
             (self.batch_tokens == 0, "batch_tokens is 0; expected at least 1".to_owned()),
+            (self.beams > MOST_BEAMS, format!("beams is {}; expected at most {MOST_BEAMS}", self.beams)),
+            (
+                self.new_tokens > MOST_NEW_TOKENS,
+                format!("new_tokens is {}; expected at most {MOST_NEW_TOKENS}", self.new_tokens),
+            ),
+            (
+                self.batch_tokens > MOST_BATCH_TOKENS,
+                format!("batch_tokens is {}; expected at most {MOST_BATCH_TOKENS}", self.batch_tokens),
+            ),
             (
                 !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()),
                 format!("repetition_penalty is {}; expected above 0", self.repetition_penalty),
@@ -93,6 +102,12 @@ impl Decoding {
         sampling.map_or(Ok(()), Sampling::check)
     }
 }
+
+/// Far beyond what a search gains by, and what a machine holds.
+const MOST_BEAMS: usize = 1024;
+const MOST_NEW_TOKENS: usize = 1 << 20;
+/// Most tokens of one pass over the model that can be asked for.
+pub const MOST_BATCH_TOKENS: usize = 1 << 18;
 
 /// When a beam search ends, once as many beams have finished as there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -85,6 +85,42 @@ fn metrics_that_cannot_be_written_are_told_before_anything_is_done() {
 }
 
 #[test]
+fn what_would_be_lost_or_has_no_meaning_is_refused() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("one line.json"), "[{\"id\": \"7\"}]").unwrap();
+    fs::write(folder.join("foreign.jsonl"), "{\"id\": \"7\"}\n").unwrap();
+    fs::create_dir(folder.join("model")).unwrap();
+    fs::write(folder.join("model/config.json"), "{}").unwrap();
+    let refused: [(&[&str], &str); 10] = [
+        (&["--out", "out", "--metrics", "rows.json"], "--metrics"),
+        (&["--out", "out", "--metrics", "one line.json"], "one line.json:1: expected a tuning's metrics"),
+        (&["--out", "out", "--metrics", "foreign.jsonl"], "foreign.jsonl:1: expected a tuning's metrics"),
+        (&["--out", "out", "--metrics", "/dev/null"], "expected a file for the metrics"),
+        (&["--out", "model"], "model: holds a model (config.json)"),
+        (
+            &["--out", "out", "--method", "full", "--rank", "4"],
+            "--rank: has a meaning with --method lora alone",
+        ),
+        (&["--out", "out", "--patience", "1"], "--patience: has a meaning with --validation-rows alone"),
+        (&["--out", "out", "--keep", "best"], "--keep best: has a meaning with --validation-rows alone"),
+        (&["--out", "out", "--clip", "nan"], "--clip is NaN: expected above 0"),
+        (&["--out", "out", "--rank", "0"], "--rank is 0: expected above 0"),
+    ];
+    for (flags, told) in refused {
+        let output = polypaca(folder, "tune", &[TUNE, flags].concat());
+        let said = said(&output);
+        assert!(output.status.code() == Some(2) && said.contains(told), "{flags:?}: {said}");
+    }
+    assert_eq!(fs::read_to_string(folder.join("rows.json")).unwrap(), ROWS);
+    let responses = polypaca(folder, "answer", &["--prompts", "prompts.jsonl", "--out", "model"]);
+    assert!(said(&responses).contains("expected a file, found a folder"), "{}", said(&responses));
+    let beams = ["--prompts", "prompts.jsonl", "--out", "r.jsonl", "--beams", "390"];
+    let output = polypaca(folder, "answer", &beams);
+    assert!(said(&output).contains("--beams is 390; expected at most 389"), "{}", said(&output));
+}
+
+#[test]
 fn a_tuned_adapter_changes_the_loss_and_is_the_same_each_time() {
     let folder = folder();
     let folder = folder.path();

@@ -174,6 +174,8 @@ fn what_cannot_be_served_is_refused_in_openais_shape() {
         json!({"stop": ""}),
         json!({"n": 0}),
         json!({"logprobs": true}),
+        json!({"min_p": 0.5}),
+        json!({"guided_json": {}}),
         json!({"messages": []}),
         json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
     ] {
@@ -247,6 +249,27 @@ fn told_to_end_it_finishes_what_streams() {
 }
 
 /// The official client, where Python has it (`POLYPACA_PYTHON`, or `python3`).
+#[test]
+fn half_a_request_keeps_no_server_from_its_end() {
+    let mut server = Server::start(&[]);
+    let mut half = TcpStream::connect(&server.address).expect("it listens");
+    half.write_all(b"POST /v1/chat/comp").expect("it reads");
+    let mut body = TcpStream::connect(&server.address).expect("it listens");
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    body.write_all(head.as_bytes()).expect("it reads");
+    assert_eq!(server.call("GET", "/health", "").0, 200);
+    server.signal();
+    let begin = Instant::now();
+    let status = loop {
+        if let Some(status) = server.child.try_wait().expect("a child of ours") {
+            break status;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "it does not end");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(status.success(), "{status}");
+}
+
 #[test]
 fn openais_own_client_streams_and_hangs_up() {
     let python = std::env::var("POLYPACA_PYTHON").unwrap_or_else(|_| "python3".to_owned());

@@ -23,7 +23,8 @@ fn tune(out: &Path, flags: &[&str]) -> Command {
         .args(["--model".as_ref(), oracle("goldens/llama-grouped/model").as_os_str()])
         .args(["--data".as_ref(), oracle("rows.json").as_os_str()])
         .args(["--out".as_ref(), out.as_os_str()])
-        .args(["--updates", "12", "--batch", "6", "--cutoff", "64", "--dropout", "0.1", "--lr", "1e-3"])
+        .args(["--updates", "12", "--batch", "6", "--cutoff", "64", "--lr", "1e-3"])
+        .args(if flags.contains(&"full") { &[][..] } else { &["--dropout", "0.1"] })
         .args(["--validation-rows", "4", "--validate-every", "4", "--checkpoint-every", "1"])
         .args(flags)
         .stdin(Stdio::null());

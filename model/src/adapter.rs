@@ -244,6 +244,13 @@ impl Adapter {
             let a = side(&file, module, "A", &[rank, module.inputs])?;
             let b = side(&file, module, "B", &[module.rows, rank])?;
             match (a, b) {
+                (Some(_), Some(_)) if !targets.contains(module) => {
+                    // PEFT would leave them out: the file and its settings are of two adapters.
+                    return Err(Error::UnexpectedTensor {
+                        path: weights_path,
+                        tensor: tensor_name(module, "A"),
+                    });
+                }
                 (Some(a), Some(b)) => {
                     used += 2;
                     let b = reordered(&b, module, rank, |decoder, stored| (stored, decoder));

@@ -104,6 +104,16 @@ pub enum Error {
         /// The tensor's name.
         tensor: String,
     },
+    /// A result's folder holds one of another kind.
+    #[error("{}: holds {found}; expected an empty folder, or {expected}", path.display())]
+    OtherResult {
+        /// The folder.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+        /// What it may hold.
+        expected: String,
+    },
     /// A tensor's shape is not the one that the configuration gives.
     #[error("{}: tensor `{tensor}` has shape {found:?}; expected {expected:?}", path.display())]
     Shape {

@@ -257,7 +257,11 @@ fn write_shard(path: &Path, shard: &[Piece<'_, '_>], failed: &RefCell<Option<Err
     if let Some(error) = failed.borrow_mut().take() {
         return Err(error);
     }
-    written.map_err(|error| Error::SafeTensors { path: path.to_owned(), reason: error.to_string() })?;
+    written.map_err(|error| match error {
+        // A full disk is no damaged file.
+        safetensors::SafeTensorError::IoError(error) => Error::io(path)(error),
+        other => Error::SafeTensors { path: path.to_owned(), reason: other.to_string() },
+    })?;
     // The library has put a new file under the temporary name.
     let (_, temporary) = file.into_parts();
     let written = fs::File::options().read(true).write(true).open(&temporary).map_err(Error::io(path))?;
@@ -272,6 +276,33 @@ fn write_index(folder: &Path, names: &[String], shards: &[Vec<Piece<'_, '_>>]) -
         pieces().map(|(name, piece)| (piece.part.name.as_str(), name)).collect();
     let index: Value = json!({"metadata": {"total_size": total}, "weight_map": map});
     write_atomically(&folder.join(INDEX), format!("{index:#}\n").as_bytes())
+}
+
+/// Refuses a folder that holds an adapter: with a model beside it, who reads it would take one for the other.
+///
+/// # Errors
+/// There is one.
+pub fn refuse_adapter(folder: &Path) -> Result<()> {
+    refuse_beside(folder, "adapter_config.json", "an adapter", "a model's")
+}
+
+/// Refuses a folder that holds a model: an adapter beside it would be taken for one on it.
+///
+/// # Errors
+/// There is one.
+pub fn refuse_model(folder: &Path) -> Result<()> {
+    refuse_beside(folder, "config.json", "a model", "an adapter's")
+}
+
+fn refuse_beside(folder: &Path, file: &str, found: &str, expected: &str) -> Result<()> {
+    if folder.join(file).exists() {
+        return Err(Error::OtherResult {
+            path: folder.to_owned(),
+            found: format!("{found} ({file})"),
+            expected: expected.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Weights of an earlier writing would be read in the place of the new, or beside them.

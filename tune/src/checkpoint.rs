@@ -12,18 +12,54 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, system_error};
 use crate::metrics::ValidationMetrics;
 
 /// The file's format; a later one is not read.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// What a run's bytes depend on, apart, so that it can be told what differs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Fingerprint {
+    /// Hash of the base model.
+    pub model: String,
+    /// Hash of the rows to train on.
+    pub rows: String,
+    /// Hash of the rows for validation.
+    pub validation_rows: String,
+    /// Hash of the adapter that it began with.
+    pub adapter: Option<String>,
+    /// The settings, by their names.
+    pub settings: serde_json::Value,
+}
+
+impl Fingerprint {
+    /// What differs from a checkpoint's, in words; nothing where all is the same.
+    fn differences(&self, there: &Self) -> Vec<String> {
+        let mut differences = Vec::new();
+        let parts = [
+            ("another base model", self.model == there.model),
+            ("other rows (data, template or cutoff)", self.rows == there.rows),
+            ("other validation rows", self.validation_rows == there.validation_rows),
+            ("another adapter to begin with", self.adapter == there.adapter),
+        ];
+        differences.extend(parts.into_iter().filter(|(_, same)| !same).map(|(what, _)| what.to_owned()));
+        for (name, here) in self.settings.as_object().into_iter().flatten() {
+            let there = there.settings.get(name).unwrap_or(&serde_json::Value::Null);
+            if here != there {
+                differences.push(format!("{name} {there} there and {here} here"));
+            }
+        }
+        differences
+    }
+}
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
     format: u32,
-    /// Hash of the model, the rows and the settings.
-    pub fingerprint: String,
+    /// The run's.
+    pub fingerprint: Fingerprint,
     /// Updates done.
     pub update: u64,
     /// All measurements so far.
@@ -36,7 +72,7 @@ pub(crate) struct State {
 
 impl State {
     /// The beginning of a run.
-    pub(crate) fn new(fingerprint: String) -> Self {
+    pub(crate) fn new(fingerprint: Fingerprint) -> Self {
         Self { format: FORMAT, fingerprint, ..Self::default() }
     }
 
@@ -87,12 +123,12 @@ impl Checkpoints {
     }
 
     /// Where the run stood, if it had begun.
-    pub(crate) fn read_state(&self, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
+    pub(crate) fn read_state(&self, fingerprint: &Fingerprint) -> Result<Option<(State, Tensors)>> {
         read(&self.state_file(), fingerprint)
     }
 
     /// The best values.
-    pub(crate) fn read_best(&self, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
+    pub(crate) fn read_best(&self, fingerprint: &Fingerprint) -> Result<Option<(State, Tensors)>> {
         read(&self.best_file(), fingerprint)
     }
 
@@ -128,10 +164,10 @@ fn write(path: &Path, state: &State, tensors: &[(String, Vec<f32>)]) -> Result<(
     let metadata = HashMap::from([(KEY.to_owned(), state)]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| invalid(error.to_string()))?;
     instructions::files::atomic_write(path, |file| Ok(std::io::Write::write_all(file, &bytes)?))
-        .map_err(|error| Error::io(path)(std::io::Error::other(format!("{error:#}"))))
+        .map_err(|error| Error::io(path)(system_error(error)))
 }
 
-fn read(path: &Path, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
+fn read(path: &Path, fingerprint: &Fingerprint) -> Result<Option<(State, Tensors)>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -141,12 +177,18 @@ fn read(path: &Path, fingerprint: &str) -> Result<Option<(State, Tensors)>> {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| invalid(error.to_string()))?;
     let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let state = state.ok_or_else(|| invalid(format!("its header has no `{KEY}`")))?;
-    let state: State = serde_json::from_str(state).map_err(|error| invalid(error.to_string()))?;
-    if state.format != FORMAT {
-        return Err(invalid(format!("it has format {}, expected {FORMAT}", state.format)));
+    let format =
+        |state: &str| Some(serde_json::from_str::<serde_json::Value>(state).ok()?.get("format")?.as_u64());
+    match format(state).flatten() {
+        Some(format) if format != u64::from(FORMAT) => {
+            return Err(invalid(format!("it has format {format}, expected {FORMAT}")));
+        }
+        _ => {}
     }
-    if state.fingerprint != fingerprint {
-        return Err(Error::OtherRun { path: path.to_owned() });
+    let state: State = serde_json::from_str(state).map_err(|error| invalid(error.to_string()))?;
+    let differences = fingerprint.differences(&state.fingerprint);
+    if !differences.is_empty() {
+        return Err(Error::OtherRun { path: path.to_owned(), differences: differences.join("; ") });
     }
     let file = SafeTensors::deserialize(&bytes).map_err(|error| invalid(error.to_string()))?;
     let mut tensors = BTreeMap::new();

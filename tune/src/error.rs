@@ -47,6 +47,14 @@ pub enum Error {
         /// Ids of the update's records.
         records: String,
     },
+    /// The loss of a model that is not tuned is no number.
+    #[error("{model}: the loss is {loss}: its weights or the adapter's are damaged, or overflow")]
+    LossNotFinite {
+        /// The model's name.
+        model: String,
+        /// NaN or infinite.
+        loss: f64,
+    },
     /// A validation loss is no number.
     #[error(
         "the validation loss became {loss} after update {update}. The last good checkpoint is kept: lower the learning rate"
@@ -67,12 +75,14 @@ pub enum Error {
     },
     /// A checkpoint belongs to another run.
     #[error(
-        "{path}: the checkpoint there is of another run (other data, model or settings). Remove the folder to begin \
-         anew, or choose another one"
+        "{path}: the checkpoint there is of another run: {differences}. Remove the folder to begin anew, or choose another \
+         one"
     )]
     OtherRun {
         /// The checkpoint.
         path: PathBuf,
+        /// What differs, in words.
+        differences: String,
     },
     /// A checkpoint is damaged.
     #[error("{path}: the checkpoint cannot be read: {reason}. Remove it to begin anew")]
@@ -110,4 +120,9 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+}
+
+/// What the system said, of an error that names the file itself.
+pub(crate) fn system_error(error: anyhow::Error) -> std::io::Error {
+    error.downcast().unwrap_or_else(|error| std::io::Error::other(error.root_cause().to_string()))
 }

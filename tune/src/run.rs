@@ -1,7 +1,7 @@
 //! A run: rows in, a tuned system out.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,10 +15,10 @@ use model::BaseModel;
 use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
 
-use crate::checkpoint::{Checkpoints, State};
+use crate::checkpoint::{Checkpoints, Fingerprint, State};
 use crate::collective::{Alone, Collective, part};
 use crate::cost::{self, RowLength, Shape};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, system_error};
 use crate::memory::{self, Room, peak_bytes};
 use crate::metrics::{Progress, UpdateMetrics, ValidationMetrics};
 use crate::order::RowOrder;
@@ -144,6 +144,9 @@ pub fn loss<K: Kernels + Clone>(
     if loss.supervised_tokens == 0 {
         return Err(Error::Settings("no row has a token that a loss could be taken over".into()));
     }
+    if !loss.loss.is_finite() {
+        return Err(Error::LossNotFinite { model: base.name(), loss: loss.loss });
+    }
     Ok(loss)
 }
 
@@ -182,6 +185,8 @@ struct Run<'a, K: Kernels> {
     order: RowOrder,
     updates: u64,
     state: State,
+    /// Rank 0's: nobody else tunes into the same place meanwhile.
+    _lock: Option<File>,
 }
 
 impl<'a, K: Kernels + Clone> Run<'a, K> {
@@ -208,6 +213,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let room = Room::of(kernels, collective);
         agree::<K>(collective, &fingerprint, peft.as_ref(), settings)?;
         memory::check(kernels, base, &lengths, &held_out, settings, room)?;
+        let lock = collective.is_first().then(|| check_out(places, settings.method)).transpose()?;
         let (decoder, trained) = load_trained(kernels, collective, base, peft.as_ref(), settings)?;
         let config = peft.map(|peft| AdapterConfig { dropout: f64::from(settings.dropout), ..peft.config });
         let mut shape = Shape::of(base, settings)?;
@@ -239,6 +245,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             },
             updates: settings.updates(rows.rows.len()),
             state: State::new(fingerprint),
+            _lock: lock,
         })
     }
 
@@ -659,7 +666,7 @@ fn handed_on(values: Option<Vec<f32>>, collective: &dyn Collective) -> Result<Op
 /// settings, another model, device or version of the program.
 fn agree<K: Kernels>(
     collective: &dyn Collective,
-    fingerprint: &str,
+    fingerprint: &Fingerprint,
     adapter: Option<&PeftAdapter>,
     settings: &Settings,
 ) -> Result<()> {
@@ -669,7 +676,7 @@ fn agree<K: Kernels>(
     let (device, version) = (std::any::type_name::<K>(), env!("CARGO_PKG_VERSION"));
     let config = adapter.map(|adapter| &adapter.config);
     let every = settings.checkpoint_every;
-    let own = format!("{version} {device} {fingerprint} {every} {config:?}").into_bytes();
+    let own = format!("{version} {device} {fingerprint:?} {every} {config:?}").into_bytes();
     let mut first = own.clone();
     collective.broadcast(&mut first)?;
     let mut others = [f64::from(u8::from(first != own))];
@@ -685,32 +692,42 @@ fn agree<K: Kernels>(
     Ok(())
 }
 
-/// A hash of all that determines a run's bytes but the device and the number of processes, with which roundings change.
+/// All that determines a run's bytes but the device and the number of processes, with which roundings change.
 fn fingerprint(
     base: &BaseModel,
     rows: &Rows,
     validation: &Rows,
     initial: Option<&PeftAdapter>,
     settings: &Settings,
-) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(base.content_hash()?.as_bytes());
+) -> Result<Fingerprint> {
     // How often a checkpoint is written does not change the result.
     let settings = Settings { checkpoint_every: 1, ..settings.clone() };
-    hasher.update(
-        serde_json::to_string(&settings).map_err(|error| Error::Settings(error.to_string()))?.as_bytes(),
-    );
-    for rows in [rows, validation] {
-        hasher.update(&(rows.rows.len() as u64).to_le_bytes());
-        for row in &rows.rows {
-            hasher.update(&(row.tokens.len() as u64).to_le_bytes());
-            hasher.update(&(row.supervised_from as u64).to_le_bytes());
-            hasher.update(bytemuck::cast_slice(&row.tokens));
-            hasher.update(row.language.as_bytes());
-            hasher.update(&[0]);
-        }
+    let settings = serde_json::to_value(&settings).map_err(|error| Error::Settings(error.to_string()))?;
+    let adapter = initial.map(adapter_hash);
+    Ok(Fingerprint {
+        model: base.content_hash()?,
+        rows: rows_hash(rows),
+        validation_rows: rows_hash(validation),
+        adapter,
+        settings,
+    })
+}
+
+fn rows_hash(rows: &Rows) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for row in &rows.rows {
+        hasher.update(&(row.tokens.len() as u64).to_le_bytes());
+        hasher.update(&(row.supervised_from as u64).to_le_bytes());
+        hasher.update(bytemuck::cast_slice(&row.tokens));
+        hasher.update(row.language.as_bytes());
+        hasher.update(&[0]);
     }
-    for module in initial.iter().flat_map(|adapter| &adapter.modules) {
+    hasher.finalize().to_hex().to_string()
+}
+
+fn adapter_hash(adapter: &PeftAdapter) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for module in &adapter.modules {
         let place = format!(
             "{} {:?} {} {} {}",
             module.layer, module.linear, module.first_row, module.rank, module.scale
@@ -719,7 +736,7 @@ fn fingerprint(
         hasher.update(bytemuck::cast_slice(&module.a));
         hasher.update(bytemuck::cast_slice(&module.b));
     }
-    Ok(hasher.finalize().to_hex().to_string())
+    hasher.finalize().to_hex().to_string()
 }
 
 /// One line of the metrics' file.
@@ -732,23 +749,55 @@ fn write_line(file: &mut Option<File>, places: &Places, line: &impl serde::Seria
     Ok(())
 }
 
+/// That the result can be written where it is wanted, before any work is done: the folder takes files, and holds no result
+/// of the other kind. Until the lock is dropped no other tuning goes there.
+fn check_out(places: &Places, method: Method) -> Result<File> {
+    match method {
+        Method::Lora => model::folder::refuse_model(&places.out)?,
+        Method::Full => model::folder::refuse_adapter(&places.out)?,
+    }
+    let folder = &places.checkpoints;
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    std::fs::create_dir_all(&places.out).map_err(Error::io(&places.out))?;
+    let path = folder.join("lock");
+    let lock = File::options().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::Settings(format!(
+            "{}: another tuning is writing here; expected it to end first, or another place",
+            places.out.display()
+        ))),
+        // Where the file system knows no locks, nobody is kept out.
+        Err(TryLockError::Error(_)) => Ok(lock),
+    }
+}
+
 /// That the metrics' file can be one: its folder is there, and it is none itself, nor another file whose lines a run would
 /// take away.
 fn check_metrics(path: &Path) -> Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::read_dir(folder).map_err(Error::io(folder))?;
     }
-    if path.is_dir() {
-        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
-    }
-    let text = match std::fs::read(path) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+    match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(path)(error)),
-    };
+        Ok(found) if found.is_dir() => {
+            return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
+        }
+        // A pipe would be read to an end that never comes.
+        Ok(found) if !found.is_file() => {
+            return Err(Error::Settings(format!("{}: expected a file for the metrics", path.display())));
+        }
+        Ok(_) => {}
+    }
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = String::from_utf8_lossy(&bytes);
     // The last line may have been cut off by a kill.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    match whole.lines().position(|line| update_of(line).is_none()) {
+    let mut lines: Vec<&str> = text.split('\n').collect();
+    let cut_off = lines.pop().unwrap_or_default();
+    let begins_a_line = "{\"update\":".starts_with(cut_off) || cut_off.starts_with("{\"update\":");
+    let foreign = lines.iter().position(|line| update_of(line).is_none());
+    match foreign.or((!begins_a_line).then_some(lines.len())) {
         None => Ok(()),
         Some(line) => Err(Error::Settings(format!(
             "{}:{}: expected a tuning's metrics, lines with `update`; choose another file, since this one's lines would \
@@ -778,5 +827,5 @@ fn cut_metrics(path: &Path, update: u64) -> Result<()> {
         .flat_map(|line| [line, "\n"])
         .collect();
     instructions::files::atomic_write(path, |file| Ok(file.write_all(kept.as_bytes())?))
-        .map_err(|error| Error::io(path)(std::io::Error::other(format!("{error:#}"))))
+        .map_err(|error| Error::io(path)(system_error(error)))
 }

@@ -88,14 +88,15 @@ impl Body {
 
     /// Keys that would change the answer, and which nobody honours here: refused rather than passed over.
     fn refuse(&self, keys: &[&'static str]) -> Result<(), Refusal> {
-        let idle = |value: &Value| {
+        let idle = |key: &str, value: &Value| {
             matches!(value, Value::Bool(false))
                 || value.as_f64() == Some(0.0)
-                || value == &serde_json::json!({})
+                // Any JSON object is an empty schema's, which is a demand.
+                || (value == &serde_json::json!({}) && !key.starts_with("guided_"))
                 || value.as_array().is_some_and(Vec::is_empty)
                 || value.as_str() == Some("none")
         };
-        match keys.iter().find(|key| self.get(key).is_some_and(|value| !idle(value))) {
+        match keys.iter().find(|key| self.get(key).is_some_and(|value| !idle(key, value))) {
             Some(key) => {
                 Err(Refusal::bad(key, format!("`{key}` is not supported here."))
                     .code("unsupported_parameter"))
@@ -144,6 +145,15 @@ impl Body {
             "suffix",
             "functions",
             "function_call",
+            "guided_choice",
+            "guided_grammar",
+            "guided_json",
+            "guided_regex",
+            "ignore_eos",
+            "min_p",
+            "min_tokens",
+            "stop_token_ids",
+            "use_beam_search",
         ])?;
         let choices = self.count("n", 1..=MOST_CHOICES)?.unwrap_or(1);
         let limits = &served.settings;

@@ -10,10 +10,12 @@ pub(crate) mod told;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::future::IntoFuture;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::body::{Body, Bytes};
@@ -102,10 +104,7 @@ pub fn serve<K: Kernels>(
     settings: ServerSettings,
     listener: TcpListener,
 ) -> Result<()> {
-    let mut names = HashSet::new();
-    if let Some(twice) = models.iter().find(|model| !names.insert(&model.name)) {
-        bail!("two models are called {}", twice.name);
-    }
+    check_names(models.iter().map(|model| model.name.as_str()))?;
     let preambles = preambles(model, &models);
     let held: usize = preambles.iter().map(|(_, tokens)| tokens.len().div_ceil(PAGE_SIZE) + 1).sum();
     let affordable = settings.cache_bytes / KeyValueCache::page_bytes(&model.decoder).max(1);
@@ -125,17 +124,35 @@ pub fn serve<K: Kernels>(
         queue,
         calls: AtomicU64::new(0),
     });
+    let (waiting, places) = (Arc::clone(&served.queue), served.settings.queue);
     let router = router(Connection { served, jobs });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let connections = std::thread::spawn(move || {
         runtime.block_on(async move {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            axum::serve(listener, router).with_graceful_shutdown(told_to_end()).await
+            serve_until_told(listener, router, &waiting, places).await
         })
     });
     desk::work(model, limits, &preambles, &desk);
     connections.join().ok().context("the thread of the connections has panicked")??;
+    Ok(())
+}
+
+/// That each model can be asked for by its name.
+///
+/// # Errors
+/// A name is empty, or two are the same.
+pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let mut met = HashSet::new();
+    for name in names {
+        if name.is_empty() {
+            bail!("a model's name is empty");
+        }
+        if !met.insert(name) {
+            bail!("two models are called {name}");
+        }
+    }
     Ok(())
 }
 
@@ -151,6 +168,45 @@ fn preambles<K: Kernels>(model: &AnswerModel<K>, models: &[ServedModel]) -> Vec<
         (served.adapter, common([one.as_slice(), other.as_slice()].into_iter()).to_vec())
     };
     models.iter().map(beginning).filter(|(_, tokens)| !tokens.is_empty()).collect()
+}
+
+/// How long a client has for a further piece of its request's body, and for what it has not read when all is answered.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Serves until told to end. Then what is under way is finished; a client that has sent half a request, or reads nothing
+/// of its answer, is not waited for, and whoever says it twice waits for nobody.
+async fn serve_until_told(
+    listener: tokio::net::TcpListener,
+    router: Router,
+    queue: &Semaphore,
+    places: usize,
+) -> std::io::Result<()> {
+    let (end, told) = tokio::sync::oneshot::channel();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async {
+        // An end that is dropped is an end as well.
+        let _ = told.await;
+    });
+    let mut server = std::pin::pin!(server.into_future());
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = told_to_end() => {}
+    }
+    tracing::info!("told to end: what is under way is finished first");
+    let _ = end.send(());
+    let all_answered = async {
+        loop {
+            tokio::time::sleep(LAST_WORDS).await;
+            if queue.available_permits() == places {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        ended = &mut server => ended,
+        () = told_to_end() => Ok(()),
+        () = all_answered => Ok(()),
+    }
 }
 
 async fn told_to_end() {
@@ -170,7 +226,6 @@ async fn told_to_end() {
         () = terminated => {}
         () = interrupted => {}
     }
-    tracing::info!("told to end: what is under way is finished first");
 }
 
 fn router(connection: Connection) -> Router {
@@ -224,7 +279,10 @@ async fn completion(State(connection): State<Connection>, body: Body) -> Result<
 async fn whole_body(body: Body, limit: usize) -> Result<Bytes, Refusal> {
     let (mut whole, mut length) = (Vec::new(), 0);
     let mut parts = body.into_data_stream();
-    while let Some(part) = parts.next().await {
+    while let Some(part) = tokio::time::timeout(PATIENCE, parts.next()).await.map_err(|_| {
+        let message = format!("Nothing more of the body came within {} s.", PATIENCE.as_secs());
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, message)
+    })? {
         let part = part.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
         length += part.len();
         if length <= limit {

@@ -1,6 +1,7 @@
 //! `polypaca answer`: a system's responses to prompts.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -119,6 +120,21 @@ impl Drawing {
     }
 }
 
+/// That the responses can be written, before any is asked for.
+fn check_place(out: &Path) -> Result<(), Failure> {
+    if out.is_dir() {
+        return Err(Failure::wrong_input(anyhow!(
+            "--out {}: expected a file, found a folder",
+            out.display()
+        )));
+    }
+    if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder)
+            .map_err(|error| Failure::failed(anyhow!("--out {}: {error}", folder.display())))?;
+    }
+    Ok(())
+}
+
 impl Answer {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         match self.device {
@@ -139,7 +155,15 @@ impl Answer {
         if prompts.is_empty() {
             return Err(Failure::wrong_input(anyhow!("{}: there is no prompt", self.prompts.display())));
         }
+        check_place(&self.out)?;
         let base = open(&self.model, output)?;
+        let vocabulary = base.config().vocabulary;
+        if decoding.beams > vocabulary {
+            return Err(Failure::wrong_input(anyhow!(
+                "--beams is {}; expected at most {vocabulary}, the tokens of the model",
+                decoding.beams
+            )));
+        }
         let template = load_template(&self.template, Some(base.tokenizer()))?;
         let name = self.system_name(&base);
         let mut model = AnswerModel::load(kernels, base, &[]).map_err(Failure::wrong_input)?;

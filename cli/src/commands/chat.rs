@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use answer::server::check_names;
 use answer::{AnswerModel, Conversation, Decoding, Message, reply};
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -122,6 +123,8 @@ impl Chat {
         let identifier = identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?;
         let base = open(&self.model, output)?;
         let name = self.base_name.clone().unwrap_or_else(|| base.name());
+        let names = self.adapter.iter().map(|(name, _)| name.as_str());
+        check_names(std::iter::once(name.as_str()).chain(names)).map_err(Failure::wrong_input)?;
         let mut model = AnswerModel::load(kernels, base, &[]).map_err(Failure::wrong_input)?;
         let template = self.template.as_ref();
         let mut talkers =

@@ -85,6 +85,14 @@ impl Merge {
         let adapter = read_adapter(&self.adapter, &base)?;
         let merged = Merged { base: &base, adapter: Some(&adapter) };
         let progress = progress::on_standard_error();
+        progress.cell("computing logits");
+        let texts = self.texts(&base)?;
+        let expected = merged.logits(Cpu, &texts).map_err(Failure::failed)?;
+        if !expected.iter().flatten().all(|logit| logit.is_finite()) {
+            return Err(Failure::failed(anyhow!(
+                "the logits of base model and adapter are no numbers: weights are damaged, or overflow. Nothing was written"
+            )));
+        }
         progress.cell("merging");
         let precision = self.weights.precision();
         let written = if self.gguf {
@@ -92,9 +100,14 @@ impl Merge {
         } else {
             merged.write_folder(&self.out, precision)
         };
-        written.map_err(Failure::failed)?;
+        written.map_err(|error| match error {
+            model::Error::Unsupported { .. } => Failure::wrong_input(error),
+            other => Failure::failed(other),
+        })?;
         progress.cell("comparing logits");
-        let difference = self.difference(&merged)?;
+        let written = BaseModel::open(&self.out).map_err(Failure::failed)?;
+        let found = Merged { base: &written, adapter: None }.logits(Cpu, &texts).map_err(Failure::failed)?;
+        let difference = compare(&found, &expected, base.config().vocabulary);
         progress.end();
         self.tell(&difference, output)?;
         if !difference.relative.is_finite()
@@ -123,23 +136,18 @@ impl Merge {
             let out = self.out.display();
             return Err(Failure::wrong_input(anyhow!("--out {out} is {found}; expected {expected}")));
         }
-        Ok(())
+        model::folder::refuse_adapter(&out).map_err(Failure::wrong_input)
     }
 
-    /// What was written is read again as anybody would read it.
-    fn difference(&self, merged: &Merged<'_>) -> Result<LogitDifference, Failure> {
-        let tokenizer = merged.base.tokenizer();
+    /// The texts that what was written is compared on, as tokens.
+    fn texts(&self, base: &BaseModel) -> Result<Vec<Vec<u32>>, Failure> {
+        let tokenizer = base.tokenizer();
         let tokens = |text: &str| -> Result<Vec<u32>, model::Error> {
             let mut tokens = tokenizer.encode(text)?;
             tokens.truncate(TOKENS);
             Ok(tokens)
         };
-        let texts: Vec<Vec<u32>> =
-            TEXTS.into_iter().map(tokens).collect::<Result<_, _>>().map_err(Failure::failed)?;
-        let expected = merged.logits(Cpu, &texts).map_err(Failure::failed)?;
-        let written = BaseModel::open(&self.out).map_err(Failure::failed)?;
-        let found = Merged { base: &written, adapter: None }.logits(Cpu, &texts).map_err(Failure::failed)?;
-        Ok(compare(&found, &expected, merged.base.config().vocabulary))
+        TEXTS.into_iter().map(tokens).collect::<Result<_, _>>().map_err(Failure::failed)
     }
 
     fn tell(&self, difference: &LogitDifference, output: &Output) -> std::io::Result<()> {

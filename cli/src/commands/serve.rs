@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use answer::server::{ServedModel, ServerSettings, serve};
-use answer::{AnswerModel, Conversation};
+use answer::server::{ServedModel, ServerSettings, check_names, serve};
+use answer::{AnswerModel, Conversation, MOST_BATCH_TOKENS};
 use anyhow::anyhow;
 use clap::Args;
 use engine::Cpu;
@@ -68,13 +68,26 @@ pub(crate) struct Serve {
     device: Device,
 }
 
+/// More answers under way than any machine has memory for.
+const MOST_QUEUED: usize = 1 << 20;
+
 impl Serve {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        for (flag, value) in
-            [("new-tokens", self.new_tokens), ("queue", self.queue), ("batch-tokens", self.batch_tokens)]
-        {
+        for (flag, value) in [
+            ("new-tokens", self.new_tokens),
+            ("queue", self.queue),
+            ("batch-tokens", self.batch_tokens),
+            ("body-bytes", self.body_bytes),
+        ] {
             if value == 0 {
                 return Err(Failure::wrong_input(anyhow!("--{flag} is 0; expected at least 1")));
+            }
+        }
+        for (flag, value, most) in
+            [("batch-tokens", self.batch_tokens, MOST_BATCH_TOKENS), ("queue", self.queue, MOST_QUEUED)]
+        {
+            if value > most {
+                return Err(Failure::wrong_input(anyhow!("--{flag} is {value}; expected at most {most}")));
             }
         }
         match self.device {
@@ -97,6 +110,7 @@ impl Serve {
             let conversation = conversation(self.template.as_ref(), Some(folder), &model)?;
             models.push(ServedModel { name: name.clone(), adapter: Some(adapter), conversation });
         }
+        check_names(models.iter().map(|model| model.name.as_str())).map_err(Failure::wrong_input)?;
         let listener = TcpListener::bind(self.address)
             .map_err(|error| Failure::failed(anyhow!("{}: {error}", self.address)))?;
         let url = format!("http://{}/v1", listener.local_addr()?);

@@ -378,6 +378,8 @@ impl Tune {
                 "--weights: with --method full all weights are trained and kept in f32; expected --method lora"
             )));
         }
+        self.check_idle_flags()?;
+        self.check_metrics()?;
         if self.method == Method::Full && self.init_adapter.is_some() {
             return Err(Failure::wrong_input(anyhow!("--init-adapter: expected --method lora, found full")));
         }
@@ -388,6 +390,45 @@ impl Tune {
             return Err(Failure::wrong_input(anyhow!(
                 "--out {}: is the base model's folder; expected another one",
                 self.out.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Flags that would change nothing are refused: whoever gives one means something by it.
+    fn check_idle_flags(&self) -> Result<(), Failure> {
+        let full = self.method == Method::Full;
+        let unmeasured = self.validation_rows == 0;
+        let idle = [
+            ("--rank", full && self.rank.is_some(), "--method lora"),
+            ("--alpha", full && self.alpha.is_some(), "--method lora"),
+            ("--modules", full && self.modules.is_some(), "--method lora"),
+            ("--rslora", full && self.rslora, "--method lora"),
+            ("--dropout", full && self.dropout.is_some_and(|dropout| dropout > 0.0), "--method lora"),
+            ("--patience", unmeasured && self.patience.is_some(), "--validation-rows"),
+            ("--validate-every", unmeasured && self.validate_every.is_some(), "--validation-rows"),
+            ("--best-over", unmeasured && self.best_over.is_some(), "--validation-rows"),
+            ("--keep best", unmeasured && self.keep == Some(Keep::Best), "--validation-rows"),
+        ];
+        match idle.into_iter().find(|(_, given, _)| *given) {
+            Some((flag, _, needed)) => {
+                Err(Failure::wrong_input(anyhow!("{flag}: has a meaning with {needed} alone")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The metrics are none of the files that are read.
+    fn check_metrics(&self) -> Result<(), Failure> {
+        let Some(metrics) = self.metrics.as_ref().and_then(|path| path.canonicalize().ok()) else {
+            return Ok(());
+        };
+        let read =
+            self.data.data.iter().any(|file| file.path.canonicalize().is_ok_and(|path| path == metrics));
+        if read {
+            return Err(Failure::wrong_input(anyhow!(
+                "--metrics {}: is read too; expected another file",
+                metrics.display()
             )));
         }
         Ok(())
@@ -606,7 +647,9 @@ pub(crate) fn failure(error: tune::Error) -> Failure {
         tune::Error::Settings(_)
         | tune::Error::Decoder { .. }
         | tune::Error::OtherRun { .. }
-        | tune::Error::Model(model::Error::Adapter { .. }) => Failure::wrong_input(error),
+        | tune::Error::Model(model::Error::Adapter { .. } | model::Error::OtherResult { .. }) => {
+            Failure::wrong_input(error)
+        }
         other => Failure::failed(other),
     }
 }

@@ -37,8 +37,11 @@ pub(crate) fn write<'t>(
     tensor: &dyn Fn(Slot) -> Result<HostTensor<'t>>,
 ) -> Result<()> {
     let config = model.config();
-    let architecture = architecture(path, model.family(), config)?;
-    let rope = Rope::new(path, model, architecture)?;
+    // What cannot be said is told of the model that has it.
+    let said_by =
+        if model.path().is_dir() { model.path().join("config.json") } else { model.path().to_owned() };
+    let architecture = architecture(&said_by, model.family(), config)?;
+    let rope = Rope::new(&said_by, model, architecture)?;
     let mut keys = model_keys(model, architecture, precision);
     keys.extend(rope.keys.iter().map(|(key, value)| (format!("{architecture}.rope.{key}"), value.clone())));
     keys.extend(super::write_vocabulary::keys(path, model)?);
