@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use instructions::language::Language;
-use instructions::prompt::{Response, read_responses};
+use instructions::prompt::{Response, read_numbered_responses};
 use judge::gate::GateRules;
 use judge::identify::identifier;
-use judge::judging::check_unique;
+use judge::judging::check_unique_in_files;
 use judge::rate::export::{gate_column, judge_column, write_table};
 use judge::rate::sample::{Sample, SampleSettings, draw_sample};
 use judge::rate::server;
 use judge::rate::store::{Rater, Standing, Store};
-use judge::rating::read_ratings;
+use judge::rating::{FileLine, read_ratings};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -180,19 +180,23 @@ impl Draw {
     /// The responses of all files in the languages asked for, and how many lines were none.
     fn read(&self, output: &Output) -> Result<(Vec<Response>, usize), Failure> {
         let mut responses = Vec::new();
+        let mut lines = Vec::new();
         let mut left_out = 0;
         for path in &self.responses {
-            let reading = read_responses(path).map_err(Failure::wrong_input)?;
+            let reading = read_numbered_responses(path).map_err(Failure::wrong_input)?;
             for problem in &reading.problems {
                 output.warning(problem.to_string());
             }
             left_out += reading.dropped();
-            responses.extend(reading.items);
+            for (line, response) in reading.items {
+                lines.push(FileLine { path: path.clone(), line });
+                responses.push(response);
+            }
         }
+        check_unique_in_files(&responses, &lines).map_err(Failure::wrong_input)?;
         if !self.language.is_empty() {
             responses.retain(|response| self.language.contains(&response.prompt.language));
         }
-        check_unique(&responses).map_err(Failure::wrong_input)?;
         Ok((responses, left_out))
     }
 
