@@ -5,7 +5,6 @@
 //! judge or human is unrated: such rows are counted and left out of the figures. Rows that contradict each other are
 //! refused.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -181,18 +180,17 @@ impl Seen {
         };
         // A line of a person who gave no mark says nothing that another could deny.
         if row.rater.is_none() || row.human.is_some() {
-            match self.lines.entry((key.clone(), row.rater.clone())) {
-                Entry::Vacant(place) => drop(place.insert(line)),
-                Entry::Occupied(first) => {
-                    let first = first.get();
-                    return Err(match &row.rater {
-                        Some(rater) => {
-                            format!("expected one mark by {rater:?} of {what}, found another in line {first}")
-                        }
-                        None => format!(
-                            "expected one row of {what}, found another in line {first}; a column rater tells people apart"
-                        ),
-                    });
+            let earlier = self.lines.insert((key.clone(), row.rater.clone()), line);
+            match (earlier, &row.rater) {
+                (None, _) => {}
+                (Some(first), Some(rater)) => {
+                    return Err(format!(
+                        "expected one mark by {rater:?} of {what}, found another in line {first}"
+                    ));
+                }
+                (Some(first), None) => {
+                    let expected = format!("expected one row of {what}, found another in line {first}");
+                    return Err(expected + "; a column rater tells people apart");
                 }
             }
         }

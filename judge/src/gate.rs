@@ -108,7 +108,7 @@ macro_rules! pattern {
     };
 }
 
-// Unicode's properties name what is shown as nothing, such as U+200B or U+3164; U+2800 is a pattern of Braille with no dot.
+// Unicode's properties name what is shown as nothing, such as U+200B or U+3164; U+2800 is Braille without a dot.
 pattern!(VISIBLE, r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u{2800}]");
 // A fence that is never closed runs to the end, as Markdown has it.
 pattern!(

@@ -79,8 +79,8 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "NAME")]
     key_variable: Option<String>,
 
-    /// openai, local: another wording of the request, with {instruction} and {response}; with --pairwise {instruction}, {first} and
-    /// {second}
+    /// openai, local: another wording of the request, with {instruction} and {response}; with --pairwise {instruction},
+    /// {first} and {second}
     #[arg(long, value_name = "FILE")]
     prompt_template: Option<PathBuf>,
 
@@ -158,7 +158,7 @@ impl Kind {
     }
 }
 
-/// An error of judging. What is wrong with the responses or with the file of ratings was found before anything was asked.
+/// An error of judging. What is wrong with responses or with the file of ratings is found before anything is asked.
 fn failure(error: anyhow::Error) -> Failure {
     match error.downcast_ref::<RatingError>() {
         Some(wrong) if wrong.is_wrong_input() => Failure::wrong_input(error),
