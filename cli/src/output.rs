@@ -98,6 +98,8 @@ pub(crate) fn log(color: Color) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // Or a message that cannot be written would be told to the same terminal, and end the program there.
+        .log_internal_errors(false)
         .event_format(LikeOutput { color: colored(color) })
         .init();
 }

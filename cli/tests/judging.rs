@@ -135,3 +135,135 @@ fn agree_shows_raters_differences_and_drift() {
     assert_eq!((&drift[0]["compared"], &drift[0]["only_once"]), (&json!(4), &json!(0)));
     assert_eq!(polypaca(folder.path(), &["agree"]).status.code(), Some(2));
 }
+
+/// The message of a command that must end with this code.
+fn ends(folder: &Path, arguments: &[&str], code: i32) -> String {
+    let output = polypaca(folder, arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
+    said(&output)
+}
+
+const JUDGE: [&str; 7] =
+    ["judge", "--responses", "responses.jsonl", "--out", "ratings.jsonl", "--judge", "reference"];
+
+#[test]
+fn what_is_wrong_with_a_judging_is_named_before_it_begins() {
+    let folder = folder();
+    let folder = folder.path();
+    let model = ["--model", "x"];
+    let openai = ["--endpoint", "http://127.0.0.1:9", "--model", "x"];
+    let of = |judge: &'static str| [&JUDGE[..6], &[judge]].concat();
+    for (arguments, expected) in [
+        (
+            [&of("reference")[..], &model].concat(),
+            "--model: expected --judge openai or local, found reference",
+        ),
+        ([&of("openai")[..], &openai, &["--medium", "nan"]].concat(), "--medium: expected --judge reference"),
+        (
+            [&of("openai")[..], &openai, &["--template", "chat"]].concat(),
+            "--template: expected --judge local",
+        ),
+        ([&of("local")[..], &model, &["--tries", "2"]].concat(), "--tries: expected --judge openai"),
+        ([&of("openai")[..], &openai, &["x"]].concat(), "--model: expected each model once, found x twice"),
+        ([&of("reference")[..], &["--good", "nan"]].concat(), "NaN"),
+    ] {
+        let said = ends(folder, &arguments, 2);
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+        assert!(!folder.join("ratings.jsonl").exists(), "{arguments:?}");
+    }
+
+    let text = fs::read_to_string(folder.join("responses.jsonl")).expect("text");
+    let lines: Vec<&str> = text.lines().collect();
+    fs::write(folder.join("ratings.jsonl"), format!("{text}\n")).expect("the folder takes files");
+    let said = ends(folder, &JUDGE, 2);
+    assert!(said.contains("ratings.jsonl, line 1: expected a judge's verdict"), "{said}");
+    fs::remove_file(folder.join("ratings.jsonl")).expect("a file");
+
+    fs::write(folder.join("responses.jsonl"), format!("{text}\n{}\n", lines[0])).expect("a file");
+    let said = ends(folder, &JUDGE, 2);
+    assert!(said.contains("responses.jsonl, line 6") && said.contains("responses.jsonl, line 1"), "{said}");
+
+    // A system alone cannot be compared; this is found before the model is asked.
+    fs::write(folder.join("responses.jsonl"), lines[0]).expect("the folder takes files");
+    let pairwise = [&of("openai")[..], &openai, &["--pairwise"]].concat();
+    let said = ends(folder, &pairwise, 2);
+    assert!(said.contains("two systems' responses"), "{said}");
+
+    // What was left out is told by the exit code, too.
+    fs::write(folder.join("responses.jsonl"), format!("{}\nnothing\n", lines[0])).expect("a file");
+    let said = ends(folder, &JUDGE, 1);
+    assert!(said.contains("line 2"), "{said}");
+    fs::write(folder.join("responses.jsonl"), "nothing\n").expect("the folder takes files");
+    let said = ends(folder, &JUDGE, 1);
+    assert!(said.contains("expected responses, found none"), "{said}");
+    fs::write(folder.join("responses.jsonl"), "").expect("the folder takes files");
+    ends(folder, &JUDGE, 2);
+}
+
+#[test]
+fn two_judgings_do_not_write_one_file() {
+    let folder = folder();
+    let path = folder.path().join("ratings.jsonl.lock");
+    fs::write(&path, "process 1 on another").expect("the folder takes files");
+    let lock = fs::File::open(&path).expect("a file");
+    lock.try_lock().expect("nobody has it");
+    let said = ends(folder.path(), &JUDGE, 1);
+    assert!(said.contains("ratings.jsonl is in use") && said.contains("process 1 on another"), "{said}");
+    drop(lock);
+    ends(folder.path(), &JUDGE, 0);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_table_that_contradicts_itself_and_draws_without_end_are_refused() {
+    let folder = folder();
+    let folder = folder.path();
+    let table = "system,language,judge,human\na,en,1,2\nb,en,2,1\n";
+    fs::write(folder.join("marks.csv"), table).expect("the folder takes files");
+    for draws in ["0", "100000000000"] {
+        let said = ends(folder, &["agree", "marks.csv", "--draws", draws], 2);
+        assert!(said.contains("--draws"), "{said}");
+    }
+    let said = ends(folder, &["agree", "marks.csv", "--judge", "x"], 2);
+    assert!(said.contains("--judge"), "{said}");
+    fs::write(folder.join("marks.csv"), format!("{table}a,en,3,1\n")).expect("the folder takes files");
+    let said = ends(folder, &["agree", "marks.csv"], 2);
+    assert!(said.contains("marks.csv, line 4") && said.contains("line 2"), "{said}");
+    ends(folder, &["identify", "responses.jsonl", "--word-lists", ".", "--sweep", "0.5"], 2);
+}
+
+/// The device that is always full.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_fails_and_a_terminal_that_is_gone_stops_nothing() {
+    let folder = folder();
+    let folder = folder.path();
+    let full = || fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let identify = Command::new(env!("CARGO_BIN_EXE_polypaca"))
+        .current_dir(folder)
+        .args(["identify", "responses.jsonl"])
+        .stdout(full())
+        .output()
+        .expect("the program starts");
+    assert_eq!(identify.status.code(), Some(1), "{}", said(&identify));
+    assert!(said(&identify).contains("No space left"), "{}", said(&identify));
+
+    // As many that what is done is told on the way; what the earlier file ended in is warned of.
+    let line = |id| {
+        json!({"id": format!("{id}"), "language": "fi", "prompt": "Kuka?", "system": "a", "response": "Minä.",
+            "reference": "Minä."})
+        .to_string()
+    };
+    let lines: Vec<String> = (0..250).map(line).collect();
+    fs::write(folder.join("responses.jsonl"), lines.join("\n")).expect("the folder takes files");
+    fs::write(folder.join("ratings.jsonl"), "{\"system\": ").expect("the folder takes files");
+    let judge = Command::new(env!("CARGO_BIN_EXE_polypaca"))
+        .current_dir(folder)
+        .args(JUDGE)
+        .stderr(full())
+        .status()
+        .expect("the program starts");
+    assert!(judge.success(), "{judge}");
+    let ratings = fs::read_to_string(folder.join("ratings.jsonl")).expect("ratings");
+    assert_eq!(ratings.lines().count(), 250);
+}

@@ -461,3 +461,102 @@ fn a_kill_at_any_moment_loses_no_confirmed_mark() {
     assert!(confirmed_marks > 12, "only {confirmed_marks} marks were confirmed before the kills");
     polypaca(folder, &["rate", "export", "--database", "rate.sqlite", "--out", "marks.csv"]);
 }
+
+/// The message of a command that must end with exit code 2.
+fn refused(folder: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_polypaca"))
+        .current_dir(folder)
+        .arg("rate")
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+    said
+}
+
+#[test]
+fn nothing_is_written_over_what_it_is_made_of_or_into_something_else() {
+    let folder = drawn();
+    let folder = folder.path();
+    let read = |name: &str| fs::read(folder.join(name)).expect("a file");
+    fs::write(folder.join("ratings.jsonl"), "").expect("the folder takes files");
+    let (database, ratings) = (read("rate.sqlite"), read("ratings.jsonl"));
+    let export = ["export", "--database", "rate.sqlite", "--ratings", "ratings.jsonl", "--out"];
+    for (out, flag) in
+        [("rate.sqlite", "--database"), ("./rate.sqlite", "--database"), ("ratings.jsonl", "--ratings")]
+    {
+        let said = refused(folder, &[&export[..], &[out]].concat());
+        assert!(said.contains(flag) && said.contains(out), "{said}");
+    }
+    assert_eq!((read("rate.sqlite"), read("ratings.jsonl")), (database, ratings));
+
+    let responses = read("responses.jsonl");
+    let said = refused(
+        folder,
+        &["draw", "--database", "responses.jsonl", "--responses", "responses.jsonl", "--prompts", "3"],
+    );
+    assert!(said.contains("responses.jsonl") && said.contains("no SQLite database"), "{said}");
+    let said = refused(folder, &["status", "--database", "responses.jsonl"]);
+    assert!(said.contains("no SQLite database"), "{said}");
+    assert_eq!(read("responses.jsonl"), responses);
+}
+
+#[test]
+fn a_name_is_given_once_and_is_one() {
+    let folder = drawn();
+    let invite = ["invite", "--database", "rate.sqlite", "--language", "bn", "--rater"];
+    for (names, expected) in [
+        (&["Q", "R", "Q"][..], "--rater: expected each name once, found \"Q\" twice"),
+        (&[""], "expected a name, found none"),
+        (&["  "], "expected a name, found none"),
+        (&["Q "], "without spaces around it"),
+    ] {
+        let said = refused(folder.path(), &[&invite[..], names].concat());
+        assert!(said.contains(expected), "{said}");
+    }
+    let status = ["rate", "status", "--database", "rate.sqlite", "--json"];
+    assert_eq!(object(&polypaca(folder.path(), &status))["raters"], json!([]));
+}
+
+#[test]
+fn a_rating_of_another_response_does_not_stand_beside_a_mark() {
+    let folder = drawn();
+    let folder = folder.path();
+    let server = Server::start(folder);
+    let link = invite(folder, "Q", "bn");
+    let shown = server.ask(&format!("{link}/page/0"), None).expect("a page").1;
+    for shown in shown["responses"].as_array().expect("responses") {
+        let body = json!({ "handle": shown["handle"], "mark": 2.0 });
+        assert_eq!(server.ask(&format!("{link}/mark"), Some(&body)).expect("an answer").0, 200);
+    }
+    // Every system answers again, and the judge rates that.
+    let text = fs::read_to_string(folder.join("responses.jsonl")).expect("responses");
+    let again: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let mut response: Value = serde_json::from_str(line).expect("JSON");
+            response["response"] = json!("অন্য উত্তর।");
+            response.to_string()
+        })
+        .collect();
+    fs::write(folder.join("again.jsonl"), again.join("\n")).expect("the folder takes files");
+    for (responses, other) in [("again.jsonl", 3), ("responses.jsonl", 0)] {
+        let judge = ["judge", "--responses", responses, "--out", "ratings.jsonl", "--judge", "reference"];
+        polypaca(folder, &judge);
+        let export = [
+            "rate",
+            "export",
+            "--database",
+            "rate.sqlite",
+            "--ratings",
+            "ratings.jsonl",
+            "--out",
+            "marks.csv",
+        ];
+        let said = String::from_utf8_lossy(&polypaca(folder, &export).stderr).into_owned();
+        assert_eq!(said.contains("3 of 3 marks are of other responses"), other == 3, "{said}");
+        let table = fs::read_to_string(folder.join("marks.csv")).expect("a table");
+        assert_eq!(table.lines().skip(1).filter(|row| row.contains(",Q,,2")).count(), other, "{table}");
+    }
+}

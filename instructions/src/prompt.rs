@@ -110,11 +110,20 @@ pub fn write_prompts(path: &Path, prompts: &[Prompt]) -> Result<()> {
 /// # Errors
 /// Only where the file cannot be read at all.
 pub fn read_responses(path: &Path) -> Result<Reading<Response>> {
+    let Reading { items, problems } = read_numbered_responses(path)?;
+    Ok(Reading { items: items.into_iter().map(|(_, response)| response).collect(), problems })
+}
+
+/// Reads responses as [`read_responses`] does, each with its line, from 1.
+///
+/// # Errors
+/// Only where the file cannot be read at all.
+pub fn read_numbered_responses(path: &Path) -> Result<Reading<(usize, Response)>> {
     let bytes = read_bytes(path)?;
     let mut responses = Vec::new();
     let mut problems = Vec::new();
     for_each_line(&bytes, path, &mut problems, |line, text, problems| match parse_response(text) {
-        Ok(response) => responses.push(response),
+        Ok(response) => responses.push((line, response)),
         Err(what) => {
             problems.push(Problem {
                 file: path.to_path_buf(),

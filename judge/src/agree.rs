@@ -2,12 +2,14 @@
 //!
 //! The table has the columns `system,language,judge,human`. A row is a system's totals, or, with a column `id`, a
 //! response's marks; then a response may have several rows, one a person, told apart by a column `rater`. An empty
-//! judge or human is unrated: such rows are counted and left out of the figures.
+//! judge or human is unrated: such rows are counted and left out of the figures. Rows that contradict each other are
+//! refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use instructions::language::Language;
 use serde::{Deserialize, Serialize};
 
 use crate::rating::{Rating, ResponseKey};
@@ -73,7 +75,8 @@ pub struct Row {
 /// Reads the table.
 ///
 /// # Errors
-/// [`AgreeError`].
+/// [`AgreeError`]: also where a column stands twice, a language is not written as its ISO 639 code, one row or one
+/// person's mark stands twice, or the judge's mark of one response differs between its rows.
 pub fn read_table(path: &Path) -> Result<Vec<Row>, AgreeError> {
     let mut text = Vec::new();
     std::fs::File::open(path)
@@ -88,36 +91,117 @@ pub fn read_table(path: &Path) -> Result<Vec<Row>, AgreeError> {
     let needed = |name: &'static str| {
         place(name).ok_or_else(|| AgreeError::Column { path: path.to_path_buf(), missing: name })
     };
-    let (system, language) = (needed("system")?, needed("language")?);
-    let (judge, human) = (needed("judge")?, needed("human")?);
-    let (id, rater) = (place("id"), place("rater"));
+    let columns = Columns {
+        system: needed("system")?,
+        language: needed("language")?,
+        judge: needed("judge")?,
+        human: needed("human")?,
+        id: place("id"),
+        rater: place("rater"),
+    };
+    for name in COLUMNS {
+        if headings.iter().filter(|heading| *heading == name).count() > 1 {
+            return Err(wrong(1, format!("expected one column {name}, found several")));
+        }
+    }
     let mut rows = Vec::new();
+    let mut seen = Seen::default();
     for record in reader.records() {
         let record = record
             .map_err(|error| wrong(error.position().map_or(0, csv::Position::line), error.to_string()))?;
         let line = record.position().map_or(0, csv::Position::line);
-        let text = |place: usize| record.get(place).unwrap_or_default().to_string();
-        let number = |place: usize, name: &str| -> Result<Option<f64>, AgreeError> {
-            let found = record.get(place).unwrap_or_default();
-            match found.parse::<f64>() {
-                _ if found.is_empty() => Ok(None),
-                Ok(value) if value.is_finite() => Ok(Some(value)),
-                _ => Err(wrong(line, format!("{name}: expected a number or nothing, found {found:?}"))),
-            }
-        };
-        rows.push(Row {
-            system: text(system),
-            language: text(language),
-            id: id.map(text),
-            rater: rater.map(text),
-            judge: number(judge, "judge")?,
-            human: number(human, "human")?,
-        });
+        let row = columns.row(&record).map_err(|found| wrong(line, found))?;
+        seen.add(&row, line).map_err(|found| wrong(line, found))?;
+        rows.push(row);
     }
     if rows.is_empty() {
         return Err(AgreeError::Empty { path: path.to_path_buf() });
     }
     Ok(rows)
+}
+
+/// The columns that are read; others are passed over.
+const COLUMNS: [&str; 6] = ["system", "language", "id", "rater", "judge", "human"];
+
+/// Where the columns stand.
+struct Columns {
+    system: usize,
+    language: usize,
+    judge: usize,
+    human: usize,
+    id: Option<usize>,
+    rater: Option<usize>,
+}
+
+impl Columns {
+    fn row(&self, record: &csv::StringRecord) -> Result<Row, String> {
+        let cell = |place: usize| record.get(place).unwrap_or_default();
+        let number = |place: usize, name: &str| match cell(place).parse::<f64>() {
+            _ if cell(place).is_empty() => Ok(None),
+            Ok(value) if value.is_finite() => Ok(Some(value)),
+            _ => Err(format!("{name}: expected a number or nothing, found {:?}", cell(place))),
+        };
+        // Another way of writing a code would make a language of its own.
+        let language = cell(self.language);
+        match language.parse::<Language>() {
+            Ok(known) if known.code() == language => {}
+            Ok(known) => return Err(format!("language: expected {:?}, found {language:?}", known.code())),
+            Err(error) => return Err(format!("language: {error}")),
+        }
+        Ok(Row {
+            system: cell(self.system).to_owned(),
+            language: language.to_owned(),
+            id: self.id.map(|place| cell(place).to_owned()),
+            rater: self.rater.map(|place| cell(place).to_owned()),
+            judge: number(self.judge, "judge")?,
+            human: number(self.human, "human")?,
+        })
+    }
+}
+
+/// Which row a mark is of: system, language, and id where there is one.
+type Marked = (String, String, Option<String>);
+
+/// What earlier lines said, for lines that say otherwise.
+#[derive(Default)]
+struct Seen {
+    /// The lines of rows, or of a person's marks.
+    lines: HashMap<(Marked, Option<String>), u64>,
+    /// The judge's marks, with their lines.
+    judged: HashMap<Marked, (f64, u64)>,
+}
+
+impl Seen {
+    fn add(&mut self, row: &Row, line: u64) -> Result<(), String> {
+        let key: Marked = (row.system.clone(), row.language.clone(), row.id.clone());
+        let what = match &row.id {
+            Some(id) => format!("system {:?}, id {id:?} in {}", row.system, row.language),
+            None => format!("system {:?} in {}", row.system, row.language),
+        };
+        // A line of a person who gave no mark says nothing that another could deny.
+        if row.rater.is_none() || row.human.is_some() {
+            let earlier = self.lines.insert((key.clone(), row.rater.clone()), line);
+            match (earlier, &row.rater) {
+                (None, _) => {}
+                (Some(first), Some(rater)) => {
+                    return Err(format!(
+                        "expected one mark by {rater:?} of {what}, found another in line {first}"
+                    ));
+                }
+                (Some(first), None) => {
+                    let expected = format!("expected one row of {what}, found another in line {first}");
+                    return Err(expected + "; a column rater tells people apart");
+                }
+            }
+        }
+        let Some(judge) = row.judge else { return Ok(()) };
+        let (earlier, first) = *self.judged.entry(key).or_insert((judge, line));
+        if earlier == judge {
+            Ok(())
+        } else {
+            Err(format!("judge: expected {earlier} for {what} as in line {first}, found {judge}"))
+        }
+    }
 }
 
 /// How often to draw for an interval, and from which seed.
@@ -214,7 +298,10 @@ pub struct LanguageAgreement {
     pub language: String,
     /// Rows without a judge's or without a human mark.
     pub unrated_rows: usize,
-    /// Over systems: the table's rows, or sums over the responses that both sides rated.
+    /// Systems of whose responses some lack a mark, and whose rated ones stand for all prompts.
+    #[serde(default)]
+    pub scaled_systems: usize,
+    /// Over systems: the table's rows, or the mean over the responses that both sides rated × all prompts.
     pub systems: Agreement,
     /// Over responses, where the table has them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,19 +332,12 @@ fn agree_language(language: &str, rows: &[&Row], bootstrap: Bootstrap) -> Langua
     let unrated_rows = rows.iter().filter(|row| row.judge.is_none() || row.human.is_none()).count();
     let by_response = rows.iter().any(|row| row.id.is_some());
     let rated = mean_over_raters(rows);
+    let ids: BTreeSet<Option<&str>> = rows.iter().map(|row| row.id.as_deref()).collect();
+    let mut scaled_systems = 0;
     let (systems, responses) = if by_response {
-        let mut sums: BTreeMap<&str, Difference> = BTreeMap::new();
-        for response in &rated {
-            let sum = sums.entry(&response.system).or_insert_with(|| Difference {
-                system: response.system.clone(),
-                id: None,
-                judge: 0.0,
-                human: 0.0,
-            });
-            sum.judge += response.judge;
-            sum.human += response.human;
-        }
-        let systems: Vec<Difference> = sums.into_values().collect();
+        let systems = system_totals(&rated, ids.len());
+        scaled_systems = systems.iter().filter(|(_, responses)| *responses < ids.len()).count();
+        let systems: Vec<Difference> = systems.into_iter().map(|(total, _)| total).collect();
         (agreement(&systems, bootstrap), Some(agreement(&rated, bootstrap)))
     } else {
         (agreement(&rated, bootstrap), None)
@@ -265,10 +345,31 @@ fn agree_language(language: &str, rows: &[&Row], bootstrap: Bootstrap) -> Langua
     LanguageAgreement {
         language: language.into(),
         unrated_rows,
+        scaled_systems,
         systems,
         responses,
         raters: raters(rows, bootstrap),
     }
+}
+
+/// Each system's totals, and how many responses they were made of. Responses that both sides rated stand for all
+/// `prompts`, as in the report's totals: what is unrated is not 0.
+fn system_totals(rated: &[Difference], prompts: usize) -> Vec<(Difference, usize)> {
+    let mut sums: BTreeMap<&str, (Difference, usize)> = BTreeMap::new();
+    for response in rated {
+        let (sum, responses) = sums.entry(&response.system).or_insert_with(|| {
+            let none = Difference { system: response.system.clone(), id: None, judge: 0.0, human: 0.0 };
+            (none, 0)
+        });
+        sum.judge += response.judge;
+        sum.human += response.human;
+        *responses += 1;
+    }
+    let scaled = |(sum, responses): (Difference, usize)| {
+        let scale = prompts as f64 / responses as f64;
+        (Difference { judge: sum.judge * scale, human: sum.human * scale, ..sum }, responses)
+    };
+    sums.into_values().map(scaled).collect()
 }
 
 /// One pair a system and id: the judge's mark, and the mean of the people's.

@@ -1,7 +1,8 @@
 //! The gate: 1 if a response is in the language asked for, else 0. A response's score is its rating × its gate.
 //!
 //! The rule, in this order:
-//! 1. A response without any visible character fails.
+//! 1. A response without any visible character fails: white space, control and format characters, and what Unicode has
+//!    shown as nothing (its `Default_Ignorable_Code_Point`).
 //! 2. A short one (fewer letters than [`GateRules::shortest`], which is 0 unless asked for) goes by
 //!    [`GateRules::short`].
 //! 3. Code, URLs and quotations are set aside where [`GateRules::set_aside`] asks for it. If no letter is left, the
@@ -83,7 +84,7 @@ impl GateRules {
     }
 
     fn decide(&self, response: &str, identified: &Identified, expected: &Language) -> bool {
-        if response.chars().all(|c| c.is_whitespace() || c.is_control()) {
+        if !VISIBLE.is_match(response) {
             return false;
         }
         let letters = response.chars().filter(|c| c.is_alphabetic()).take(self.shortest).count();
@@ -107,6 +108,8 @@ macro_rules! pattern {
     };
 }
 
+// Unicode's properties name what is shown as nothing, such as U+200B or U+3164; U+2800 is Braille without a dot.
+pattern!(VISIBLE, r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u{2800}]");
 // A fence that is never closed runs to the end, as Markdown has it.
 pattern!(
     CODE,
@@ -250,26 +253,21 @@ fn gate_row(row: Row, language: Option<&Language>) -> GateRow {
     GateRow { id, response: row.response, expected, system: row.system }
 }
 
-/// Writes a [`GateLine`] for each response of a JSON Lines file, in its order, and gives back the lines that are no
-/// responses, as [`read_gate_rows`] does.
+/// Writes a [`GateLine`] for each response, in their order.
 ///
 /// # Errors
-/// Where the file cannot be read or the lines cannot be written.
-pub fn identify_file(
-    path: &Path,
-    language: Option<&Language>,
+/// Where the lines cannot be written.
+pub fn write_gate_lines(
+    rows: Vec<GateRow>,
     rules: &GateRules,
     identifier: &dyn Identifier,
     out: &mut dyn Write,
-) -> anyhow::Result<Vec<BadLine>> {
-    use anyhow::Context as _;
-    let (rows, bad) = read_gate_rows(path, language)?;
+) -> std::io::Result<()> {
     for row in rows {
         let text = serde_json::to_string(&gate_line(row, rules, identifier))?;
-        writeln!(out, "{text}").context("the identified lines cannot be written")?;
+        writeln!(out, "{text}")?;
     }
-    out.flush().context("the identified lines cannot be written")?;
-    Ok(bad)
+    out.flush()
 }
 
 fn gate_line(row: GateRow, rules: &GateRules, identifier: &dyn Identifier) -> GateLine {

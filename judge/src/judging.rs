@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use instructions::prompt::Response;
 
+use crate::lock::Lock;
 use crate::parse::{self, NoRating};
 use crate::prompt_template::PromptTemplate;
-use crate::rating::{self, HIGHEST_RATING, Rating, RatingError, RatingLog, ResponseKey};
+use crate::rating::{self, FileLine, HIGHEST_RATING, Rating, RatingError, RatingLog, ResponseKey};
 
 /// What a judge makes of one response.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +110,8 @@ pub fn judge_responses(
 /// responses, are kept in front. Run again, it asks only for what is missing, unrated or changed.
 ///
 /// # Errors
-/// Two responses under one key, two judges under one name, a file that cannot be read or written, or what stops a judge.
+/// Two responses under one key, two judges under one name, a file that cannot be read or written or that another program
+/// writes, or what stops a judge.
 /// What was rated until then is kept; the other judges come to their end first.
 pub fn judge_by_all(
     judges: &[&dyn Judge],
@@ -128,6 +130,7 @@ pub fn judge_by_all(
         );
         work.push(work_of_judge);
     }
+    let _lock = Lock::take(out)?;
     let mut others = Others::default();
     let partials: Vec<PathBuf> = work.iter().map(|work| work.partial.clone()).collect();
     for path in std::iter::once(out).chain(partials.iter().map(PathBuf::as_path)) {
@@ -304,14 +307,84 @@ pub(crate) fn short_hash(texts: &[&str]) -> String {
     hasher.finalize().to_hex()[..16].to_string()
 }
 
-/// Fails where two responses share a key; for callers that hold responses of several files.
+/// Fails where two responses share a key; `lines` says where each stands.
 ///
 /// # Errors
-/// [`RatingError::Twice`].
-pub fn check_unique(responses: &[Response]) -> Result<(), RatingError> {
+/// [`RatingError::TwiceInFiles`].
+pub fn check_unique_in_files(responses: &[Response], lines: &[FileLine]) -> Result<(), RatingError> {
+    let mut seen = HashMap::new();
+    for (response, line) in responses.iter().zip(lines) {
+        let key = ResponseKey::of(response);
+        match seen.entry(key.clone()) {
+            Entry::Vacant(place) => drop(place.insert(line)),
+            Entry::Occupied(first) => {
+                let lines = Box::new([(*first.get()).clone(), line.clone()]);
+                return Err(RatingError::TwiceInFiles { key, lines });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fails where two responses share a key.
+pub(crate) fn check_unique(responses: &[Response]) -> Result<(), RatingError> {
     let mut seen = HashSet::new();
     match responses.iter().map(ResponseKey::of).find(|key| !seen.insert(key.clone())) {
         Some(key) => Err(RatingError::Twice(key)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While it rates, another judging begins at the same file.
+    struct Meets<'a> {
+        out: &'a Path,
+        met: std::sync::Mutex<String>,
+    }
+
+    impl Judge for Meets<'_> {
+        fn name(&self) -> String {
+            "meets".to_owned()
+        }
+
+        fn setting(&self) -> String {
+            String::new()
+        }
+
+        fn rate(
+            &self,
+            responses: &[Response],
+            progress: &dyn Progress,
+            give: &mut dyn FnMut(usize, Verdict) -> anyhow::Result<()>,
+        ) -> anyhow::Result<()> {
+            let other = crate::reference::ReferenceJudge::default();
+            let error = judge_responses(&other, responses, self.out, progress).unwrap_err();
+            *self.met.lock().unwrap() = error.to_string();
+            (0..responses.len())
+                .try_for_each(|place| give(place, Verdict { rating: Ok(2.0), explanation: String::new() }))
+        }
+    }
+
+    #[test]
+    fn a_second_judging_at_one_file_is_told_who_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("ratings.jsonl");
+        let response = serde_json::json!({
+            "id": "1", "language": "fi", "prompt": "Kuka?", "response": "Minä.", "system": "a", "reference": "Minä."
+        });
+        let responses = [serde_json::from_value::<Response>(response).unwrap()];
+        let judge = Meets { out: &out, met: std::sync::Mutex::default() };
+        judge_responses(&judge, &responses, &out, &Silent).unwrap();
+        let met = judge.met.into_inner().unwrap();
+        let process = format!("process {}", std::process::id());
+        assert!(met.contains("ratings.jsonl is in use") && met.contains(&process), "{met}");
+        // What a killed program leaves behind locks nobody out, and the lock's file goes with its judging.
+        std::fs::write(rating::beside(&out, ".lock"), "process 1").unwrap();
+        judge_responses(&crate::reference::ReferenceJudge::default(), &responses, &out, &Silent).unwrap();
+        assert_eq!(rating::read_ratings(&out).unwrap().ratings.len(), 2);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -9,6 +9,7 @@ pub mod fasttext;
 pub mod gate;
 pub mod identify;
 pub mod judging;
+mod lock;
 pub mod openai;
 pub mod pairwise;
 pub mod parse;

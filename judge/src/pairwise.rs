@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::asking::{Asker, Check, Reply};
 use crate::judging::{Progress, check_unique, short_hash};
+use crate::lock::Lock;
 use crate::parse::{self, Better, after_thinking, defuse};
 use crate::prompt_template::PromptTemplate;
 use crate::rating::{LineLog, RatingError, beside, read_lines, response_hash, write_lines};
@@ -101,8 +102,8 @@ pub struct PairTotal {
 /// what is missing, unrated or changed is asked for.
 ///
 /// # Errors
-/// Two responses under one key, no prompt that two systems answered, a file that cannot be read or written, or what
-/// stops the asker.
+/// Two responses under one key, no prompt that two systems answered, a file that cannot be read or written or that
+/// another program writes, or what stops the asker.
 pub fn compare_responses(
     asker: &dyn Asker,
     template: &PromptTemplate,
@@ -112,7 +113,10 @@ pub fn compare_responses(
 ) -> anyhow::Result<Compared> {
     check_unique(responses)?;
     let pairs = pairs(responses);
-    anyhow::ensure!(!pairs.is_empty(), "expected two systems' responses to a prompt, found no such prompt");
+    if pairs.is_empty() {
+        return Err(RatingError::NoPair.into());
+    }
+    let _lock = Lock::take(out)?;
     let setting = short_hash(&["pair", &asker.setting(), template.text()]);
     let blank: Vec<Preference> =
         pairs.iter().map(|(first, second)| preference(asker, &setting, first, second)).collect();
@@ -179,7 +183,7 @@ fn preference(asker: &dyn Asker, setting: &str, first: &Response, second: &Respo
 }
 
 /// Earlier preferences that still hold, in the places of what is to be asked.
-fn earlier(paths: &[&Path], blank: &[Preference]) -> anyhow::Result<Vec<Option<Preference>>> {
+fn earlier(paths: &[&Path], blank: &[Preference]) -> Result<Vec<Option<Preference>>, RatingError> {
     let places: HashMap<Key, usize> = blank.iter().map(Preference::key).zip(0..).collect();
     let mut found = vec![None; blank.len()];
     for path in paths {
@@ -188,13 +192,10 @@ fn earlier(paths: &[&Path], blank: &[Preference]) -> anyhow::Result<Vec<Option<P
         }
         for earlier in read_lines::<Preference>(path)?.ratings {
             let place = places.get(&earlier.key()).copied();
-            anyhow::ensure!(
-                earlier.judge == blank[0].judge,
-                "{}: expected comparisons by {}, found some by {}; each judge needs a file of its own",
-                path.display(),
-                blank[0].judge,
-                earlier.judge
-            );
+            if earlier.judge != blank[0].judge {
+                let (path, expected) = (path.to_path_buf(), blank[0].judge.clone());
+                return Err(RatingError::OtherJudge { path, expected, found: earlier.judge });
+            }
             if let Some(place) = place.filter(|&place| {
                 let wanted = &blank[place];
                 earlier.better.is_some() && earlier.setting == wanted.setting && earlier.rated == wanted.rated

@@ -39,9 +39,44 @@ pub enum RatingError {
         /// What stands there.
         found: String,
     },
+    /// Another program writes the file.
+    #[error("{path} is in use by another program ({process}): wait for it to end, or use another file")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Which program, in words.
+        process: String,
+    },
     /// Two responses share system, language and id, so that their ratings could not be told apart.
     #[error("two responses of {0}: each system may answer a prompt once")]
     Twice(ResponseKey),
+    /// The same, of responses in files.
+    #[error(
+        "{}: expected each system to answer a prompt once, found another response of {key}; the first is in {}",
+        .lines[1],
+        .lines[0]
+    )]
+    TwiceInFiles {
+        /// Whose they are.
+        key: ResponseKey,
+        /// Where the first and the second stand.
+        lines: Box<[FileLine; 2]>,
+    },
+    /// No two responses can be compared.
+    #[error("expected two systems' responses to a prompt, found no such prompt")]
+    NoPair,
+    /// A file of comparisons holds another judge's.
+    #[error(
+        "{path}: expected comparisons by {expected}, found some by {found}; each judge needs a file of its own"
+    )]
+    OtherJudge {
+        /// The file.
+        path: PathBuf,
+        /// Who compares now.
+        expected: String,
+        /// Who compared.
+        found: String,
+    },
     /// A file holds several judges' ratings, and one is wanted.
     #[error("expected ratings of one judge, found {}; name one of them", .0.join(", "))]
     SeveralJudges(Vec<String>),
@@ -56,6 +91,28 @@ pub enum RatingError {
     /// A rated response has no gate.
     #[error("no gate for {0}: expected one for every rated response")]
     NoGate(ResponseKey),
+}
+
+impl RatingError {
+    /// Whether what was asked for cannot be done, and was not tried.
+    pub fn is_wrong_input(&self) -> bool {
+        !matches!(self, RatingError::File { .. } | RatingError::InUse { .. })
+    }
+}
+
+/// A line of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileLine {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for FileLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, line {}", self.path.display(), self.line)
+    }
 }
 
 /// Which response a rating is for.
@@ -110,8 +167,13 @@ pub struct Rating {
 
 /// Hash of a prompt and its response, as kept in [`Rating::rated`].
 pub fn response_hash(response: &Response) -> String {
+    hash_of_texts(&response.prompt.prompt, &response.response)
+}
+
+/// The hash of [`response_hash`], where there are but the texts.
+pub(crate) fn hash_of_texts(prompt: &str, response: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    for text in [&response.prompt.prompt, &response.response] {
+    for text in [prompt, response] {
         // The length first, so that text cannot move across the border between the two unnoticed.
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());

@@ -223,7 +223,7 @@ pub struct Interval {
 }
 
 /// The 95 % percentile interval of `figure` over `rows` rows drawn with replacement. Draws on which the
-/// figure is not defined are left out; `None` where they are more than half.
+/// figure is not defined are left out; `None` where they are more than half, or nothing is drawn.
 pub fn bootstrap_interval(
     rows: usize,
     draws: usize,
@@ -241,7 +241,7 @@ pub fn bootstrap_interval(
             figure(&drawn)
         })
         .collect();
-    if figures.len() * 2 < draws {
+    if figures.is_empty() || figures.len() * 2 < draws {
         return None;
     }
     Some(percentile_interval(&mut figures))
@@ -294,6 +294,7 @@ mod tests {
         assert_eq!(cohen_kappa(&[1.0, 1.0], &[1.0, 1.0], Weights::Unweighted), None);
         assert_eq!(krippendorff_alpha(&[vec![1.0], vec![2.0]], Measurement::Nominal), None);
         assert_eq!(bootstrap_interval(1, 100, 0, |_| Some(1.0)), None);
+        assert_eq!(bootstrap_interval(2, 0, 0, |_| Some(1.0)), None);
     }
 
     proptest! {

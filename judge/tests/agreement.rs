@@ -39,6 +39,65 @@ fn a_wrong_table_is_named() {
     assert_eq!(agree(&read_table(&path).unwrap(), Bootstrap::default())[0].unrated_rows, 1);
 }
 
+#[test]
+fn a_table_that_contradicts_itself_is_refused_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table.csv");
+    let (totals, responses) = ("system,language,judge,human", "system,language,id,judge,human");
+    let people = "system,language,id,rater,judge,human";
+    for (heading, rows, expected) in [
+        (totals, "a,en,1,2\nb,en,1,2\na,en,2,3\n", "line 4: expected one row of system \"a\" in en"),
+        (responses, "a,en,1,1,2\na,en,1,1,3\n", "line 3: expected one row of system \"a\", id \"1\""),
+        (people, "a,en,1,x,1,2\na,en,1,x,1,3\n", "line 3: expected one mark by \"x\""),
+        (
+            people,
+            "a,en,1,x,1,2\na,en,1,y,3,2\n",
+            "line 3: judge: expected 1 for system \"a\", id \"1\" in en as in line 2",
+        ),
+        ("system,language,judge,human,human", "a,en,1,2,3\n", "line 1: expected one column human"),
+        (totals, "a,EN,1,2\n", "line 2: language: expected \"en\", found \"EN\""),
+        (totals, "a,en-US,1,2\n", "line 2: language: expected \"en\", found \"en-US\""),
+        (totals, "a,,1,2\n", "line 2: language: unknown language code ``"),
+    ] {
+        std::fs::write(&path, format!("{heading}\n{rows}")).unwrap();
+        let error = read_table(&path).unwrap_err().to_string();
+        assert!(error.contains("table.csv") && error.contains(expected), "{error}");
+    }
+    for (heading, rows) in [
+        (totals, "a,en,1,2\na,fi,2,2\n"),
+        ("system,language,rater,judge,human", "a,en,x,1,2\na,en,y,1,3\n"),
+        (people, "a,en,1,x,1,2\na,en,1,y,1,3\na,en,2,x,,2\nb,en,1,x,3,\nb,en,1,x,3,1\n"),
+    ] {
+        std::fs::write(&path, format!("{heading}\n{rows}")).unwrap();
+        read_table(&path).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn an_unrated_response_is_not_a_zero_in_a_systems_total() {
+    let row = |system: &str, id: usize, judge: Option<f64>, human: f64| Row {
+        system: system.into(),
+        language: "en".into(),
+        id: Some(id.to_string()),
+        rater: None,
+        judge,
+        human: Some(human),
+    };
+    let mut rows = Vec::new();
+    for (system, judge, human) in [("a", 1.0, 1.0), ("b", 2.0, 2.0), ("c", 3.0, 3.0)] {
+        // The judge left most of the best system's responses unrated: as zeros they would make it the worst.
+        rows.extend((0..10).map(|id| row(system, id, (system != "c" || id < 2).then_some(judge), human)));
+    }
+    let found = agree(&rows, Bootstrap { draws: 20, seed: 1 }).remove(0);
+    assert_eq!((found.unrated_rows, found.scaled_systems, found.systems.pairs), (8, 1, 3));
+    let mut totals = found.systems.largest_differences;
+    totals.sort_by(|a, b| a.system.cmp(&b.system));
+    let totals: Vec<(f64, f64)> = totals.iter().map(|total| (total.judge, total.human)).collect();
+    assert_eq!(totals, [(10.0, 10.0), (20.0, 20.0), (30.0, 30.0)]);
+    // Exact but for the last bits of a few sums.
+    assert!((found.systems.pearson.value.unwrap() - 1.0).abs() < 1e-12);
+}
+
 fn real() -> Option<PathBuf> {
     let folder = std::env::var_os("POLYPACA_REAL")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/real"), PathBuf::from);

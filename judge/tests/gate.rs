@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use instructions::language::Language;
 use judge::confusion::{ConfusionCheck, ConfusionMatrix, WordLists};
-use judge::gate::{GateLine, GateRules, SetAside, Short, identify_file, score, sweep};
+use judge::gate::{GateLine, GateRules, SetAside, Short, read_gate_rows, score, sweep, write_gate_lines};
 use judge::identify::{FastText, Identified, Identifier, Lingua, disagreements};
 
 fn language(code: &str) -> Language {
@@ -31,6 +31,19 @@ impl Identifier for Told {
         let label = parts.next().unwrap_or("und").to_owned();
         let probability = parts.next().and_then(|part| part.parse().ok()).unwrap_or(1.0);
         Identified { language: Language::from_label(&label), label, probability }
+    }
+
+    fn knows(&self, _: &Language) -> bool {
+        true
+    }
+}
+
+/// Takes every text for English.
+struct AllEnglish;
+
+impl Identifier for AllEnglish {
+    fn identify(&self, _: &str) -> Identified {
+        Identified { language: Language::english(), label: "en".to_owned(), probability: 1.0 }
     }
 
     fn knows(&self, _: &Language) -> bool {
@@ -80,6 +93,13 @@ fn empty_and_short_responses_go_by_the_stated_rule() {
         let rules = GateRules { shortest: 3, short: Short::Pass, ..GateRules::default() };
         assert!(!rules.check(&Told, empty, &english).passes);
     }
+    let invisible =
+        "\u{2060}\u{feff}\u{200b}\u{200d}\u{200e}\u{200f}\u{ad}\u{3164}\u{115f}\u{2800}\u{fe0f}\u{e0020}";
+    for sign in invisible.chars().map(String::from).chain([invisible.to_owned()]) {
+        assert!(!GateRules::default().check(&AllEnglish, &sign, &english).passes, "{sign:?}");
+        let visible = format!("{sign}a");
+        assert!(GateRules::default().check(&AllEnglish, &visible, &english).passes, "{visible:?}");
+    }
     let rules = |short| GateRules { shortest: 3, short, ..GateRules::default() };
     assert!(rules(Short::Pass).check(&Told, "42", &english).passes);
     assert!(!rules(Short::Fail).check(&Told, "en", &english).passes);
@@ -118,7 +138,8 @@ fn a_file_of_responses_becomes_a_line_each_and_bad_lines_are_named() {
                 {\"id\":\"c\",\"response\":\"\"}\n{\"id\":\"d\"}\nnothing\n";
     std::fs::write(&path, text).expect("written");
     let mut out = Vec::new();
-    let bad = identify_file(&path, None, &GateRules::default(), &Told, &mut out).expect("readable");
+    let (rows, bad) = read_gate_rows(&path, None).expect("readable");
+    write_gate_lines(rows, &GateRules::default(), &Told, &mut out).expect("written");
     let out = String::from_utf8(out).expect("text");
     let lines: Vec<GateLine> = out.lines().map(|line| serde_json::from_str(line).expect("a line")).collect();
     assert_eq!(

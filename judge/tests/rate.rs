@@ -133,8 +133,17 @@ async fn two_people_rate_stop_come_back_and_the_export_is_agrees_table() {
     let ratings = folder.path().join("ratings.jsonl");
     let judged = judge_responses(&ReferenceJudge::default(), &responses(), &ratings, &Silent).unwrap();
     let marks = store.marks().unwrap();
-    write_table(&marks, &judge_column(&judged.ratings, None).unwrap(), &out).unwrap();
+    let column = judge_column(&judged.ratings, None, &marks).unwrap();
+    assert_eq!((column.other_responses, column.unrated), (0, 0));
+    write_table(&marks, &column.ratings, &out).unwrap();
     check_export(&out);
+
+    // A system answered again meanwhile: what the judge rates then is not what people marked.
+    let mut again = responses();
+    again[18].response = "北京。".into();
+    let judged = judge_responses(&ReferenceJudge::default(), &again[..20], &ratings, &Silent).unwrap();
+    let column = judge_column(&judged.ratings, None, &marks).unwrap();
+    assert_eq!((column.other_responses, column.unrated, column.ratings.len()), (2, 32, 1));
 }
 
 fn check_export(out: &Path) {
@@ -151,6 +160,28 @@ fn check_export(out: &Path) {
         (found.systems.pairs, found.responses.unwrap().pairs, found.raters.unwrap().raters),
         (3, 18, 2)
     );
+}
+
+#[test]
+fn a_file_that_is_something_else_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("responses.jsonl");
+    std::fs::write(&text, "{\"id\": \"1\"}\n".repeat(100)).unwrap();
+    let foreign = folder.path().join("cache.sqlite");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("create table answers (key text)").unwrap();
+    for (path, found) in [(&text, "no SQLite database"), (&foreign, "the tables answers")] {
+        let before = std::fs::read(path).unwrap();
+        for opened in [Store::open(path), Store::open_existing(path)] {
+            let error = opened.unwrap_err().to_string();
+            assert!(error.contains("rate draw") && error.ends_with(found), "{error}");
+        }
+        assert_eq!(std::fs::read(path).unwrap(), before);
+    }
+    let empty = folder.path().join("empty.sqlite");
+    std::fs::write(&empty, "").unwrap();
+    assert!(Store::open_existing(&empty).unwrap_err().to_string().ends_with("no tables"));
+    Store::open(&empty).unwrap();
+    Store::open_existing(&empty).unwrap();
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use judge::agree::{
     Agreement, Bootstrap, Correlation, Difference, LanguageAgreement, Raters, agree, drift, read_table,
 };
@@ -12,6 +13,9 @@ use judge::statistics::Interval;
 
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// More draws change no digit that is shown, and take hours.
+const MOST_DRAWS: u64 = 1_000_000;
 
 /// How far a judge and people agree, per language: over systems, over responses and between people
 #[derive(Debug, Args)]
@@ -25,7 +29,7 @@ pub(crate) struct Agree {
     drift: Option<Vec<PathBuf>>,
 
     /// With --drift: whose ratings, where a file holds several judges'
-    #[arg(long, value_name = "NAME", requires = "drift")]
+    #[arg(long, value_name = "NAME", requires = "drift", conflicts_with = "table")]
     judge: Option<String>,
 
     /// List where judge and people differ most, or what the judge rates most differently now
@@ -33,7 +37,12 @@ pub(crate) struct Agree {
     differences: bool,
 
     /// Draws of the bootstrap for the intervals
-    #[arg(long, value_name = "N", default_value_t = Bootstrap::default().draws)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = Bootstrap::default().draws,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_DRAWS)
+    )]
     draws: usize,
 
     /// The seed of the bootstrap
@@ -91,6 +100,12 @@ impl Agree {
         if found.unrated_rows > 0 {
             let rows = found.unrated_rows;
             output.warning(format!("{language}: {rows} rows lack the judge's or the human mark"));
+        }
+        if found.scaled_systems > 0 {
+            output.warning(format!(
+                "{language}: {} of {} systems have responses that are not rated by both; the rated ones stand for them",
+                found.scaled_systems, found.systems.pairs
+            ));
         }
         Ok(())
     }

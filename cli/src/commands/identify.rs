@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use instructions::language::Language;
 use judge::confusion::{ConfusionCheck, PassCounts, WordLists, read_word_lists};
-use judge::gate::{BadLine, GateRow, GateRules, SetAside, Short, identify_file, read_gate_rows, sweep};
+use judge::gate::{BadLine, GateRow, GateRules, SetAside, Short, read_gate_rows, sweep, write_gate_lines};
 use judge::identify::{Identifier, disagreements, identifier};
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ pub(crate) struct Identify {
     pass_rates: bool,
 
     /// With --pass-rates: a folder with a CODE.txt of words for each language, to tell words of one script apart
-    #[arg(long, value_name = "DIR", requires = "pass_rates")]
+    #[arg(long, value_name = "DIR", requires = "pass_rates", conflicts_with_all = ["sweep", "compare"])]
     word_lists: Option<PathBuf>,
 }
 
@@ -111,9 +111,9 @@ impl Identify {
         } else if self.pass_rates {
             self.write_pass_rates(&*identifier, &mut lines)?
         } else {
-            let language = self.language.as_ref();
-            identify_file(&self.responses, language, &self.rules(), &*identifier, &mut lines)
-                .map_err(Failure::wrong_input)?
+            let (rows, bad) = self.rows()?;
+            write_gate_lines(rows, &self.rules(), &*identifier, &mut lines)?;
+            bad
         };
         lines.flush()?;
         for line in &bad {

@@ -1,6 +1,7 @@
 //! `polypaca judge`: ratings of responses, and comparisons of two at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,21 +10,29 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
-use instructions::prompt::{Response, read_responses};
+use instructions::prompt::{Response, read_numbered_responses};
 use instructions::template::TemplateChoice;
 use judge::asking::{Asker, TextJudge};
-use judge::judging::{Judged, Progress, judge_by_all};
+use judge::judging::{Judged, Progress, check_unique_in_files, judge_by_all};
 use judge::openai::{OpenAiJudge, OpenAiSettings};
 use judge::pairwise::compare_responses;
 use judge::price::PriceList;
 use judge::prompt_template::PromptTemplate;
-use judge::rating::Rating;
+use judge::rating::{FileLine, Rating, RatingError};
 use judge::reference::{ReferenceJudge, References, Thresholds};
 use lab::local_judge;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// Tokens of an answer, at most.
+const NEW_TOKENS: usize = 512;
+
+/// Seconds between two looks at a batch.
+const BATCH_LOOK: f64 = 30.0;
+
+// Flags that only some judges read have no default of clap's, so that one given to another judge is seen.
 
 /// Rates responses, 1 to 3. Run again, it asks only for what is missing, unrated or changed
 #[derive(Debug, Args)]
@@ -62,49 +71,50 @@ pub(crate) struct Judge {
     adapter: Option<PathBuf>,
 
     /// local: the template that the model was tuned with: alpaca, stanford-alpaca, chat (its own) or a file
-    #[arg(long, value_name = "NAME|FILE", default_value = "alpaca")]
-    template: TemplateChoice,
+    /// [default: alpaca]
+    #[arg(long, value_name = "NAME|FILE")]
+    template: Option<TemplateChoice>,
 
     /// openai: the environment variable that holds the endpoint's key
     #[arg(long, value_name = "NAME")]
     key_variable: Option<String>,
 
-    /// Another wording of the request, with {instruction} and {response}; with --pairwise {instruction}, {first} and
-    /// {second}
+    /// openai, local: another wording of the request, with {instruction} and {response}; with --pairwise {instruction},
+    /// {first} and {second}
     #[arg(long, value_name = "FILE")]
     prompt_template: Option<PathBuf>,
 
-    /// openai: requests under way at once
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    concurrency: usize,
+    /// openai: requests under way at once [default: 8]
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
 
     /// openai: requests that go out in a minute, at most, for each model; tries again count
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<f64>,
 
-    /// openai: how often a response is asked for before it is left unrated
-    #[arg(long, value_name = "N", default_value_t = 6)]
-    tries: u32,
+    /// openai: how often a response is asked for before it is left unrated [default: 6]
+    #[arg(long, value_name = "N")]
+    tries: Option<u32>,
 
-    /// openai: seconds of the wait after the first failure, doubled after each further one
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
-    backoff: f64,
+    /// openai: seconds of the wait after the first failure, doubled after each further one [default: 1]
+    #[arg(long, value_name = "SECONDS")]
+    backoff: Option<f64>,
 
-    /// openai: seconds that a request may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
-    timeout: f64,
+    /// openai: seconds that a request may take [default: 120]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<f64>,
 
-    /// openai: tokens of an answer, at most
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    new_tokens: usize,
+    /// openai, local: tokens of an answer, at most [default: 512]
+    #[arg(long, value_name = "N")]
+    new_tokens: Option<usize>,
 
     /// openai: ask through the endpoint's batches, which take up to a day and mostly cost half
     #[arg(long)]
     batch: bool,
 
-    /// openai: with --batch, seconds between two looks at a batch
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, requires = "batch")]
-    batch_look: f64,
+    /// openai: with --batch, seconds between two looks at a batch [default: 30]
+    #[arg(long, value_name = "SECONDS", requires = "batch")]
+    batch_look: Option<f64>,
 
     /// openai: the most that may be spent on this file of ratings, in dollars
     #[arg(long, value_name = "DOLLARS", requires = "prices")]
@@ -122,13 +132,13 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "FILE")]
     references: Option<PathBuf>,
 
-    /// reference: the chrF++ from which a response is rated 2
-    #[arg(long, value_name = "SCORE", default_value_t = Thresholds::default().medium)]
-    medium: f64,
+    /// reference: the chrF++ from which a response is rated 2 [default: 25]
+    #[arg(long, value_name = "SCORE")]
+    medium: Option<f64>,
 
-    /// reference: the chrF++ from which a response is rated 3
-    #[arg(long, value_name = "SCORE", default_value_t = Thresholds::default().good)]
-    good: f64,
+    /// reference: the chrF++ from which a response is rated 3 [default: 50]
+    #[arg(long, value_name = "SCORE")]
+    good: Option<f64>,
 }
 
 /// Who rates.
@@ -142,25 +152,52 @@ enum Kind {
     Reference,
 }
 
+impl Kind {
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// An error of judging. What is wrong with responses or with the file of ratings is found before anything is asked.
+fn failure(error: anyhow::Error) -> Failure {
+    match error.downcast_ref::<RatingError>() {
+        Some(wrong) if wrong.is_wrong_input() => Failure::wrong_input(error),
+        _ => Failure::failed(error),
+    }
+}
+
 impl Judge {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let reading = read_responses(&self.responses).map_err(Failure::wrong_input)?;
+        self.check_flags().map_err(Failure::wrong_input)?;
+        let (responses, left_out) = self.read(output)?;
+        let unrated =
+            if self.pairwise { self.compare(&responses, output)? } else { self.rate(&responses, output)? };
+        Ok(if unrated + left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// The responses, and how many lines were none.
+    fn read(&self, output: &Output) -> Result<(Vec<Response>, usize), Failure> {
+        let reading = read_numbered_responses(&self.responses).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
         }
-        let unrated = if self.pairwise {
-            self.compare(&reading.items, output)?
-        } else {
-            self.rate(&reading.items, output)?
-        };
-        Ok(if unrated == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let left_out = reading.dropped();
+        if reading.items.is_empty() {
+            let error = anyhow!("{}: expected responses, found none", self.responses.display());
+            return Err(if left_out > 0 { Failure::failed(error) } else { Failure::wrong_input(error) });
+        }
+        let place = |line| FileLine { path: self.responses.clone(), line };
+        let (lines, responses): (Vec<FileLine>, Vec<Response>) =
+            reading.items.into_iter().map(|(line, response)| (place(line), response)).unzip();
+        check_unique_in_files(&responses, &lines).map_err(Failure::wrong_input)?;
+        Ok((responses, left_out))
     }
 
     /// Rates the responses; gives how many are unrated.
     fn rate(&self, responses: &[Response], output: &Output) -> Result<usize, Failure> {
         let judges = self.judges().map_err(Failure::wrong_input)?;
         let judges: Vec<&dyn judge::judging::Judge> = judges.iter().map(|judge| &**judge).collect();
-        let judged = judge_by_all(&judges, responses, &self.out, &Bar::default()).map_err(Failure::failed)?;
+        let judged = judge_by_all(&judges, responses, &self.out, &Bar::default()).map_err(failure)?;
         let mut unrated = 0;
         for (judge, judged) in judges.iter().zip(&judged) {
             for (reason, count) in &judged.unrated {
@@ -196,8 +233,8 @@ impl Judge {
             None => PromptTemplate::pair(),
         };
         let asker = self.asker().map_err(Failure::wrong_input)?;
-        let compared = compare_responses(&*asker, &template, responses, &self.out, &Bar::default())
-            .map_err(Failure::failed)?;
+        let compared =
+            compare_responses(&*asker, &template, responses, &self.out, &Bar::default()).map_err(failure)?;
         let unrated = compared.preferences.iter().filter(|preference| preference.better.is_none()).count();
         if unrated > 0 {
             output
@@ -233,7 +270,11 @@ impl Judge {
                     Some(path) => References::from_file(path)?,
                     None => References::default(),
                 };
-                let thresholds = Thresholds { medium: self.medium, good: self.good };
+                let usual = Thresholds::default();
+                let thresholds = Thresholds {
+                    medium: self.medium.unwrap_or(usual.medium),
+                    good: self.good.unwrap_or(usual.good),
+                };
                 Ok(vec![Box::new(ReferenceJudge::new(thresholds, references)?)])
             }
             Kind::Local => {
@@ -247,6 +288,10 @@ impl Judge {
                     let settings = OpenAiSettings { template: template.clone(), ..self.openai(model)? };
                     Ok(Box::new(OpenAiJudge::new(settings)?))
                 };
+                let mut models = BTreeSet::new();
+                if let Some(twice) = self.model.iter().find(|model| !models.insert(*model)) {
+                    return Err(anyhow!("--model: expected each model once, found {twice} twice"));
+                }
                 self.model.iter().map(judge).collect()
             }
         }
@@ -267,6 +312,43 @@ impl Judge {
         }
     }
 
+    fn new_tokens(&self) -> usize {
+        self.new_tokens.unwrap_or(NEW_TOKENS)
+    }
+
+    /// Fails on a flag that the judge has no use for: its user believes that it does something.
+    fn check_flags(&self) -> Result<()> {
+        use Kind::{Local, Openai, Reference};
+        let flags: [(&str, bool, &[Kind]); 19] = [
+            ("--endpoint", self.endpoint.is_some(), &[Openai]),
+            ("--model", !self.model.is_empty(), &[Openai, Local]),
+            ("--adapter", self.adapter.is_some(), &[Local]),
+            ("--template", self.template.is_some(), &[Local]),
+            ("--key-variable", self.key_variable.is_some(), &[Openai]),
+            ("--prompt-template", self.prompt_template.is_some(), &[Openai, Local]),
+            ("--concurrency", self.concurrency.is_some(), &[Openai]),
+            ("--requests-per-minute", self.requests_per_minute.is_some(), &[Openai]),
+            ("--tries", self.tries.is_some(), &[Openai]),
+            ("--backoff", self.backoff.is_some(), &[Openai]),
+            ("--timeout", self.timeout.is_some(), &[Openai]),
+            ("--new-tokens", self.new_tokens.is_some(), &[Openai, Local]),
+            ("--batch", self.batch, &[Openai]),
+            ("--cap", self.cap.is_some(), &[Openai]),
+            ("--prices", self.prices.is_some(), &[Openai]),
+            ("--cache", self.cache.is_some(), &[Openai]),
+            ("--references", self.references.is_some(), &[Reference]),
+            ("--medium", self.medium.is_some(), &[Reference]),
+            ("--good", self.good.is_some(), &[Reference]),
+        ];
+        let Some((flag, _, judges)) =
+            flags.iter().find(|(_, given, judges)| *given && !judges.contains(&self.judge))
+        else {
+            return Ok(());
+        };
+        let names: Vec<String> = judges.iter().map(|judge| judge.name()).collect();
+        Err(anyhow!("{flag}: expected --judge {}, found {}", names.join(" or "), self.judge.name()))
+    }
+
     fn rating_template(&self) -> Result<PromptTemplate> {
         Ok(match &self.prompt_template {
             Some(path) => PromptTemplate::from_file(path)?,
@@ -275,8 +357,9 @@ impl Judge {
     }
 
     fn local(&self, model: &str) -> Result<impl Asker + use<>> {
-        let decoding = answer::Decoding { new_tokens: self.new_tokens, ..local_judge::decoding() };
-        local_judge::open(Path::new(model), self.adapter.as_deref(), &self.template, decoding)
+        let decoding = answer::Decoding { new_tokens: self.new_tokens(), ..local_judge::decoding() };
+        let template = self.template.clone().unwrap_or_default();
+        local_judge::open(Path::new(model), self.adapter.as_deref(), &template, decoding)
     }
 
     fn openai(&self, model: &str) -> Result<OpenAiSettings> {
@@ -287,14 +370,19 @@ impl Judge {
         });
         let mut settings = OpenAiSettings::new(self.endpoint.as_deref().unwrap_or_default(), model, cache);
         settings.key_variable.clone_from(&self.key_variable);
-        settings.concurrency = self.concurrency;
+        settings.concurrency = self.concurrency.unwrap_or(settings.concurrency);
         settings.requests_per_minute = self.requests_per_minute;
-        settings.tries = self.tries;
-        settings.backoff = Duration::try_from_secs_f64(self.backoff).context("--backoff")?;
-        settings.timeout = Duration::try_from_secs_f64(self.timeout).context("--timeout")?;
-        settings.sampling.insert("max_tokens".to_owned(), json!(self.new_tokens));
+        settings.tries = self.tries.unwrap_or(settings.tries);
+        if let Some(seconds) = self.backoff {
+            settings.backoff = Duration::try_from_secs_f64(seconds).context("--backoff")?;
+        }
+        if let Some(seconds) = self.timeout {
+            settings.timeout = Duration::try_from_secs_f64(seconds).context("--timeout")?;
+        }
+        settings.sampling.insert("max_tokens".to_owned(), json!(self.new_tokens()));
         if self.batch {
-            settings.batch = Some(Duration::try_from_secs_f64(self.batch_look).context("--batch-look")?);
+            let seconds = self.batch_look.unwrap_or(BATCH_LOOK);
+            settings.batch = Some(Duration::try_from_secs_f64(seconds).context("--batch-look")?);
         }
         settings.cap = self.cap;
         settings.scope = self.out.display().to_string();
@@ -335,12 +423,17 @@ impl Default for Bar {
 
 const LINE_EVERY: usize = 100;
 
+fn tell(line: &str) {
+    // A terminal that is gone is told nothing; the work goes on.
+    let _ = writeln!(stderr().lock(), "{line}");
+}
+
 impl Bar {
     fn step(&self, what: &str) {
         self.bar.inc(1);
         let done = self.rated.fetch_add(1, Ordering::Relaxed) + 1;
         if self.bar.is_hidden() && done.is_multiple_of(LINE_EVERY) {
-            eprintln!("{done} {what}");
+            tell(&format!("{done} {what}"));
         }
     }
 }
@@ -361,7 +454,7 @@ impl Progress for Bar {
 
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let line = format!("{reason}; try {next} in {:.0} s", wait.as_secs_f64());
-        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+        if self.bar.is_hidden() { tell(&line) } else { self.bar.println(line) }
     }
 
     fn note(&self, message: &str) {

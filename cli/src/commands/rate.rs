@@ -2,21 +2,22 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use instructions::language::Language;
-use instructions::prompt::{Response, read_responses};
+use instructions::prompt::{Response, read_numbered_responses};
 use judge::gate::GateRules;
 use judge::identify::identifier;
-use judge::judging::check_unique;
+use judge::judging::check_unique_in_files;
 use judge::rate::export::{gate_column, judge_column, write_table};
 use judge::rate::sample::{Sample, SampleSettings, draw_sample};
 use judge::rate::server;
-use judge::rate::store::{Rater, Standing, Store};
-use judge::rating::read_ratings;
+use judge::rate::store::{Marked, Rater, Standing, Store, StoreError};
+use judge::rating::{FileLine, ResponseKey, read_ratings};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -76,7 +77,7 @@ pub(crate) struct Invite {
     database: PathBuf,
 
     /// The persons' names, as the export will have them
-    #[arg(long, value_name = "NAME", required = true, num_args = 1..)]
+    #[arg(long, value_name = "NAME", required = true, num_args = 1.., value_parser = person)]
     rater: Vec<String>,
 
     /// The language that they rate
@@ -136,6 +137,17 @@ pub(crate) struct Export {
     lid: Option<PathBuf>,
 }
 
+/// A person's name. The table is read without the spaces around its words, and "Bo " would be Bo there.
+fn person(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("expected a name, found none".to_owned());
+    }
+    if text.trim() != text {
+        return Err(format!("expected a name without spaces around it, found {text:?}"));
+    }
+    Ok(text.to_owned())
+}
+
 impl Rate {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         match self {
@@ -154,11 +166,14 @@ impl Draw {
         let settings = SampleSettings { prompts: self.prompts, systems: self.systems, seed: self.seed };
         let sample = draw_sample(&responses, settings);
         if sample.responses.is_empty() {
-            let error = anyhow::anyhow!("expected prompts that all systems answered, found none");
+            let error = anyhow!("expected prompts that all systems answered, found none");
             return Err(Failure::wrong_input(error));
         }
         self.warn_of_few(&responses, &sample, output);
-        let store = Store::open(&self.database).map_err(Failure::failed)?;
+        let store = Store::open(&self.database).map_err(|error| match error {
+            StoreError::Other { .. } => Failure::wrong_input(error),
+            error => Failure::failed(error),
+        })?;
         store.fill(&sample.responses).map_err(Failure::wrong_input)?;
         let prompts: HashMap<&String, usize> =
             sample.prompts.iter().map(|(language, drawn)| (language, drawn.drawn)).collect();
@@ -180,19 +195,23 @@ impl Draw {
     /// The responses of all files in the languages asked for, and how many lines were none.
     fn read(&self, output: &Output) -> Result<(Vec<Response>, usize), Failure> {
         let mut responses = Vec::new();
+        let mut lines = Vec::new();
         let mut left_out = 0;
         for path in &self.responses {
-            let reading = read_responses(path).map_err(Failure::wrong_input)?;
+            let reading = read_numbered_responses(path).map_err(Failure::wrong_input)?;
             for problem in &reading.problems {
                 output.warning(problem.to_string());
             }
             left_out += reading.dropped();
-            responses.extend(reading.items);
+            for (line, response) in reading.items {
+                lines.push(FileLine { path: path.clone(), line });
+                responses.push(response);
+            }
         }
+        check_unique_in_files(&responses, &lines).map_err(Failure::wrong_input)?;
         if !self.language.is_empty() {
             responses.retain(|response| self.language.contains(&response.prompt.language));
         }
-        check_unique(&responses).map_err(Failure::wrong_input)?;
         Ok((responses, left_out))
     }
 
@@ -215,6 +234,13 @@ impl Draw {
 
 impl Invite {
     fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        let mut names = BTreeSet::new();
+        if let Some(twice) = self.rater.iter().find(|name| !names.insert(*name)) {
+            // The second link would end the first.
+            return Err(Failure::wrong_input(anyhow!(
+                "--rater: expected each name once, found {twice:?} twice"
+            )));
+        }
         let store = Store::open_existing(&self.database).map_err(Failure::wrong_input)?;
         let url = self.url.trim_end_matches('/');
         let mut links = Vec::new();
@@ -239,7 +265,7 @@ impl Serve {
     fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let store = Store::open_existing(&self.database).map_err(Failure::wrong_input)?;
         let listener = TcpListener::bind(self.address)
-            .map_err(|error| Failure::failed(anyhow::anyhow!("{}: {error}", self.address)))?;
+            .map_err(|error| Failure::failed(anyhow!("{}: {error}", self.address)))?;
         let address = listener.local_addr()?;
         if !address.ip().is_loopback() {
             output.warning(
@@ -277,20 +303,12 @@ impl Status {
 
 impl Export {
     fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        self.check_out()?;
         let store = Store::open_existing(&self.database).map_err(Failure::wrong_input)?;
         let marks = store.marks().map_err(Failure::failed)?;
         let mut judge = HashMap::new();
         if let Some(path) = &self.ratings {
-            let ratings = read_ratings(path).map_err(Failure::wrong_input)?.ratings;
-            judge = judge_column(&ratings, self.judge.as_deref()).map_err(Failure::wrong_input)?;
-            let missing = marks.iter().filter(|marked| !judge.contains_key(&marked.key)).count();
-            if missing > 0 {
-                output.warning(format!(
-                    "{}: no rating for {missing} of {} marks",
-                    path.display(),
-                    marks.len()
-                ));
-            }
+            judge = self.judged(path, &marks, output)?;
         }
         if self.gate {
             let identifier = identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?;
@@ -303,5 +321,47 @@ impl Export {
             output.line(format!("{} marks in {}", marks.len(), self.out.display()))?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Fails where the table would be written over what it is made of.
+    fn check_out(&self) -> Result<(), Failure> {
+        let Ok(out) = self.out.canonicalize() else { return Ok(()) };
+        let inputs = [
+            ("--database", Some(&self.database)),
+            ("--ratings", self.ratings.as_ref()),
+            ("--lid", self.lid.as_ref()),
+        ];
+        let same = |path: Option<&PathBuf>| {
+            path.is_some_and(|path| path.canonicalize().is_ok_and(|path| path == out))
+        };
+        match inputs.into_iter().find(|(_, path)| same(*path)) {
+            Some((flag, _)) => Err(Failure::wrong_input(anyhow!(
+                "--out {}: expected another file than that of {flag}, found the same",
+                self.out.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The judge's ratings of what people marked.
+    fn judged(
+        &self,
+        path: &Path,
+        marks: &[Marked],
+        output: &Output,
+    ) -> Result<HashMap<ResponseKey, f64>, Failure> {
+        let ratings = read_ratings(path).map_err(Failure::wrong_input)?.ratings;
+        let column = judge_column(&ratings, self.judge.as_deref(), marks).map_err(Failure::wrong_input)?;
+        let (path, all) = (path.display(), marks.len());
+        if column.unrated > 0 {
+            output.warning(format!("{path}: no rating for {} of {all} marks", column.unrated));
+        }
+        if column.other_responses > 0 {
+            output.warning(format!(
+                "{path}: {} of {all} marks are of other responses than the judge rated; they stand without its rating",
+                column.other_responses
+            ));
+        }
+        Ok(column.ratings)
     }
 }

@@ -1,6 +1,6 @@
 //! The marks of people beside a judge's, as the table that `agree` reads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::store::Marked;
@@ -8,7 +8,19 @@ use crate::gate::{GateRules, score};
 use crate::identify::Identifier;
 use crate::rating::{self, Rating, RatingError, ResponseKey};
 
-/// A judge's column: its rating of each response that it rated.
+/// A judge's ratings of the responses that people marked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JudgeColumn {
+    /// The rating of each response that the judge rated.
+    pub ratings: HashMap<ResponseKey, f64>,
+    /// How many marks are of another response, or of one to another prompt, than the judge rated under its key: a system
+    /// answered again meanwhile, say. Their ratings are left out.
+    pub other_responses: usize,
+    /// How many marks are of responses that the judge did not rate.
+    pub unrated: usize,
+}
+
+/// A judge's column beside people's marks.
 ///
 /// # Errors
 /// [`RatingError::SeveralJudges`] where the ratings are several judges' and none is chosen,
@@ -16,9 +28,25 @@ use crate::rating::{self, Rating, RatingError, ResponseKey};
 pub fn judge_column(
     ratings: &[Rating],
     judge: Option<&str>,
-) -> Result<HashMap<ResponseKey, f64>, RatingError> {
-    let ratings = rating::of_judge(ratings, judge)?;
-    Ok(ratings.into_iter().filter_map(|rating| Some((rating.key.clone(), rating.rating?))).collect())
+    marks: &[Marked],
+) -> Result<JudgeColumn, RatingError> {
+    let mut rated: HashMap<(&ResponseKey, &str), f64> = HashMap::new();
+    let mut keys: HashSet<&ResponseKey> = HashSet::new();
+    for rating in rating::of_judge(ratings, judge)? {
+        if let Some(mark) = rating.rating {
+            rated.insert((&rating.key, &rating.rated), mark);
+            keys.insert(&rating.key);
+        }
+    }
+    let mut column = JudgeColumn::default();
+    for marked in marks {
+        match rated.get(&(&marked.key, marked.rated.as_str())) {
+            Some(rating) => drop(column.ratings.insert(marked.key.clone(), *rating)),
+            None if keys.contains(&marked.key) => column.other_responses += 1,
+            None => column.unrated += 1,
+        }
+    }
+    Ok(column)
 }
 
 /// Makes a judge's ratings scores: rating × gate, for the responses that people marked.

@@ -9,10 +9,10 @@ use instructions::prompt::Response;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::Serialize;
 
-use crate::rating::ResponseKey;
+use crate::rating::{ResponseKey, hash_of_texts};
 
 /// What went wrong with the ratings of people.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,14 @@ pub enum StoreError {
     Missing {
         /// The file.
         path: PathBuf,
+    },
+    /// The file is something else.
+    #[error("{path}: expected a database of responses to rate, as `rate draw` makes one, found {found}")]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: String,
     },
     /// No responses are in a person's language.
     #[error("{path}: no responses in the language {language:?} to rate")]
@@ -85,6 +93,8 @@ pub struct Marked {
     pub rater: String,
     /// The mark, 0 to 3 in halves.
     pub mark: f64,
+    /// Hash of the prompt and the response, as a judge's rating has it.
+    pub rated: String,
 }
 
 /// How far a person is.
@@ -133,7 +143,11 @@ pub struct Store {
     connection: Mutex<Connection>,
 }
 
+/// The names of [`TABLES`].
+const NAMES: [&str; 4] = ["responses", "raters", "marks", "actions"];
+
 const TABLES: &str = "
+    begin;
     create table if not exists responses (
         number integer primary key,
         language text not null,
@@ -165,6 +179,7 @@ const TABLES: &str = "
         before real,
         at text not null default (datetime('now'))
     ) strict;
+    commit;
 ";
 
 fn random_token() -> String {
@@ -180,26 +195,54 @@ impl Store {
     /// Opens a database that is there.
     ///
     /// # Errors
-    /// [`StoreError::Missing`]; SQLite's.
+    /// [`StoreError::Missing`], [`StoreError::Other`]; SQLite's.
     pub fn open_existing(path: &Path) -> Result<Store, StoreError> {
-        if path.is_file() { Store::open(path) } else { Err(StoreError::Missing { path: path.to_path_buf() }) }
+        if !path.is_file() {
+            return Err(StoreError::Missing { path: path.to_path_buf() });
+        }
+        let (store, tables) = Store::connect(path)?;
+        if tables.is_empty() {
+            return Err(StoreError::Other { path: path.to_path_buf(), found: "no tables".to_owned() });
+        }
+        Ok(store)
     }
 
-    /// Opens the database, and makes it where it is missing.
+    /// Opens the database, and makes it where it is missing or empty.
     ///
     /// # Errors
-    /// [`StoreError::Sqlite`].
+    /// [`StoreError::Other`]; SQLite's.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
-        let open = || -> rusqlite::Result<Connection> {
+        let (store, tables) = Store::connect(path)?;
+        if tables.is_empty() {
+            store.with(|connection| connection.execute_batch(TABLES))?;
+        }
+        Ok(store)
+    }
+
+    /// Connects to a database that is ours or empty, and changes nothing in it; with the names of its tables.
+    fn connect(path: &Path) -> Result<(Store, Vec<String>), StoreError> {
+        let select = "select name from sqlite_schema where type = 'table' order by name";
+        let open = || -> rusqlite::Result<(Connection, Vec<String>)> {
             let connection = Connection::open(path)?;
             connection.busy_timeout(std::time::Duration::from_secs(10))?;
             // A mark that the page confirmed must survive a kill and a power cut.
             connection.pragma_update(None, "synchronous", "FULL")?;
-            connection.execute_batch(TABLES)?;
-            Ok(connection)
+            let tables =
+                connection.prepare(select)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Ok((connection, tables))
         };
-        let connection = open().map_err(|source| StoreError::Sqlite { path: path.to_path_buf(), source })?;
-        Ok(Store { path: path.to_path_buf(), connection: Mutex::new(connection) })
+        let path = path.to_path_buf();
+        let (connection, tables) = match open() {
+            Ok(opened) => opened,
+            Err(source) if source.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+                return Err(StoreError::Other { path, found: "no SQLite database".to_owned() });
+            }
+            Err(source) => return Err(StoreError::Sqlite { path, source }),
+        };
+        if tables.is_empty() || NAMES.iter().all(|name| tables.iter().any(|table| table == name)) {
+            return Ok((Store { path, connection: Mutex::new(connection) }, tables));
+        }
+        Err(StoreError::Other { path, found: format!("the tables {}", tables.join(", ")) })
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -435,7 +478,8 @@ impl Store {
     /// SQLite's.
     pub fn marks(&self) -> Result<Vec<Marked>, StoreError> {
         let select =
-            "select system, responses.language, id, responses.response, response_language, name, mark
+            "select system, responses.language, id, responses.response, response_language, name, mark,
+                      responses.prompt
                       from marks
                       join responses on responses.number = marks.response
                       join raters on raters.number = marks.rater
@@ -444,9 +488,11 @@ impl Store {
             let mut statement = connection.prepare(select)?;
             let rows = statement.query_map([], |row| {
                 let language = |place| row.get(place).map(|code: String| Language::from_label(&code));
+                let (prompt, response): (String, String) = (row.get(7)?, row.get(3)?);
                 Ok(Marked {
                     key: ResponseKey { system: row.get(0)?, language: language(1)?, id: row.get(2)? },
-                    response: row.get(3)?,
+                    rated: hash_of_texts(&prompt, &response),
+                    response,
                     response_language: language(4)?,
                     rater: row.get(5)?,
                     mark: row.get(6)?,
