@@ -98,6 +98,8 @@ pub(crate) fn log(color: Color) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // Where it cannot be written, it is told nowhere: to tell that would panic.
+        .log_internal_errors(false)
         .event_format(LikeOutput { color: colored(color) })
         .init();
 }
