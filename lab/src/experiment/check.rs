@@ -13,7 +13,7 @@ use model::Family;
 use serde_json::Value;
 
 use super::error::nearest;
-use super::{Experiment, Files, Held, JudgeKind, Method, Preset, Problem, Source, Tune};
+use super::{Experiment, ExtraSystem, Files, Held, JudgeKind, Method, Preset, Problem, Source, Tune};
 use crate::settings;
 
 /// Four times the pieces of the largest vocabularies: a tokenizer's training sets memory aside for each.
@@ -431,49 +431,44 @@ impl Checker<'_> {
                 self.problem(&key("name"), "a system's name is empty");
             }
             match (&system.adapter, &system.endpoint) {
-                (Some(adapter), None) => {
-                    self.exists(&key("adapter"), adapter);
-                    if adapter.exists() && !adapter.join("adapter_config.json").is_file() {
-                        let message = format!(
-                            "{}: expected a PEFT folder, with adapter_config.json",
-                            adapter.display()
-                        );
-                        self.problem(&key("adapter"), message);
-                    }
-                    for (name, given) in [("model", &system.model), ("key_variable", &system.key_variable)] {
-                        if given.is_some() {
-                            self.problem(
-                                &key(name),
-                                format!("`{name}` is only for a system with an `endpoint`"),
-                            );
-                        }
-                    }
-                    let known = |name: &String| experiment.base_model.iter().any(|model| model.name == *name);
-                    if !system.base_model.as_ref().is_some_and(known) {
-                        let message = format!(
-                            "the adapter `{}` needs `base_model`: the name of a [[base_model]]",
-                            system.name
-                        );
-                        self.problem(&key("base_model"), message);
-                    }
-                }
-                (None, Some(endpoint)) => {
-                    self.url(&key("endpoint"), endpoint);
-                    if system.model.is_none() {
-                        self.problem(&key("endpoint"), "an endpoint needs `model`");
-                    }
-                    if system.base_model.is_some() {
-                        self.problem(
-                            &key("base_model"),
-                            "`base_model` is only for a system with an `adapter`",
-                        );
-                    }
-                }
+                (Some(adapter), None) => self.adapter_system(&number, system, adapter),
+                (None, Some(endpoint)) => self.endpoint_system(&number, system, endpoint),
                 _ => self.problem(
                     &key("name"),
                     format!("`{}`: expected either `adapter` or `endpoint`", system.name),
                 ),
             }
+        }
+    }
+
+    fn adapter_system(&mut self, number: &str, system: &ExtraSystem, adapter: &Path) {
+        let key = |name| ["system", number, name];
+        self.exists(&key("adapter"), adapter);
+        if adapter.exists() && !adapter.join("adapter_config.json").is_file() {
+            let message = format!("{}: expected a PEFT folder, with adapter_config.json", adapter.display());
+            self.problem(&key("adapter"), message);
+        }
+        let known = |name: &String| self.experiment.base_model.iter().any(|model| model.name == *name);
+        if !system.base_model.as_ref().is_some_and(known) {
+            let message =
+                format!("the adapter `{}` needs `base_model`: the name of a [[base_model]]", system.name);
+            self.problem(&key("base_model"), message);
+        }
+        for (name, given) in [("model", &system.model), ("key_variable", &system.key_variable)] {
+            if given.is_some() {
+                self.problem(&key(name), format!("`{name}` is only for a system with an `endpoint`"));
+            }
+        }
+    }
+
+    fn endpoint_system(&mut self, number: &str, system: &ExtraSystem, endpoint: &str) {
+        let key = |name| ["system", number, name];
+        self.url(&key("endpoint"), endpoint);
+        if system.model.is_none() {
+            self.problem(&key("endpoint"), "an endpoint needs `model`");
+        }
+        if system.base_model.is_some() {
+            self.problem(&key("base_model"), "`base_model` is only for a system with an `adapter`");
         }
     }
 

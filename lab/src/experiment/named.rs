@@ -12,9 +12,9 @@ use model::{BaseModel, Family};
 use super::{Experiment, ExperimentError, JudgeKind, Method, Problem, Source};
 
 impl Experiment {
-    /// Opens the base models, the gate's model and the judge's wording, and looks for the endpoints' keys, so that what is wrong with them is told before any work
-    /// and at its place in the file. For whoever plans or runs the whole: a job on a cluster's node may have no key, and
-    /// asks nobody.
+    /// Opens the base models, the gate's model and the judge's wording, and looks for the endpoints' keys, so that what
+    /// is wrong with them is told before any work and at its place in the file. For whoever plans or runs the whole: a
+    /// job on a cluster's node may have no key, and asks nobody.
     ///
     /// # Errors
     /// Every problem found, each with file, line and column.
