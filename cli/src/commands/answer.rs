@@ -1,5 +1,6 @@
 //! `polypaca answer`: a system's responses to prompts.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -177,7 +178,9 @@ impl Answer {
                 "tokens_per_second": speed,
             }))?;
         }
-        eprintln!(
+        // The responses are written: where this cannot be, it is told nowhere.
+        let _ = writeln!(
+            io::stderr().lock(),
             "{} responses, {tokens} new tokens in {seconds:.1} s: {speed:.1} tokens/s",
             responses.len()
         );

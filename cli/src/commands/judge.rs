@@ -1,6 +1,7 @@
 //! `polypaca judge`: ratings of responses, and comparisons of two at once.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -335,12 +336,17 @@ impl Default for Bar {
 
 const LINE_EVERY: usize = 100;
 
+/// Where standard error cannot be written, the work goes on.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 impl Bar {
     fn step(&self, what: &str) {
         self.bar.inc(1);
         let done = self.rated.fetch_add(1, Ordering::Relaxed) + 1;
         if self.bar.is_hidden() && done.is_multiple_of(LINE_EVERY) {
-            eprintln!("{done} {what}");
+            tell(&format!("{done} {what}"));
         }
     }
 }
@@ -361,7 +367,7 @@ impl Progress for Bar {
 
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let line = format!("{reason}; try {next} in {:.0} s", wait.as_secs_f64());
-        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+        if self.bar.is_hidden() { tell(&line) } else { self.bar.println(line) }
     }
 
     fn note(&self, message: &str) {

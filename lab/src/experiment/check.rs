@@ -501,7 +501,10 @@ impl Checker<'_> {
                 return self.problem(key, format!("{}: expected a JSON object: {error}", path.display()));
             }
         };
-        // The tokenizer's, which is not trained yet.
+        // The tokenizer's own take their places, once it is trained.
+        for name in ["bos_token_id", "eos_token_id"] {
+            json[name] = 0.into();
+        }
         json["vocab_size"] = vocabulary.unwrap_or(MOST_PIECES).clamp(257, MOST_PIECES).into();
         match Family::read_config(path, &json) {
             Err(error) => self.problem(key, error.to_string()),

@@ -208,3 +208,10 @@ fn why_nothing_of_a_file_could_be_used_is_told() {
         assert!(said.starts_with(expected) && why.contains(name), "{error}");
     }
 }
+
+#[test]
+fn the_quickstart_is_in_order() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/quickstart.toml");
+    let experiment = Experiment::load(&path).unwrap_or_else(|error| panic!("{error}"));
+    experiment.open_named(&path).unwrap_or_else(|error| panic!("{error}"));
+}
