@@ -254,3 +254,66 @@ fn no_decision_rests_on_the_clock() {
     let again = at("+5000d").output().unwrap();
     assert!(String::from_utf8_lossy(&again.stdout).contains("0 cells done"), "{}", said(&again));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_whose_messages_cannot_be_written_comes_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = write(folder.path());
+    let out = folder.path().join("out");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = polypaca().arg("run").arg(&experiment).arg("--out").arg(&out).stderr(full).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(out.join("report/index.html").exists());
+}
+
+#[test]
+fn what_cannot_be_read_of_a_store_is_cleared_with_all_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let determinants = lab::store::Determinants::new("mix", 1, "mix/english");
+    let key = determinants.key();
+    {
+        let store = lab::store::Store::open(folder.path()).unwrap();
+        fs::write(store.work_folder(&key).unwrap().join("rows.jsonl"), "").unwrap();
+        store.finish(&key, &determinants, "tiny", Duration::ZERO).unwrap();
+    }
+    let cell = folder.path().join("cells").join(key.to_string());
+    fs::write(cell.join("cell.json"), b"\x00\xffnot a manifest").unwrap();
+    let clear = |which: &[&str]| {
+        let output = polypaca().args(["store", "clear"]).arg(folder.path()).args(which).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    assert!(clear(&["--experiment", "tiny"]).contains("`--all` removes it"));
+    assert!(cell.exists(), "whose it is is not known");
+    clear(&["--all"]);
+    assert!(!cell.exists());
+}
+
+#[test]
+fn what_a_run_cannot_have_is_told_at_plan_and_before_it_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = write(folder.path());
+    let judge = "[judge]\nkind = \"openai\"\nendpoint = \"http://127.0.0.1:9\"\nmodel = \"m\"\n";
+    for (more, expected) in [
+        (format!("{judge}key_variable = \"POLYPACA_NO_SUCH_KEY\"\n"), "variable POLYPACA_NO_SUCH_KEY"),
+        (format!("{judge}price = {{ prompt = nan, completion = 1 }}\n"), "prompt is NaN"),
+        (format!("{judge}price = {{ prompt = 1, completion = 1 }}\ncap = -1000\n"), "cap is -1000"),
+    ] {
+        fs::write(&experiment, format!("{EXPERIMENT}{more}")).unwrap();
+        for command in ["plan", "run"] {
+            let mut program = polypaca();
+            let output = program
+                .arg(command)
+                .arg(&experiment)
+                .arg("--out")
+                .arg(folder.path().join("out"))
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command}: {}", said(&output));
+            let told = said(&output);
+            assert!(told.contains("tiny.toml:") && told.contains(expected), "{command}: {told}");
+        }
+    }
+    assert!(!folder.path().join("out").exists(), "something was begun");
+}

@@ -8,6 +8,10 @@ use crate::cache::NanoDollars;
 use crate::error::EndpointError;
 use crate::price::Price;
 
+/// The greatest cap, and the greatest price of a million tokens, in dollars: more is a slip of the pen, and could not be
+/// counted in billionths.
+pub const MOST_DOLLARS: f64 = 1e9;
+
 /// How to reach and ask an endpoint, whatever it speaks.
 #[derive(Clone, Debug)]
 pub struct EndpointSettings {
@@ -70,9 +74,24 @@ impl EndpointSettings {
                 return wrong("requests a minute", "more than 0", rate.to_string());
             }
         }
+        self.check_spending()
+    }
+
+    /// What is no number of dollars keeps no cap: a price of NaN makes every request cost nothing.
+    fn check_spending(&self) -> Result<(), EndpointError> {
+        let wrong = |name, expected, found: String| Err(EndpointError::Setting { name, expected, found });
+        let dollars = "dollars, at least 0 and at most 1000000000";
+        let prices =
+            self.price.map(|price| [("prompt price", price.prompt), ("completion price", price.completion)]);
+        for (name, price) in prices.into_iter().flatten() {
+            // A range holds no NaN.
+            if !(0.0..=MOST_DOLLARS).contains(&price) {
+                return wrong(name, dollars, price.to_string());
+            }
+        }
         if let Some(cap) = self.cap {
-            if !(0.0..=1e9).contains(&cap) {
-                return wrong("--cap", "dollars, at least 0", cap.to_string());
+            if !(0.0..=MOST_DOLLARS).contains(&cap) {
+                return wrong("--cap", dollars, cap.to_string());
             }
             if self.price.is_none() {
                 return wrong(
@@ -171,4 +190,34 @@ pub fn base_url(endpoint: &str, end: &str) -> Result<reqwest::Url, EndpointError
         ));
     }
     Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_sum_of_money_is_refused() {
+        let check = |prompt, completion, cap| {
+            let price = Some(Price { prompt, completion });
+            EndpointSettings { price, cap, ..EndpointSettings::default() }
+                .check()
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(check(0.0, 1.5, Some(0.0)), Ok(()));
+        for wrong in [f64::NAN, -1000.0, f64::INFINITY, 1e300] {
+            assert!(
+                check(wrong, 1.0, None).unwrap_err().starts_with("prompt price: expected dollars"),
+                "{wrong}"
+            );
+            assert!(
+                check(1.0, wrong, None).unwrap_err().starts_with("completion price: expected"),
+                "{wrong}"
+            );
+            assert!(
+                check(1.0, 1.0, Some(wrong)).unwrap_err().starts_with("--cap: expected dollars"),
+                "{wrong}"
+            );
+        }
+    }
 }

@@ -33,6 +33,7 @@
 mod check;
 mod error;
 mod files;
+mod named;
 mod slurm;
 
 use std::collections::BTreeMap;
@@ -330,7 +331,7 @@ pub struct Tune {
     pub rank: Option<usize>,
     /// An adapter's product is scaled by this over the rank.
     pub alpha: Option<f64>,
-    /// The modules that have an adapter: `query`, `key`, `value`, ...
+    /// The modules that have an adapter, by the names that the base model has for them: `q_proj`, `k_proj`, ...
     pub modules: Option<Vec<String>>,
     /// Whether an adapter's product is scaled by alpha over the rank's square root.
     pub rslora: Option<bool>,
@@ -508,9 +509,7 @@ impl Experiment {
     /// # Errors
     /// Every problem found, each with file, line and column.
     pub fn load(path: &Path) -> Result<Self, ExperimentError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ExperimentError::Unreadable { path: path.to_owned(), error })?;
-        let source = Source { path: path.to_owned(), text };
+        let source = Source::read(path)?;
         let mut experiment = Self::parse(&source)?;
         experiment.resolve(path.parent().unwrap_or(Path::new("")));
         let problems = check::check(&experiment, &source);

@@ -55,6 +55,7 @@ impl Inputs {
 
     fn records(&mut self, language: &Language, files: &Files) -> Result<Vec<Record>> {
         let mut records: Vec<Record> = Vec::new();
+        let before = self.problems.len();
         let mut ids = HashSet::new();
         for path in files.iter() {
             let reading = read_records(path, language)?;
@@ -80,13 +81,14 @@ impl Inputs {
             }
         }
         if records.is_empty() {
-            bail!("no instruction row in `{language}` ({}) could be used", list(files));
+            bail!("no instruction row in `{language}` ({}) could be used{}", list(files), self.why(before));
         }
         Ok(records)
     }
 
     fn prompts(&mut self, language: &Language, files: &Files) -> Result<Vec<Prompt>> {
         let mut prompts: Vec<Prompt> = Vec::new();
+        let before = self.problems.len();
         for path in files.iter() {
             let reading = read_prompts(path, Some(language))?;
             self.problems.extend(reading.problems);
@@ -103,9 +105,14 @@ impl Inputs {
             }
         }
         if prompts.is_empty() {
-            bail!("no prompt in `{language}` ({}) could be used", list(files));
+            bail!("no prompt in `{language}` ({}) could be used{}", list(files), self.why(before));
         }
         Ok(prompts)
+    }
+
+    /// The first of the problems behind the first `before` of them: with an error that ends all, no other is told.
+    fn why(&self, before: usize) -> String {
+        self.problems.get(before).map_or_else(String::new, |problem| format!(": {problem}"))
     }
 
     fn dropped(&mut self, path: &Path, place: Place, what: String) {

@@ -1,7 +1,8 @@
 //! How a run tells how far it is: bars on a terminal, plain lines elsewhere, always on standard error.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -100,56 +101,75 @@ impl Progress for Within<'_> {
 
 /// Bars where standard error is a terminal, and plain lines elsewhere.
 pub fn on_standard_error() -> Box<dyn Progress> {
-    if std::io::stderr().is_terminal() { Box::new(Bars::new()) } else { Box::new(Lines::default()) }
+    if std::io::stderr().is_terminal() {
+        Box::new(Bars::new())
+    } else {
+        Box::new(Lines::to(std::io::stderr()))
+    }
 }
 
 /// A line for each cell, and one every ten seconds within it.
-#[derive(Debug, Default)]
-pub struct Lines {
+#[derive(Debug)]
+pub struct Lines<To> {
     /// When each cell that is under way was last told of.
     last: Mutex<HashMap<String, Instant>>,
+    to: Mutex<To>,
 }
 
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-impl Progress for Lines {
+impl<To: Write> Lines<To> {
+    /// Lines to standard error, or wherever else.
+    pub fn to(to: To) -> Self {
+        Self { last: Mutex::default(), to: Mutex::new(to) }
+    }
+
+    fn tell(&self, line: fmt::Arguments) {
+        // Who is gone, or has a full disk, is told nothing; the work goes on.
+        if let Ok(mut to) = self.to.lock() {
+            let _ = writeln!(to, "{line}");
+        }
+    }
+}
+
+impl<To: Write + Send> Progress for Lines<To> {
     fn begin(&self, cells: usize, missing: &[&str]) {
-        eprintln!("{cells} cells, {} to do", missing.len());
+        self.tell(format_args!("{cells} cells, {} to do", missing.len()));
     }
 
     fn cell(&self, label: &str) {
         if let Ok(mut last) = self.last.lock() {
             last.insert(label.to_owned(), Instant::now());
         }
-        eprintln!("{label} ...");
+        self.tell(format_args!("{label} ..."));
     }
 
     fn step(&self, label: &str, done: u64, total: u64, message: &str) {
         let Ok(mut last) = self.last.lock() else { return };
         if last.get(label).is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
             last.insert(label.to_owned(), Instant::now());
-            eprintln!("  {label} {done}/{total} {message}");
+            self.tell(format_args!("  {label} {done}/{total} {message}"));
         }
     }
 
     fn done(&self, label: &str, took: Duration) {
-        eprintln!("{label} done in {:.1} s", took.as_secs_f64());
+        self.tell(format_args!("{label} done in {:.1} s", took.as_secs_f64()));
     }
 
     fn failed(&self, label: &str, reason: &str) {
-        eprintln!("{label} failed: {reason}");
+        self.tell(format_args!("{label} failed: {reason}"));
     }
 
     fn stopped(&self, label: &str) {
-        eprintln!("{label} stopped");
+        self.tell(format_args!("{label} stopped"));
     }
 
     fn note(&self, message: &str) {
-        eprintln!("{message}");
+        self.tell(format_args!("{message}"));
     }
 
     fn warn(&self, message: &str) {
-        eprintln!("warning: {message}");
+        self.tell(format_args!("warning: {message}"));
     }
 }
 
@@ -245,5 +265,47 @@ impl Progress for Bars {
 
     fn end(&self) {
         self.cells.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// As `/dev/full` is.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    fn tell_all(lines: &dyn Progress) {
+        lines.begin(2, &["a", "b"]);
+        lines.cell("a");
+        lines.step("a", 1, 2, "updates");
+        lines.done("a", Duration::from_secs(1));
+        lines.failed("b", "why");
+        lines.stopped("b");
+        lines.note("a note");
+        lines.warn("a warning");
+        lines.end();
+    }
+
+    #[test]
+    fn who_cannot_be_told_stops_nothing() {
+        tell_all(&Lines::to(Full));
+        let told = Lines::to(Vec::new());
+        tell_all(&told);
+        let told = String::from_utf8(told.to.into_inner().unwrap()).unwrap();
+        let expected = "2 cells, 2 to do\na ...\na done in 1.0 s\nb failed: why\nb stopped\na note\nwarning: a warning\n";
+        assert_eq!(told, expected);
     }
 }

@@ -136,8 +136,7 @@ impl<K: Kernels + Clone> AnswerRoom for Answers<K> {
         let template = choice.load(None)?;
         let decoding = settings::decoding(job.preset, job.method, job.settings);
         let mut kept = Kept::open(job.kept, job.prompts)?;
-        let left: Vec<Prompt> =
-            job.prompts.iter().filter(|prompt| !kept.texts.contains_key(&prompt.id)).cloned().collect();
+        let left: Vec<Prompt> = job.prompts.iter().filter(|prompt| !kept.has(prompt)).cloned().collect();
         let mut written = Ok(());
         // What stands beside a prompt in the batch does not change its response, so the rest can be asked alone; on a GPU
         // but for rounding.
@@ -145,18 +144,14 @@ impl<K: Kernels + Clone> AnswerRoom for Answers<K> {
             if written.is_ok() {
                 written = kept.add(&response.prompt.id, &response.response);
             }
-            progress.step(kept.texts.len() as u64, job.prompts.len() as u64, "responses");
+            progress.step(kept.len() as u64, job.prompts.len() as u64, "responses");
             if progress.should_stop() {
                 leave();
             }
         })?;
         written?;
         *last = Some((path, model));
-        let mut texts = kept.texts;
-        let text = |prompt: &Prompt| {
-            texts.remove(&prompt.id).with_context(|| format!("no response to prompt {:?}", prompt.id))
-        };
-        job.prompts.iter().map(text).collect()
+        kept.in_order(job.prompts)
     }
 
     fn rest(&self) {
@@ -167,7 +162,7 @@ impl<K: Kernels + Clone> AnswerRoom for Answers<K> {
 }
 
 /// The responses of a cell as they come, a line each.
-struct Kept {
+pub(crate) struct Kept {
     path: PathBuf,
     file: File,
     /// By the prompt's id.
@@ -184,7 +179,7 @@ struct KeptLine {
 impl Kept {
     /// What an earlier attempt has left of these prompts' responses. A line that was cut off by a kill, and all behind
     /// it, is cut away.
-    fn open(path: &Path, prompts: &[Prompt]) -> Result<Self> {
+    pub(crate) fn open(path: &Path, prompts: &[Prompt]) -> Result<Self> {
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -209,7 +204,26 @@ impl Kept {
         Ok(Self { path: path.to_owned(), file, texts })
     }
 
-    fn add(&mut self, id: &str, response: &str) -> Result<()> {
+    /// Whether a prompt's response is there.
+    pub(crate) fn has(&self, prompt: &Prompt) -> bool {
+        self.texts.contains_key(&prompt.id)
+    }
+
+    /// How many responses there are.
+    pub(crate) fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// The responses in the order of their prompts, each of which has one.
+    pub(crate) fn in_order(mut self, prompts: &[Prompt]) -> Result<Vec<String>> {
+        let text = |prompt: &Prompt| {
+            self.texts.remove(&prompt.id).with_context(|| format!("no response to prompt {:?}", prompt.id))
+        };
+        prompts.iter().map(text).collect()
+    }
+
+    /// Writes a response down.
+    pub(crate) fn add(&mut self, id: &str, response: &str) -> Result<()> {
         let mut line = serde_json::to_vec(&KeptLine { id: id.to_owned(), response: response.to_owned() })?;
         line.push(b'\n');
         self.texts.insert(id.to_owned(), response.to_owned());

@@ -242,6 +242,32 @@ impl Store {
         Ok(manifests)
     }
 
+    /// Removes every finished cell, those that cannot be read among them, with what was left of making them; gives their
+    /// number.
+    ///
+    /// # Errors
+    /// [`StoreError::File`], [`StoreError::ReadOnly`].
+    pub fn remove_all(&self) -> Result<usize, StoreError> {
+        self.writable()?;
+        let cells = self.folder.join("cells");
+        let mut removed = 0;
+        for entry in fs::read_dir(&cells).map_err(file("list", &cells))? {
+            let entry = entry.map_err(file("list", &cells))?;
+            for folder in [entry.path(), self.folder.join("work").join(entry.file_name())] {
+                if folder.is_dir() {
+                    fs::remove_dir_all(&folder).map_err(file("remove", &folder))?;
+                } else if folder.exists() {
+                    fs::remove_file(&folder).map_err(file("remove", &folder))?;
+                }
+            }
+            removed += 1;
+        }
+        if let Ok(mut verified) = self.verified.lock() {
+            verified.clear();
+        }
+        Ok(removed)
+    }
+
     /// Removes a cell, finished or not. Removing what is not there does nothing.
     ///
     /// # Errors
@@ -446,6 +472,8 @@ mod tests {
         fs::write(store.cell_folder(&three).join(MANIFEST_FILE), "{\"key\":").unwrap();
         assert!(store.finished(&three).unwrap_err().to_string().contains("cell.json"));
         assert_eq!(store.list().unwrap().iter().filter(|manifest| manifest.is_err()).count(), 1);
+        assert_eq!(store.remove_all().unwrap(), 3);
+        assert!(store.list().unwrap().is_empty(), "what cannot be read is removed too");
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl Rooms<'_> {
         let (base_model, base_cell, tuning, adapter) = match answerer {
             Answerer::Endpoint(number) => {
                 let system = &self.experiment.system[*number];
-                return endpoint::answer(system, &self.experiment.answer, prompts, progress);
+                return endpoint::answer(system, &self.experiment.answer, prompts, kept, progress);
             }
             Answerer::Model { base_model, base_cell, tuning, adapter } => {
                 (*base_model, *base_cell, *tuning, *adapter)

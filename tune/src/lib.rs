@@ -25,6 +25,6 @@ pub use metrics::{Progress, Quiet, UpdateMetrics, ValidationMetrics};
 pub use rows::{Rows, TokenCounter, TrainingRow, count_tokens};
 pub use run::{Loss, Outcome, Places, loss, pretrain, tune, tune_together};
 pub use settings::{
-    BestOver, FrozenWeights, Keep, Length, Method, Order, Preset, Schedule, SettingProblem, Settings,
-    Supervise,
+    BestOver, FrozenWeights, Keep, Length, MOST_UPDATES, Method, Order, Preset, Schedule, SettingProblem,
+    Settings, Supervise,
 };

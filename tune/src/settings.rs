@@ -187,6 +187,17 @@ pub struct Settings {
     pub checkpoint_every: u64,
 }
 
+/// The most updates of a run: more than anything is trained for, and few enough that their rows can be counted.
+pub const MOST_UPDATES: u64 = 10_000_000;
+/// The most passes over the rows.
+const MOST_EPOCHS: f64 = 1e5;
+/// The most rows of an update.
+const MOST_ROWS: usize = 1 << 20;
+/// The most rows that all updates meet together.
+const MOST_MET: f64 = 1e10;
+/// The greatest rank: that of an adapter as wide as the widest of models, which has no use for more.
+const MOST_RANK: usize = 1 << 14;
+
 /// A setting that no run can have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SettingProblem {
@@ -310,6 +321,25 @@ impl Settings {
         for (name, value) in [("warmup", self.warmup), ("weight_decay", self.weight_decay)] {
             expect(name, value, value >= 0.0 && value.is_finite(), "0 or above");
         }
+        let bounded = [
+            ("batch", Some(self.batch as f64), MOST_ROWS as f64, "at most 1048576"),
+            ("updates", updates, MOST_UPDATES as f64, "at most 10000000"),
+            ("epochs", epochs, MOST_EPOCHS, "at most 100000"),
+            ("rank", Some(self.rank as f64), MOST_RANK as f64, "at most 16384"),
+        ];
+        for (name, value, most, expected) in bounded {
+            let Some(value) = value.filter(|value| value.is_finite()) else { continue };
+            expect(name, value, value <= most, expected);
+        }
+        let met = updates.map_or(0.0, |updates| updates * self.batch as f64);
+        if updates.is_some_and(|updates| updates <= MOST_UPDATES as f64) && self.batch <= MOST_ROWS {
+            expect(
+                "updates",
+                updates.unwrap_or_default(),
+                met <= MOST_MET,
+                "at most 10000000000 rows in all updates",
+            );
+        }
         // As it was written, and not as 32 bits hold it.
         let dropout = (f64::from(self.dropout) * 1e7).round() / 1e7;
         expect("dropout", dropout, (0.0..1.0).contains(&dropout), "at least 0 and below 1");
@@ -363,5 +393,29 @@ mod tests {
                 "dropout is 1: expected at least 0 and below 1",
             ]
         );
+        let long = Settings {
+            rank: 100_000_000_000,
+            length: Length::Updates(1_000_000_000_000),
+            ..Settings::preset(Preset::Paper, Method::Lora)
+        };
+        let told: Vec<String> = long.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "updates is 1000000000000: expected at most 10000000",
+                "rank is 100000000000: expected at most 16384"
+            ]
+        );
+        let long = Settings {
+            batch: 100_000,
+            length: Length::Updates(1_000_000),
+            ..Settings::preset(Preset::Paper, Method::Lora)
+        };
+        assert_eq!(
+            long.problems()[0].to_string(),
+            "updates is 1000000: expected at most 10000000000 rows in all updates"
+        );
+        let long = Settings { length: Length::Epochs(1e30), ..Settings::preset(Preset::Paper, Method::Lora) };
+        assert_eq!(long.problems().len(), 1);
     }
 }

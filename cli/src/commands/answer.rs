@@ -1,6 +1,7 @@
 //! `polypaca answer`: a system's responses to prompts.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -201,7 +202,9 @@ impl Answer {
                 "tokens_per_second": speed,
             }))?;
         }
-        eprintln!(
+        // The responses are written: where this cannot be, it is told nowhere.
+        let _ = writeln!(
+            io::stderr().lock(),
             "{} responses, {tokens} new tokens in {seconds:.1} s: {speed:.1} tokens/s",
             responses.len()
         );

@@ -113,7 +113,11 @@ impl Plan {
             return Ok(ExitCode::SUCCESS);
         }
         let missing = || Failure::wrong_input(anyhow::anyhow!("expected an experiment file"));
-        let (prepared, places) = self.experiment.ok_or_else(missing)?.prepare(output)?;
+        let arguments = self.experiment.ok_or_else(missing)?;
+        let (prepared, places) = arguments.prepare(output)?;
+        if !self.cells_only {
+            prepared.experiment.open_named(&arguments.experiment).map_err(Failure::wrong_input)?;
+        }
         let store = Store::read(&places.store);
         let listed = store.list().map_err(Failure::failed)?;
         let known: Vec<Determinants> =

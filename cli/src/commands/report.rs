@@ -44,10 +44,13 @@ pub(crate) struct Report {
     no_responses: bool,
 }
 
+/// More resamples change no digit that is shown, and each takes memory.
+const MOST_RESAMPLES: usize = 1_000_000;
+
 fn resamples(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(count) if count > 0 => Ok(count),
-        _ => Err("expected a whole number above 0".to_owned()),
+        Ok(count) if (1..=MOST_RESAMPLES).contains(&count) => Ok(count),
+        _ => Err(format!("expected a whole number from 1 up to {MOST_RESAMPLES}")),
     }
 }
 
@@ -104,6 +107,14 @@ mod tests {
     use crate::arguments::Arguments;
 
     const PAGE: &str = include_str!("../../../docs/commands/report.md");
+
+    #[test]
+    fn no_more_is_resampled_than_memory_holds() {
+        assert_eq!(super::resamples("1000000"), Ok(1_000_000));
+        for wrong in ["0", "1000001", "1000000000000", "-1"] {
+            assert!(super::resamples(wrong).unwrap_err().contains("from 1 up to 1000000"), "{wrong}");
+        }
+    }
 
     /// The page names each flag of its own, and no other.
     #[test]

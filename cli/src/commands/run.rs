@@ -63,6 +63,10 @@ enum Runner {
 impl Run {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let (prepared, places) = self.experiment.prepare(output)?;
+        if self.cells.is_empty() {
+            let file = &self.experiment.experiment;
+            prepared.experiment.open_named(file).map_err(Failure::wrong_input)?;
+        }
         match prepared.experiment.experiment.device {
             Device::Cuda if self.computes(&prepared, &places) => {
                 self.run_on(&cuda(SETTING, output)?, &prepared, &places, output)

@@ -162,13 +162,19 @@ impl Clear {
             output.line(format!("removed what {removed} unfinished cells had left"))?;
             return Ok(ExitCode::SUCCESS);
         }
+        if self.all {
+            let removed = store.remove_all().map_err(Failure::failed)?;
+            output.line(format!("removed {removed} cells"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut removed: Vec<Key> = Vec::new();
         for manifest in manifests {
             let manifest = match manifest {
                 Ok(manifest) => manifest,
                 Err(error) => {
-                    output.warning(error.to_string());
+                    // For which experiment and when it was made is not known.
+                    output.warning(format!("{error}; `--all` removes it"));
                     continue;
                 }
             };

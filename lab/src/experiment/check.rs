@@ -1,14 +1,29 @@
 //! What an experiment file must hold beyond its form, checked before anything starts.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use endpoint::EndpointError;
+use endpoint::chat::completions_url;
+use endpoint::settings::MOST_DOLLARS;
 use instructions::language::Language;
 use instructions::recipe::Recipe;
+use model::Family;
+use serde_json::Value;
 
 use super::error::nearest;
-use super::{Experiment, Files, Held, JudgeKind, Method, Preset, Problem, Source, Tune};
+use super::{Experiment, ExtraSystem, Files, Held, JudgeKind, Method, Preset, Problem, Source, Tune};
 use crate::settings;
+
+/// Four times the pieces of the largest vocabularies: a tokenizer's training sets memory aside for each.
+const MOST_PIECES: usize = 1 << 20;
+/// More than any search has kept, and few enough to be laid out in memory.
+const MOST_BEAMS: usize = 1 << 10;
+/// More than any model's context, and few enough to be counted.
+const MOST_NEW_TOKENS: usize = 1 << 20;
+/// Seconds: whoever waits longer before a second try has meant something else.
+const LONGEST_BACKOFF: f64 = 3600.0;
 
 /// Whether a name can be a folder's on every system.
 pub fn is_file_name(name: &str) -> bool {
@@ -59,6 +74,9 @@ impl Checker<'_> {
         self.repeated("seeds", grid.seeds.iter().map(ToString::to_string));
         if grid.methods.is_empty() {
             self.problem(&["experiment", "methods"], "no method: expected `lora`, `full` or both");
+        }
+        if let Some(score) = grid.minimum_score {
+            self.not_negative(&["experiment", "minimum_score"], Some(score));
         }
         self.repeated("methods", grid.methods.iter().map(|method| method.name().to_owned()));
     }
@@ -174,7 +192,7 @@ impl Checker<'_> {
                 self.exists(&["base_model", &number, "path"], path);
             }
             if let Some(config) = &model.config {
-                self.exists(&["base_model", &number, "config"], config);
+                self.config(&["base_model", &number, "config"], config, model.tokenizer_vocabulary);
             }
             self.scratch(&number, model, scratch);
         }
@@ -199,13 +217,17 @@ impl Checker<'_> {
         for (code, files) in &model.text {
             self.language(&["base_model", number, "text", code], code);
             self.all_exist(&["base_model", number, "text", code], files);
+            for path in files.iter() {
+                self.text(&["base_model", number, "text", code], path);
+            }
         }
         // Byte-level BPE starts from the 256 bytes and the end-of-text token.
         if let Some(size) = model.tokenizer_vocabulary
-            && size < 257
+            && !(257..=MOST_PIECES).contains(&size)
         {
-            let message =
-                format!("tokenizer_vocabulary is {size}: expected at least 257 (bytes, end of text)");
+            let message = format!(
+                "tokenizer_vocabulary is {size}: expected at least 257 (bytes, end of text), at most {MOST_PIECES}"
+            );
             self.problem(&["base_model", number, "tokenizer_vocabulary"], message);
         }
         if let Some(pretraining) = &model.pretraining {
@@ -250,8 +272,8 @@ impl Checker<'_> {
         }
         let answer = &experiment.answer;
         let key = |name| ["answer", name];
-        self.above_zero(&key("beams"), answer.beams.map(|value| value as f64));
-        self.above_zero(&key("new_tokens"), answer.new_tokens.map(|value| value as f64));
+        self.count(&key("beams"), answer.beams, MOST_BEAMS);
+        self.count(&key("new_tokens"), answer.new_tokens, MOST_NEW_TOKENS);
         self.above_zero(&key("repetition_penalty"), answer.repetition_penalty);
         self.above_zero(&key("temperature"), answer.temperature);
         self.above_zero(&key("batch_tokens"), answer.batch_tokens.map(|value| value as f64));
@@ -279,6 +301,11 @@ impl Checker<'_> {
             if budget.c.is_none() {
                 let message = "`updates` are held: expected `c`, the updates of one monolingual run";
                 self.problem(&["budget", "held"], message);
+            }
+            if budget.c.is_some_and(|c| c > tune::MOST_UPDATES) {
+                let message =
+                    format!("c is more updates than a run can have: expected at most {}", tune::MOST_UPDATES);
+                self.problem(&["budget", "c"], message);
             }
             for method in &experiment.experiment.methods {
                 let tune = experiment.tune.for_method(*method);
@@ -329,6 +356,10 @@ impl Checker<'_> {
         for problem in settings::tuning(Preset::Paper, Method::Lora, tune, 0).problems() {
             self.problem(&key(problem.name), problem.to_string());
         }
+        if tune.modules.as_ref().is_some_and(Vec::is_empty) {
+            let message = "modules is empty: expected at least one; left out, it is query, key and value";
+            self.problem(&key("modules"), message);
+        }
         if let Some(template) = &tune.template {
             self.template(&key("template"), template);
         }
@@ -351,11 +382,11 @@ impl Checker<'_> {
             (Some(path), true) => self.exists(&["judge", "path"], path),
             (None, false) => {}
         }
-        self.not_negative(&["judge", "backoff"], judge.backoff);
-        self.above_zero(&["judge", "tries"], judge.tries.map(f64::from));
-        if judge.cap.is_some() && judge.price.is_none() {
-            self.problem(&["judge", "cap"], "`cap` needs `price = { prompt = ..., completion = ... }`");
+        self.spending();
+        if let Some(backoff) = judge.backoff {
+            self.up_to(&["judge", "backoff"], backoff, LONGEST_BACKOFF);
         }
+        self.above_zero(&["judge", "tries"], judge.tries.map(f64::from));
         if let Some(endpoint) = &judge.endpoint {
             self.url(&["judge", "endpoint"], endpoint);
         }
@@ -374,6 +405,21 @@ impl Checker<'_> {
         }
     }
 
+    /// A price or a cap that cannot be reckoned with would let a run spend without end.
+    fn spending(&mut self) {
+        let judge = &self.experiment.judge;
+        if let Some(price) = judge.price {
+            self.up_to(&["judge", "price", "prompt"], price.prompt, MOST_DOLLARS);
+            self.up_to(&["judge", "price", "completion"], price.completion, MOST_DOLLARS);
+        }
+        if let Some(cap) = judge.cap {
+            self.up_to(&["judge", "cap"], cap, MOST_DOLLARS);
+            if judge.price.is_none() {
+                self.problem(&["judge", "cap"], "`cap` needs `price = { prompt = ..., completion = ... }`");
+            }
+        }
+    }
+
     fn systems(&mut self) {
         let experiment = self.experiment;
         let names: Vec<String> = experiment.system.iter().map(|system| system.name.clone()).collect();
@@ -385,28 +431,44 @@ impl Checker<'_> {
                 self.problem(&key("name"), "a system's name is empty");
             }
             match (&system.adapter, &system.endpoint) {
-                (Some(adapter), None) => {
-                    self.exists(&key("adapter"), adapter);
-                    let known = |name: &String| experiment.base_model.iter().any(|model| model.name == *name);
-                    if !system.base_model.as_ref().is_some_and(known) {
-                        let message = format!(
-                            "the adapter `{}` needs `base_model`: the name of a [[base_model]]",
-                            system.name
-                        );
-                        self.problem(&key("base_model"), message);
-                    }
-                }
-                (None, Some(endpoint)) => {
-                    self.url(&key("endpoint"), endpoint);
-                    if system.model.is_none() {
-                        self.problem(&key("endpoint"), "an endpoint needs `model`");
-                    }
-                }
+                (Some(adapter), None) => self.adapter_system(&number, system, adapter),
+                (None, Some(endpoint)) => self.endpoint_system(&number, system, endpoint),
                 _ => self.problem(
                     &key("name"),
                     format!("`{}`: expected either `adapter` or `endpoint`", system.name),
                 ),
             }
+        }
+    }
+
+    fn adapter_system(&mut self, number: &str, system: &ExtraSystem, adapter: &Path) {
+        let key = |name| ["system", number, name];
+        self.exists(&key("adapter"), adapter);
+        if adapter.exists() && !adapter.join("adapter_config.json").is_file() {
+            let message = format!("{}: expected a PEFT folder, with adapter_config.json", adapter.display());
+            self.problem(&key("adapter"), message);
+        }
+        let known = |name: &String| self.experiment.base_model.iter().any(|model| model.name == *name);
+        if !system.base_model.as_ref().is_some_and(known) {
+            let message =
+                format!("the adapter `{}` needs `base_model`: the name of a [[base_model]]", system.name);
+            self.problem(&key("base_model"), message);
+        }
+        for (name, given) in [("model", &system.model), ("key_variable", &system.key_variable)] {
+            if given.is_some() {
+                self.problem(&key(name), format!("`{name}` is only for a system with an `endpoint`"));
+            }
+        }
+    }
+
+    fn endpoint_system(&mut self, number: &str, system: &ExtraSystem, endpoint: &str) {
+        let key = |name| ["system", number, name];
+        self.url(&key("endpoint"), endpoint);
+        if system.model.is_none() {
+            self.problem(&key("endpoint"), "an endpoint needs `model`");
+        }
+        if system.base_model.is_some() {
+            self.problem(&key("base_model"), "`base_model` is only for a system with an `adapter`");
         }
     }
 
@@ -425,6 +487,48 @@ impl Checker<'_> {
         }
     }
 
+    /// The configuration of a base model that is trained from scratch, and the modules that it has.
+    fn config(&mut self, key: &[&str], path: &Path, vocabulary: Option<usize>) {
+        let json = match std::fs::read(path) {
+            Err(_) if !path.exists() => return self.exists(key, path),
+            Err(error) => return self.problem(key, format!("{}: {error}", path.display())),
+            Ok(text) => serde_json::from_slice::<Value>(&text),
+        };
+        let mut json = match json {
+            Ok(json) if json.is_object() => json,
+            Ok(_) => return self.problem(key, format!("{}: expected a JSON object", path.display())),
+            Err(error) => {
+                return self.problem(key, format!("{}: expected a JSON object: {error}", path.display()));
+            }
+        };
+        // The tokenizer's own take their places, once it is trained.
+        for name in ["bos_token_id", "eos_token_id"] {
+            json[name] = 0.into();
+        }
+        json["vocab_size"] = vocabulary.unwrap_or(MOST_PIECES).clamp(257, MOST_PIECES).into();
+        match Family::read_config(path, &json) {
+            Err(error) => self.problem(key, error.to_string()),
+            Ok(published) => {
+                let wrong = self.experiment.wrong_modules(self.source, published.family, &published.config);
+                self.problems.extend(wrong);
+            }
+        }
+    }
+
+    /// A plain text, of which the first line that is not UTF-8 is named.
+    fn text(&mut self, key: &[&str], path: &Path) {
+        if !path.exists() {
+            return;
+        }
+        let told = match std::fs::File::open(path) {
+            Ok(file) => not_utf8(&mut BufReader::new(file)),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(told) = told {
+            self.problem(key, format!("the text {}: {told}", path.display()));
+        }
+    }
+
     fn template(&mut self, key: &[&str], template: &str) {
         if !super::TEMPLATES.contains(&template) && !Path::new(template).exists() {
             let message = format!(
@@ -435,9 +539,12 @@ impl Checker<'_> {
     }
 
     fn url(&mut self, key: &[&str], url: &str) {
-        if !url.starts_with("http://") && !url.starts_with("https://") {
-            self.problem(key, format!("{url:?}: expected a URL that starts with http:// or https://"));
-        }
+        let wrong = match completions_url(url) {
+            Ok(_) => return,
+            Err(EndpointError::Endpoint { reason, .. }) => reason,
+            Err(error) => error.to_string(),
+        };
+        self.problem(key, format!("{url:?}: expected a URL that starts with http:// or https://: {wrong}"));
     }
 
     fn either(&mut self, section: &[&str], updates: bool, epochs: bool, needed: bool) {
@@ -457,6 +564,15 @@ impl Checker<'_> {
         }
     }
 
+    fn count(&mut self, key: &[&str], value: Option<usize>, most: usize) {
+        self.above_zero(key, value.map(|value| value as f64));
+        if let Some(value) = value
+            && value > most
+        {
+            self.problem(key, format!("{} is {value}: expected at most {most}", last(key)));
+        }
+    }
+
     fn not_negative(&mut self, key: &[&str], value: Option<f64>) {
         if let Some(value) = value
             && !(value >= 0.0 && value.is_finite())
@@ -465,11 +581,15 @@ impl Checker<'_> {
         }
     }
 
+    fn up_to(&mut self, key: &[&str], value: f64, most: f64) {
+        if !(0.0..=most).contains(&value) {
+            self.problem(key, format!("{} is {value}: expected from 0 up to {most}", last(key)));
+        }
+    }
+
     fn share(&mut self, key: &[&str], value: Option<f64>) {
-        if let Some(value) = value
-            && !(0.0..=1.0).contains(&value)
-        {
-            self.problem(key, format!("{} is {value}: expected from 0 up to 1", last(key)));
+        if let Some(value) = value {
+            self.up_to(key, value, 1.0);
         }
     }
 
@@ -492,6 +612,21 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+/// What is wrong with a text that is to be UTF-8, if anything.
+fn not_utf8(text: &mut impl BufRead) -> Option<String> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        match text.read_until(b'\n', &mut line) {
+            Ok(0) => return None,
+            Ok(_) if std::str::from_utf8(&line).is_ok() => {}
+            Ok(_) => return Some(format!("line {number} is not UTF-8")),
+            Err(error) => return Some(error.to_string()),
+        }
+    }
+    None
 }
 
 fn last<'a>(key: &[&'a str]) -> &'a str {

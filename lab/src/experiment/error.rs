@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -52,6 +52,13 @@ pub struct Source {
 }
 
 impl Source {
+    /// Reads an experiment file.
+    pub(super) fn read(path: &Path) -> Result<Self, ExperimentError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ExperimentError::Unreadable { path: path.to_owned(), error })?;
+        Ok(Self { path: path.to_owned(), text })
+    }
+
     /// A problem at a key, given by its path from the top: `["tune", "batch"]`; in an array a number.
     /// Where a key is not there, the problem stands at the last one that is.
     pub fn at(&self, key: &[&str], message: impl Into<String>) -> Problem {

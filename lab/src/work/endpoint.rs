@@ -1,131 +1,186 @@
 //! Answers of a system behind an OpenAI-compatible endpoint.
 
-use std::time::Duration;
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use endpoint::asking::{Check, Endpoint, Question, Reply, Told};
+use endpoint::cache::Cache;
+use endpoint::chat::{completions_url, read_answer};
+use endpoint::settings::EndpointSettings;
 use instructions::prompt::Prompt;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::experiment::{Answer, ExtraSystem};
 use crate::progress::CellProgress;
+use crate::rooms::Kept;
 use crate::stop::Stopped;
 
-/// How often a prompt is sent before its system fails.
-const TRIES: u32 = 5;
-/// The wait after the first failure, doubled after each further one.
-const BACKOFF: Duration = Duration::from_secs(1);
-/// How long a response may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
 /// The paper's longest response.
 const NEW_TOKENS: usize = 256;
 
-/// Asks every prompt as one user turn of its own.
+/// Asks every prompt as one user turn of its own. Responses are kept in the file `kept` as they come: a killed or failed
+/// asking goes on where it was.
 pub(super) fn answer(
     system: &ExtraSystem,
     settings: &Answer,
     prompts: &[Prompt],
+    kept: &Path,
     progress: &CellProgress,
 ) -> Result<Vec<String>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let asker = Asker::new(system, settings)?;
-        let mut responses = Vec::with_capacity(prompts.len());
-        for (number, prompt) in prompts.iter().enumerate() {
-            responses.push(asker.ask(prompt).await.with_context(|| format!("prompt {:?}", prompt.id))?);
-            progress.step(number as u64 + 1, prompts.len() as u64, "prompts");
-            if progress.should_stop() {
-                return Err(Stopped.into());
+    let mut kept = Kept::open(kept, prompts)?;
+    let left: Vec<&Prompt> = prompts.iter().filter(|prompt| !kept.has(prompt)).collect();
+    let questions = left.iter().map(|prompt| question(system, settings, prompt)).collect();
+    // Any text is a response, an empty one too: what it is worth is the gate's and the judge's to say.
+    let check: Arc<Check> = Arc::new(|_, _| Ok(()));
+    let mut unanswered = Vec::new();
+    asked(system)?.ask(questions, &check, &mut |told| {
+        match told {
+            Told::Reply(place, Reply::Text(text)) => kept.add(&left[place].id, &text)?,
+            Told::Reply(place, Reply::Unanswered { reason, .. }) => {
+                unanswered.push(format!("prompt {:?}: {reason}", left[place].id));
             }
+            Told::Retry { .. } => {}
         }
-        Ok(responses)
-    })
-}
-
-struct Asker<'a> {
-    client: reqwest::Client,
-    url: String,
-    model: &'a str,
-    key: Option<String>,
-    settings: &'a Answer,
-}
-
-impl<'a> Asker<'a> {
-    fn new(system: &'a ExtraSystem, settings: &'a Answer) -> Result<Self> {
-        // The first call makes the choice for the whole program; a later one finds it made.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let endpoint = system.endpoint.as_deref().context("a system has neither `adapter` nor `endpoint`")?;
-        let base = endpoint.trim_end_matches('/');
-        let version = if base.ends_with("/v1") { "" } else { "/v1" };
-        let key = match &system.key_variable {
-            Some(name) => Some(
-                std::env::var(name)
-                    .with_context(|| format!("environment variable {name}: expected the endpoint's key"))?,
-            ),
-            None => None,
-        };
-        Ok(Self {
-            client: reqwest::Client::builder().timeout(TIMEOUT).build()?,
-            url: format!("{base}{version}/chat/completions"),
-            model: system.model.as_deref().unwrap_or_default(),
-            key,
-            settings,
-        })
+        progress.step(kept.len() as u64, prompts.len() as u64, "responses");
+        if progress.should_stop() { Err(Stopped.into()) } else { Ok(()) }
+    })?;
+    if let Some(first) = unanswered.first() {
+        bail!(
+            "{} of {} prompts were not answered, and are asked again in the next run: {first}",
+            unanswered.len(),
+            prompts.len()
+        );
     }
+    kept.in_order(prompts)
+}
 
-    async fn ask(&self, prompt: &Prompt) -> Result<String> {
-        let mut body = json!({
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt.prompt}],
-            "max_tokens": self.settings.new_tokens.unwrap_or(NEW_TOKENS),
-            "temperature": 0,
-        });
-        if self.settings.sample == Some(true) {
-            body["temperature"] = json!(self.settings.temperature.unwrap_or(1.0));
-            body["top_p"] = json!(self.settings.top_p.unwrap_or(1.0));
-        }
-        let mut wait = BACKOFF;
-        for attempt in 1.. {
-            match self.once(&body).await {
-                Ok(text) => return Ok(text),
-                Err(Refusal { again: true, .. }) if attempt < TRIES => {
-                    tokio::time::sleep(wait).await;
-                    wait *= 2;
+/// Where and how the prompts go out. The responses are the cell's own to keep, and no price is known.
+fn asked(system: &ExtraSystem) -> Result<Endpoint> {
+    let endpoint = system.endpoint.as_deref().context("a system has neither `adapter` nor `endpoint`")?;
+    let settings =
+        EndpointSettings { key_variable: system.key_variable.clone(), ..EndpointSettings::default() };
+    let url = completions_url(endpoint)?;
+    let client = settings.client(&url)?;
+    let cache = Arc::new(Cache::in_memory()?);
+    Ok(Endpoint { settings, url, client, read: read_answer, cache, keep: false })
+}
+
+fn question(system: &ExtraSystem, settings: &Answer, prompt: &Prompt) -> Question {
+    let mut body = json!({
+        "model": system.model.as_deref().unwrap_or_default(),
+        "messages": [{"role": "user", "content": prompt.prompt}],
+        "max_tokens": settings.new_tokens.unwrap_or(NEW_TOKENS),
+        "temperature": 0,
+    });
+    if settings.sample == Some(true) {
+        body["temperature"] = json!(settings.temperature.unwrap_or(1.0));
+        body["top_p"] = json!(settings.top_p.unwrap_or(1.0));
+    }
+    Question { key: prompt.id.clone(), body: body.to_string(), most: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::sync::Mutex;
+
+    use instructions::language::Language;
+
+    use super::*;
+    use crate::progress::Silent;
+    use crate::stop::Stop;
+
+    /// An endpoint that says of each prompt, by how often it was asked before, its status and headers, and its content.
+    fn serve(
+        says: fn(&str, usize) -> (&'static str, serde_json::Value),
+    ) -> (ExtraSystem, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.expect("a connection"));
+                let (mut line, mut length) = (String::new(), 0);
+                while stream.read_line(&mut line).expect("a header") > 2 {
+                    let header = line.to_lowercase();
+                    length = header
+                        .strip_prefix("content-length:")
+                        .map_or(length, |n| n.trim().parse().expect("a number"));
+                    line.clear();
                 }
-                Err(refusal) => bail!("{}: {}", self.url, refusal.reason),
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).expect("the body");
+                let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+                let prompt = body["messages"][0]["content"].as_str().expect("a prompt").to_owned();
+                let mut all = all.lock().expect("no test panics here");
+                let (status, content) = says(&prompt, all.iter().filter(|other| **other == prompt).count());
+                all.push(prompt);
+                let body = json!({"choices": [{"message": {"content": content}}]}).to_string();
+                let length = body.len();
+                write!(
+                    stream.get_mut(),
+                    "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+                )
+                .expect("an answer");
             }
-        }
-        bail!("{}: no answer", self.url)
+        });
+        let system = ExtraSystem {
+            name: "other".to_owned(),
+            base_model: None,
+            adapter: None,
+            endpoint: Some(endpoint),
+            model: Some("m".to_owned()),
+            key_variable: None,
+        };
+        (system, asked)
     }
 
-    async fn once(&self, body: &Value) -> Result<String, Refusal> {
-        let mut request = self.client.post(&self.url).json(body);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key);
-        }
-        let failed = |error: reqwest::Error| Refusal { again: true, reason: format!("{error:#}") };
-        let response = request.send().await.map_err(failed)?;
-        let status = response.status();
-        let text = response.text().await.map_err(failed)?;
-        if !status.is_success() {
-            let again = status.is_server_error() || status.as_u16() == 429;
-            let said: String = text.chars().take(200).collect();
-            return Err(Refusal { again, reason: format!("answered {status}: {said}") });
-        }
-        let found = serde_json::from_str::<Value>(&text).ok();
-        let content = found.as_ref().and_then(|value| value.pointer("/choices/0/message/content"));
-        match content.and_then(Value::as_str) {
-            Some(content) => Ok(content.to_owned()),
-            None => {
-                let said: String = text.chars().take(200).collect();
-                let reason = format!("expected choices[0].message.content, found {said}");
-                Err(Refusal { again: true, reason })
-            }
-        }
+    fn prompts() -> Vec<Prompt> {
+        let prompt = |id: &&str| Prompt {
+            id: (*id).to_owned(),
+            language: Language::english(),
+            prompt: format!("says {id}"),
+            response_language: None,
+            extra: serde_json::Map::new(),
+        };
+        ["a", "b", "c"].iter().map(prompt).collect()
     }
-}
 
-/// Why a request brought no text, and whether it may next time.
-struct Refusal {
-    again: bool,
-    reason: String,
+    fn ask(system: &ExtraSystem, kept: &Path) -> Result<Vec<String>> {
+        let stop = Stop::default();
+        answer(system, &Answer::default(), &prompts(), kept, &CellProgress::new("answers", &Silent, &stop))
+    }
+
+    #[test]
+    fn who_asks_to_wait_is_waited_for_and_a_response_may_be_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let (system, asked) = serve(|prompt, before| match (prompt, before) {
+            ("says b", 0) => ("429 Too Many Requests\r\nretry-after: 0", json!(null)),
+            ("says c", _) => ("200 OK", json!(null)),
+            _ => ("200 OK", json!(prompt)),
+        });
+        assert_eq!(ask(&system, &folder.path().join("kept")).unwrap(), ["says a", "says b", ""]);
+        assert_eq!(asked.lock().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn what_was_answered_is_kept_and_the_rest_alone_is_asked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (system, asked) = serve(|prompt, before| match (prompt, before) {
+            ("says b", 0) => ("400 Bad Request", json!(null)),
+            _ => ("200 OK", json!(prompt)),
+        });
+        let kept = folder.path().join("kept");
+        let error = ask(&system, &kept).unwrap_err().to_string();
+        assert!(
+            error.starts_with("1 of 3 prompts were not answered") && error.contains("prompt \"b\""),
+            "{error}"
+        );
+        assert_eq!(ask(&system, &kept).unwrap(), ["says a", "says b", "says c"]);
+        let asked = asked.lock().unwrap();
+        assert_eq!((asked.len(), asked.last().map(String::as_str)), (4, Some("says b")));
+    }
 }

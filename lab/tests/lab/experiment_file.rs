@@ -1,7 +1,11 @@
 //! What is said of an experiment file that cannot be run.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use crate::common::{EXPERIMENT, write};
 use lab::experiment::Experiment;
+use lab::inputs::Inputs;
 
 fn said(from: &str, to: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
@@ -43,6 +47,51 @@ fn problems_are_named_with_their_place() {
         ("new_tokens = 4", "new_tokens = 0", &["new_tokens is 0: expected above 0"]),
         ("[answer]", "[judge]\nkind = \"openai\"\n[answer]", &["needs `endpoint`", "needs `model`"]),
         ("[answer]", "[gate]\nlid = \"gone.ftz\"\n[answer]", &["no such file", "gone.ftz"]),
+        (
+            "[answer]",
+            "[judge]\nprice = { prompt = nan, completion = -1000 }\ncap = inf\n[answer]",
+            &[
+                ":31:11: prompt is NaN: expected from 0 up to 1000000000",
+                ":31:25: completion is -1000: expected from 0",
+                ":32:1: cap is inf",
+            ],
+        ),
+        ("seeds = [1, 2]", "minimum_score = nan", &[":6:1: minimum_score is NaN: expected 0 or above"]),
+        ("lr = 0.001", "modules = []", &[":28:1: modules is empty: expected at least one"]),
+        ("lr = 0.001", "rank = 100000000000", &["rank is 100000000000: expected at most 16384"]),
+        ("lr = 0.001", "epochs = 1e30", &[":28:1: epochs is 1", "expected at most 100000"]),
+        (
+            "new_tokens = 4",
+            "new_tokens = 1000000000000\nbeams = 1000000000000",
+            &[
+                "new_tokens is 1000000000000: expected at most 1048576",
+                ":32:1: beams is 1000000000000: expected",
+            ],
+        ),
+        (
+            "rows = 6",
+            "held = \"updates\"\nc = 1000000000000",
+            &[":25:1: c is more updates than a run can have"],
+        ),
+        (
+            "[answer]",
+            "[judge]\nkind = \"openai\"\nendpoint = \"http://\"\nmodel = \"m\"\nbackoff = 1e300\n[answer]",
+            &[":32:1: \"http://\": expected a URL that starts with http://", ":34:1: backoff is 1"],
+        ),
+        (
+            "[answer]",
+            "[[system]]\nname = \"s\"\nendpoint = \"http://host\"\nmodel = \"m\"\nbase_model = \"tiny\"\n[answer]",
+            &[":34:1: `base_model` is only for a system with an `adapter`"],
+        ),
+        (
+            "[answer]",
+            "[[system]]\nname = \"s\"\nadapter = \".\"\nbase_model = \"tiny\"\nkey_variable = \"K\"\n[answer]",
+            &[
+                ":32:1: ",
+                "expected a PEFT folder, with adapter_config.json",
+                ":34:1: `key_variable` is only for",
+            ],
+        ),
         ("[answer]", "[answer", &["small.toml:", ": "]),
         ("fi = \"fi.json\"", "fi = 3", &["expected a path or an array of paths"]),
         ("rows = 6", "rows = 0", &["rows is 0: expected above 0"]),
@@ -74,4 +123,95 @@ fn problems_are_named_with_their_place() {
 fn all_problems_are_told_at_once() {
     let said = said("lr = 0.001", "lr = 0\ncutoff = 0\ndropout = 1");
     assert_eq!(said.lines().count(), 3, "{said}");
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model")
+}
+
+#[test]
+fn what_a_model_from_scratch_is_made_of_is_looked_at() {
+    let config = fs::read_to_string(golden().join("config.json")).unwrap();
+    let scratch = "config = \"m.json\"\ntokenizer_vocabulary = 400\ntext = { en = \"t.txt\" }\n\
+                   [base_model.pretraining]\nupdates = 1\nbatch = 1\ncutoff = 8\nlr = 1\n";
+    let said = |config: &str, text: &[u8], from: &str, to: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("m.json"), config).unwrap();
+        fs::write(folder.path().join("t.txt"), text).unwrap();
+        let experiment = EXPERIMENT.replace("path = \"tiny.gguf\"\n", scratch);
+        let experiment = experiment.replacen(from, to, 1);
+        Experiment::load(&write(folder.path(), &experiment))
+            .map_or_else(|error| error.to_string(), |_| String::new())
+    };
+    assert_eq!(said(&config, b"A text.\n", "", ""), "");
+    for wrong in ["[1]", "{", "\"llama\""] {
+        let said = said(wrong, b"A text.\n", "", "");
+        assert!(said.contains(":10:1: ") && said.contains("m.json: expected a JSON object"), "{said}");
+    }
+    assert!(said("{}", b"A text.\n", "", "").contains("model_type"));
+    let told = said(&config, b"A text.\n\xff\n", "", "");
+    assert!(told.contains("small.toml:12:10: ") && told.contains("t.txt: line 2 is not UTF-8"), "{told}");
+    let told = said(&config, b"A text.\n", "lr = 0.001", "modules = [\"foo\"]");
+    assert!(told.contains("module `foo` is none of a llama model's; expected one of q_proj"), "{told}");
+    let told = said(&config, b"A text.\n", "vocabulary = 400", "vocabulary = 100000000000");
+    assert!(
+        told.contains(":11:1: tokenizer_vocabulary is 100000000000") && told.contains("at most 1048576"),
+        "{told}"
+    );
+}
+
+#[test]
+fn models_and_keys_that_are_named_are_looked_for() {
+    let said = |from: &str, to: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let text = EXPERIMENT.replace("tiny.gguf", &golden().display().to_string()).replacen(from, to, 1);
+        let path = write(folder.path(), &text);
+        let experiment = Experiment::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        experiment.open_named(&path).map_or_else(|error| error.to_string(), |()| String::new())
+    };
+    assert_eq!(said("", ""), "");
+    let broken = said(&golden().display().to_string(), "tiny.gguf");
+    assert!(broken.contains("small.toml:10:1: ") && broken.contains("tiny.gguf"), "{broken}");
+    let modules = said("lr = 0.001", "lora = { modules = [\"q_proj\", \"foo\"] }");
+    assert!(modules.contains(":28:10: module `foo` is none of a llama model's"), "{modules}");
+    let lid = said("[answer]", "[gate]\nlid = \"en.json\"\n[answer]");
+    assert!(lid.contains(":31:1: fastText model") && lid.contains("en.json"), "{lid}");
+    let template = said(
+        "[answer]",
+        "[judge]\nkind = \"local\"\npath = \"tiny.gguf\"\nprompt_template = \"en.json\"\n[answer]",
+    );
+    assert!(template.contains(":33:1: ") && template.contains("en.json"), "{template}");
+    let openai = "kind = \"openai\"\nendpoint = \"http://host\"\nmodel = \"m\"";
+    let key = "key_variable = \"POLYPACA_NO_SUCH_KEY\"";
+    let judge = said("[answer]", &format!("[judge]\n{openai}\n{key}\n[answer]"));
+    assert!(judge.contains(":34:1: environment variable POLYPACA_NO_SUCH_KEY: expected"), "{judge}");
+    let openai = "name = \"s\"\nendpoint = \"http://host\"\nmodel = \"m\"";
+    let system = said("[answer]", &format!("[[system]]\n{openai}\n{key}\n[answer]"));
+    assert!(system.contains(":34:1: environment variable POLYPACA_NO_SUCH_KEY: expected"), "{system}");
+}
+
+#[test]
+fn why_nothing_of_a_file_could_be_used_is_told() {
+    for (name, text, expected) in [
+        ("prompts-fi.jsonl", "{\"id\": \"a\"}\n", "no prompt in `fi`"),
+        (
+            "fi.json",
+            "[{\"instruction\": \"?\", \"input\": \"\", \"output\": \"\"}]",
+            "no instruction row in `fi`",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), EXPERIMENT);
+        fs::write(folder.path().join(name), text).unwrap();
+        let error = Inputs::read(&Experiment::load(&path).unwrap()).unwrap_err().to_string();
+        let (said, why) = error.split_once(" could be used: ").unwrap_or_else(|| panic!("{error}"));
+        assert!(said.starts_with(expected) && why.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn the_quickstart_is_in_order() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/quickstart.toml");
+    let experiment = Experiment::load(&path).unwrap_or_else(|error| panic!("{error}"));
+    experiment.open_named(&path).unwrap_or_else(|error| panic!("{error}"));
 }

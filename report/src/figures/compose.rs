@@ -1,5 +1,7 @@
 //! What all figures share: who is in them, how each recipe looks, and what its marks say.
 
+use std::collections::BTreeSet;
+
 use super::plot::{Bar, Figure, Key, Marker, Point, Series, Style};
 use crate::read::Records;
 use crate::records::{BaseModel, Experiment, Language, SystemKind};
@@ -28,6 +30,7 @@ pub fn figures(records: &Records, results: &Results) -> Vec<Figure> {
     figures.extend(composer.learning(records));
     figures.extend(composer.confusion(records));
     figures.extend(composer.fertility());
+    tell_apart(&mut figures);
     let caption = records.experiment.judge.caption();
     for figure in &mut figures {
         figure.explain_what_is_left_out();
@@ -39,6 +42,23 @@ pub fn figures(records: &Records, results: &Results) -> Vec<Figure> {
         }
     }
     figures
+}
+
+/// Gives each figure an id of its own, for each has files of that name: `a/b` and `a-b` are alike as parts of one. The
+/// first keeps its id, the next ones have a number.
+fn tell_apart(figures: &mut [Figure]) {
+    let mut taken: BTreeSet<String> = figures.iter().map(|figure| figure.id.clone()).collect();
+    let mut met = BTreeSet::new();
+    for figure in figures {
+        if met.insert(figure.id.clone()) {
+            continue;
+        }
+        let mut number = 2;
+        while !taken.insert(format!("{}-{number}", figure.id)) {
+            number += 1;
+        }
+        figure.id = format!("{}-{number}", figure.id);
+    }
 }
 
 /// Where a mark's cell stands, its value and its interval.
@@ -232,5 +252,27 @@ pub(super) fn language_title(language: &Language) -> String {
     match &language.native_name {
         Some(native) if *native != language.name => format!("{} · {native}", language.name),
         _ => language.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_alike_as_files_are_told_apart() {
+        let figure = |family: &str| Figure {
+            id: format!("scores-{}", slug(family)),
+            title: String::new(),
+            caption: String::new(),
+            columns: 1,
+            panel_size: (1, 1),
+            legend: Vec::new(),
+            panels: Vec::new(),
+        };
+        let mut figures: Vec<Figure> = ["a/b", "a-b", "a-b-2", "A b"].map(figure).into_iter().collect();
+        tell_apart(&mut figures);
+        let ids: Vec<&str> = figures.iter().map(|figure| figure.id.as_str()).collect();
+        assert_eq!(ids, ["scores-a-b", "scores-a-b-3", "scores-a-b-2", "scores-a-b-4"]);
     }
 }

@@ -1,0 +1,79 @@
+//! What an experiment file names, opened: models, the judge's wording, and the keys of endpoints.
+
+use std::path::Path;
+
+use endpoint::settings::EndpointSettings;
+use engine::decoder::config::DecoderConfig;
+use judge::identify::FastText;
+use judge::prompt_template::PromptTemplate;
+use model::adapter::{AdapterConfig, Targets};
+use model::{BaseModel, Family};
+
+use super::{Experiment, ExperimentError, JudgeKind, Method, Problem, Source};
+
+impl Experiment {
+    /// Opens the base models, the gate's model and the judge's wording, and looks for the endpoints' keys, so that what
+    /// is wrong with them is told before any work and at its place in the file. For whoever plans or runs the whole: a
+    /// job on a cluster's node may have no key, and asks nobody.
+    ///
+    /// # Errors
+    /// Every problem found, each with file, line and column.
+    pub fn open_named(&self, path: &Path) -> Result<(), ExperimentError> {
+        let source = Source::read(path)?;
+        let mut problems = Vec::new();
+        for (number, model) in self.base_model.iter().enumerate() {
+            let Some(path) = &model.path else { continue };
+            match BaseModel::open(path) {
+                Ok(base) => problems.extend(self.wrong_modules(&source, base.family(), base.config())),
+                Err(error) => {
+                    let key = ["base_model", &number.to_string(), "path"];
+                    problems.push(source.at(&key, format!("{:#}", anyhow::Error::from(error))));
+                }
+            }
+        }
+        if let Some(Err(error)) = self.gate.lid.as_deref().map(|lid| FastText::open(lid, None)) {
+            problems.push(source.at(&["gate", "lid"], error.to_string()));
+        }
+        if let Some(Err(error)) = self.judge.prompt_template.as_deref().map(PromptTemplate::from_file) {
+            problems.push(source.at(&["judge", "prompt_template"], error.to_string()));
+        }
+        if self.judge.kind == JudgeKind::Openai {
+            problems.extend(missing_key(
+                &source,
+                &["judge", "key_variable"],
+                self.judge.key_variable.as_ref(),
+            ));
+        }
+        for (number, system) in self.system.iter().enumerate() {
+            let key = ["system", &number.to_string(), "key_variable"];
+            problems.extend(missing_key(&source, &key, system.key_variable.as_ref()));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ExperimentError::Problems(problems)) }
+    }
+
+    /// Modules that are to have an adapter and that a base model does not have: each family has names of its own.
+    pub(super) fn wrong_modules(
+        &self,
+        source: &Source,
+        family: Family,
+        config: &DecoderConfig,
+    ) -> Option<Problem> {
+        if !self.experiment.methods.contains(&Method::Lora) {
+            return None;
+        }
+        let modules = self.tune.for_method(Method::Lora).modules.filter(|modules| !modules.is_empty())?;
+        let own = self.tune.lora.as_ref().is_some_and(|own| own.modules.is_some());
+        let key: &[&str] = if own { &["tune", "lora", "modules"] } else { &["tune", "modules"] };
+        let adapter = AdapterConfig { targets: Targets::Names(modules), ..AdapterConfig::paper(family) };
+        match adapter.modules(family, config) {
+            Err(model::Error::Adapter { reason, .. }) => Some(source.at(key, reason)),
+            Err(error) => Some(source.at(key, error.to_string())),
+            Ok(_) => None,
+        }
+    }
+}
+
+fn missing_key(source: &Source, place: &[&str], variable: Option<&String>) -> Option<Problem> {
+    let settings = EndpointSettings { key_variable: variable.cloned(), ..EndpointSettings::default() };
+    settings.key().err().map(|error| source.at(place, error.to_string()))
+}
