@@ -9,6 +9,7 @@ mod identify;
 mod judge;
 mod loss;
 mod merge;
+mod places;
 mod plan;
 mod rate;
 mod report;

@@ -475,3 +475,50 @@ fn faults_planted_in_all_real_rows_are_found() {
         assert!(recall >= 0.95 && precision >= 0.9, "{kind}: recall {recall}, precision {precision}");
     }
 }
+
+#[test]
+fn nothing_that_is_read_is_written_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut english = small("en");
+    english[2]["output"] = "".into();
+    write(&folder.join("en.json"), &english);
+    let before = fs::read(folder.join("en.json")).expect("the set");
+    let mixed = run(folder, &["mix", "en=en.json", "--recipe", "english", "--out", "mixes"]);
+    assert!(mixed.status.success(), "{}", said(&mixed));
+    let mix = fs::read(folder.join("mixes/english/rows.jsonl")).expect("a mix");
+    for flags in [
+        &["check", "en=en.json", "--skip-languages", "--faults", "./en.json"][..],
+        &["check", "en=en.json", "--skip-languages", "--clean", "."],
+        &["check", "en=./en.json", "--skip-languages", "--clean", "mixes/.."],
+        &["check", "en=en.json", "--skip-languages", "--clean", "c", "--faults", "./en.json"],
+        &["translate", "en.json", "--from", "en", "--to", "fi", "--out", "mixes/../en.json", "--engine"],
+        &[
+            "translate",
+            "en.json",
+            "--from",
+            "en",
+            "--to",
+            "fi",
+            "--cache",
+            "en.json",
+            "--out",
+            "fi.json",
+            "--engine",
+        ],
+        &["mix", "en=mixes/english/rows.jsonl", "--recipe", "english", "--out", "./mixes"],
+    ] {
+        let engine = ["libretranslate", "--endpoint", "http://127.0.0.1:9"];
+        let more = if flags[0] == "translate" { &engine[..] } else { &[] };
+        let output = run(folder, &[flags, more].concat());
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {}", said(&output));
+        assert!(said(&output).contains("is read too; expected another place"), "{}", said(&output));
+        assert_eq!(fs::read(folder.join("en.json")).expect("the set"), before, "{flags:?}");
+        assert_eq!(fs::read(folder.join("mixes/english/rows.jsonl")).expect("the mix"), mix, "{flags:?}");
+        assert_eq!(fs::read_dir(folder).expect("the folder").count(), 2, "{flags:?}: nothing new");
+    }
+    let twice = ["check", "en=en.json", "--skip-languages", "--clean", ".", "--form", "jsonl", "--faults"];
+    let output = run(folder, &[&twice[..], &["cleaned.jsonl"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("is written by --faults too"), "{}", said(&output));
+}

@@ -15,6 +15,7 @@ use instructions::template::{Template, TemplateChoice};
 use lab::progress;
 use serde_json::json;
 
+use super::places::check_outputs;
 use super::tune::{load_template, open};
 use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
@@ -128,6 +129,7 @@ impl Answer {
     }
 
     fn run_on<K: Kernels>(self, kernels: K, output: &Output) -> Result<ExitCode, Failure> {
+        self.check_places()?;
         let decoding = self.decoding();
         decoding.check().map_err(|fault| Failure::wrong_input(anyhow!("decoding: {fault}")))?;
         let reading = read_prompts(&self.prompts, self.language.as_ref()).map_err(Failure::wrong_input)?;
@@ -177,11 +179,21 @@ impl Answer {
                 "tokens_per_second": speed,
             }))?;
         }
-        eprintln!(
+        output.note(format!(
             "{} responses, {tokens} new tokens in {seconds:.1} s: {speed:.1} tokens/s",
             responses.len()
-        );
+        ));
         Ok(if left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Nothing that is read may be written over.
+    fn check_places(&self) -> Result<(), Failure> {
+        let template = match &self.template {
+            TemplateChoice::File(path) => Some(path),
+            _ => None,
+        };
+        let inputs = [&self.prompts, &self.model].into_iter().chain(template);
+        check_outputs(&[("--out", self.out.clone())], inputs.map(PathBuf::as_path))
     }
 
     fn decoding(&self) -> Decoding {

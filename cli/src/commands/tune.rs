@@ -27,6 +27,7 @@ use tune::{
     Supervise, UpdateMetrics, ValidationMetrics,
 };
 
+use super::places::check_outputs;
 use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -381,6 +382,9 @@ impl Tune {
         if self.method == Method::Full && self.init_adapter.is_some() {
             return Err(Failure::wrong_input(anyhow!("--init-adapter: expected --method lora, found full")));
         }
+        let files = self.data.data.iter().map(|file| file.path.as_path()).chain(self.init_config.as_deref());
+        let metrics: Vec<_> = self.metrics.iter().map(|path| ("--metrics", path.clone())).collect();
+        check_outputs(&metrics, files)?;
         // The weights are read from the base model's files as long as the tuning goes.
         if let (Ok(model), Ok(out)) = (fs::canonicalize(&self.model), fs::canonicalize(&self.out))
             && model == out

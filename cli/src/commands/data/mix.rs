@@ -1,6 +1,6 @@
 //! `polypaca data mix`: the mixes of recipes under a budget.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,9 +17,13 @@ use tune::cost::{Shape, sequence_flops};
 use tune::{Method, Preset, Settings, TokenCounter};
 
 use super::{Read, RowBar, SetFile, Tokenized, read};
+use crate::commands::places::check_outputs;
 use crate::commands::tune::{load_template, named, open};
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// A mix's files in its folder.
+const FILES: [&str; 3] = ["rows.jsonl", "validation.jsonl", "manifest.json"];
 
 /// Makes the mixes of recipes: a folder each, with rows.jsonl, validation.jsonl and manifest.json
 #[derive(Debug, Args)]
@@ -92,6 +96,7 @@ pub(crate) struct Mix {
 impl Mix {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let (recipes, budget) = self.recipes()?;
+        self.check_places(&recipes)?;
         let Read { sets, .. } = read(&self.files, output)?;
         let model = self.model.as_deref().map(|path| open(path, output)).transpose()?;
         let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
@@ -177,6 +182,24 @@ impl Mix {
         let recipes =
             self.recipe.iter().map(find).collect::<anyhow::Result<_>>().map_err(Failure::wrong_input)?;
         Ok((recipes, budget))
+    }
+
+    /// Nothing that is read may be written over: a mix's rows are a set too. A mix has its recipe's name, or that with a
+    /// language or the number of languages behind it.
+    fn check_places(&self, recipes: &[Recipe]) -> Result<(), Failure> {
+        let given = self.languages();
+        let mut outputs = BTreeSet::new();
+        for recipe in recipes {
+            let languages = if recipe.languages.is_empty() { &given } else { &recipe.languages };
+            let numbered = (1..=languages.len()).map(|number| format!("-{number}"));
+            let ends = languages.iter().map(|language| format!("-{language}")).chain(numbered);
+            for end in ends.chain([String::new()]) {
+                let folder = self.out.join(format!("{}{end}", recipe.name));
+                outputs.extend(FILES.map(|file| ("--out", folder.join(file))));
+            }
+        }
+        let inputs = self.files.iter().map(|file| file.path.as_path()).chain(self.recipes.as_deref());
+        check_outputs(&outputs.into_iter().collect::<Vec<_>>(), inputs)
     }
 
     /// The languages in the order in which they are given.

@@ -27,8 +27,15 @@ use instructions::record::{Record, read_records, write_records};
 use judge::identify::{Identifier, identifier};
 use serde_json::{Value, json};
 
+use crate::commands::places::check_outputs;
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// What the names of the files beside the translated set end in.
+const DROPPED: &str = "dropped.jsonl";
+const FLAGGED: &str = "flagged.jsonl";
+const PASSED: &str = "passed.jsonl";
+const MANIFEST: &str = "manifest.json";
 
 /// Translates a set. Run again, it asks only for what is missing. Exit code 1 if rows are left unanswered
 #[derive(Debug, Args)]
@@ -191,6 +198,7 @@ impl FromStr for OwnCode {
 
 impl Translate {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        self.check_places()?;
         let reading = read_records(&self.set, &self.from).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
@@ -233,6 +241,16 @@ impl Translate {
         self.write(&translated, &settings, &*translator).map_err(Failure::failed)?;
         self.tell(&translated, output)?;
         Ok(if translated.unanswered() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Nothing that is read may be written over.
+    fn check_places(&self) -> Result<(), Failure> {
+        let beside = [DROPPED, FLAGGED, PASSED, MANIFEST].map(|end| ("--out", self.beside(end)));
+        let mut outputs = vec![("--out", self.out.clone())];
+        outputs.extend(beside);
+        outputs.push(("--cache", self.cache_path()));
+        let more = [&self.wording, &self.prices, &self.lid].into_iter().flatten();
+        check_outputs(&outputs, std::iter::once(&self.set).chain(more).map(PathBuf::as_path))
     }
 
     /// Rows of a set are in its language: what names another was not meant to be read as this one.
@@ -368,10 +386,10 @@ impl Translate {
         settings: &TranslateSettings,
         translator: &dyn Translator,
     ) -> Result<()> {
-        write_json_lines(&self.beside("dropped.jsonl"), &translated.dropped)?;
-        write_json_lines(&self.beside("flagged.jsonl"), &translated.flagged)?;
+        write_json_lines(&self.beside(DROPPED), &translated.dropped)?;
+        write_json_lines(&self.beside(FLAGGED), &translated.flagged)?;
         if self.breaking == BreakingRows::Pass {
-            write_records(&self.beside("passed.jsonl"), &translated.passed)?;
+            write_records(&self.beside(PASSED), &translated.passed)?;
         }
         write_translated(&self.out, &translated.rows, settings.origin())?;
         let manifest = json!({
@@ -385,7 +403,7 @@ impl Translate {
             "rounds": self.rounds,
             "counts": counts(translated),
         });
-        write_json(&self.beside("manifest.json"), &manifest)
+        write_json(&self.beside(MANIFEST), &manifest)
     }
 
     fn tell(&self, translated: &Translated, output: &Output) -> Result<(), Failure> {
