@@ -17,6 +17,7 @@ mod run;
 mod serve;
 mod store;
 mod tune;
+mod values;
 mod verify;
 mod watch;
 

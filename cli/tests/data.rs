@@ -522,3 +522,29 @@ fn nothing_that_is_read_is_written_over() {
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("is written by --faults too"), "{}", said(&output));
 }
+
+#[test]
+fn numbers_that_cannot_be_are_refused_by_their_flag() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    write(&folder.join("en.json"), &small("en"));
+    let check = ["check", "en=en.json", "--skip-languages"];
+    let mix = ["mix", "en=en.json", "--recipe", "english", "--out", "mixes"];
+    let updates = [&mix[..], &["--held", "updates"]].concat();
+    for (command, flag) in [
+        (&check[..], "--length-factor=nan"),
+        (&check, "--length-factor=0"),
+        (&check, "--length-factor=-1"),
+        (&updates, "--epochs=0"),
+        (&updates, "--batch=0"),
+        (&mix, "--budget=0"),
+        (&mix, "--epochs=3"),
+        (&mix, "--batch=16"),
+    ] {
+        let output = run(folder, &[command, &[flag]].concat());
+        assert_eq!(output.status.code(), Some(2), "{flag}: {}", said(&output));
+        let name = flag.split('=').next().expect("a flag");
+        assert!(said(&output).contains(name), "{flag}: {}", said(&output));
+    }
+    assert!(!folder.join("mixes").exists());
+}

@@ -70,6 +70,13 @@ impl EndpointSettings {
                 return wrong("requests a minute", "more than 0", rate.to_string());
             }
         }
+        if let Some(price) = self.price {
+            // A price that is none, or below 0, would keep no cap.
+            let sum = price.prompt + price.completion;
+            if !(price.prompt >= 0.0 && price.completion >= 0.0 && sum.is_finite()) {
+                return wrong("the price", "dollars, at least 0", format!("{price:?}"));
+            }
+        }
         if let Some(cap) = self.cap {
             if !(0.0..=1e9).contains(&cap) {
                 return wrong("--cap", "dollars, at least 0", cap.to_string());

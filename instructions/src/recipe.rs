@@ -207,6 +207,7 @@ impl RecipeFile {
     /// Names the line or the recipe, and what is wrong with it.
     pub fn parse(text: &str) -> Result<Self> {
         let file: Self = toml::from_str(text)?;
+        file.budget.check()?;
         for (index, recipe) in file.recipe.iter().enumerate() {
             recipe.check()?;
             if file.recipe[..index].iter().any(|other| other.name == recipe.name) {
@@ -401,6 +402,10 @@ mod tests {
         ] {
             let error = RecipeFile::parse(&format!("[[recipe]]\nname = \"r\"\n{text}\n")).expect_err(text);
             assert!(format!("{error:#}").contains(said), "{error:#}");
+        }
+        for key in ["c", "batch", "epochs"] {
+            let error = RecipeFile::parse(&format!("[budget]\n{key} = 0\n")).expect_err(key);
+            assert!(error.to_string().contains(&format!("`{key}` is 0: expected at least 1")), "{error:#}");
         }
     }
 }

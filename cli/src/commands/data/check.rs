@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 use super::{Read, RowBar, SetFile, Tokenized, read};
 use crate::commands::identify::probability;
 use crate::commands::places::check_outputs;
+use crate::commands::values::at_least_1;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -56,7 +57,7 @@ pub(crate) struct Check {
     threshold: f64,
 
     /// An output is too long or too short from this many times its expected length on
-    #[arg(long, value_name = "X", default_value_t = CheckOptions::default().length_factor)]
+    #[arg(long, value_parser = at_least_1, value_name = "X", default_value_t = CheckOptions::default().length_factor)]
     length_factor: f64,
 
     /// Test prompts that no row may hold: LANGUAGE=FILE.jsonl

@@ -19,6 +19,7 @@ use tune::{Method, Preset, Settings, TokenCounter};
 use super::{Read, RowBar, SetFile, Tokenized, read};
 use crate::commands::places::check_outputs;
 use crate::commands::tune::{load_template, named, open};
+use crate::commands::values::one_or_more;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -45,15 +46,15 @@ pub(crate) struct Mix {
     held: Option<Held>,
 
     /// C, the cost of one monolingual run, in what is held; what the smallest set costs unless given
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", value_parser = one_or_more::<u64>())]
     budget: Option<u64>,
 
     /// With --held updates: sequences an update [default: as in --recipes, or 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<u64>())]
     batch: Option<u64>,
 
     /// With --held updates: passes over the smallest set [default: as in --recipes, or 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<u64>())]
     epochs: Option<u64>,
 
     /// Rows of each set that are held out for validation
@@ -164,6 +165,14 @@ impl Mix {
         };
         let mut budget = own.budget;
         budget.held = self.held.unwrap_or(budget.held);
+        for (flag, given) in [("batch", self.batch), ("epochs", self.epochs)] {
+            if given.is_some() && budget.held != Held::Updates {
+                return Err(Failure::wrong_input(anyhow!(
+                    "--{flag}: is only for --held updates; found {}",
+                    budget.held
+                )));
+            }
+        }
         budget.c = self.budget.or(budget.c);
         budget.batch = self.batch.unwrap_or(budget.batch);
         budget.epochs = self.epochs.unwrap_or(budget.epochs);
