@@ -15,6 +15,7 @@ use instructions::parallel::{ParallelDifference, record_differences};
 use instructions::prompt::{Prompt, read_prompts};
 use instructions::recipe::Origin;
 use instructions::record::write_set;
+use instructions::text::has_visible_text;
 use judge::identify::identifier;
 use serde_json::{Map, Value, json};
 
@@ -109,7 +110,7 @@ impl Form {
 
 impl Check {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let Read { sets, left_out } = read(&self.files, output)?;
+        let Read { sets, left_out, .. } = read(&self.files, output)?;
         self.check_places(&sets)?;
         let prompts = self.read_prompts(output)?;
         let report = self.check(&sets, &prompts, output)?;
@@ -145,7 +146,7 @@ impl Check {
             true => None,
             false => Some(identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?),
         };
-        let identified = |text: &&String| !text.trim().is_empty() && text.chars().count() >= self.shortest;
+        let identified = |text: &&String| has_visible_text(text) && text.chars().count() >= self.shortest;
         let texts = sets
             .iter()
             .flat_map(|set| &set.records)
