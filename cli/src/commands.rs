@@ -6,6 +6,7 @@ mod chat;
 mod data;
 mod experiment;
 mod identify;
+#[expect(clippy::print_stderr, reason = "two lines of its bar, which are to be Output's notes")]
 mod judge;
 mod loss;
 mod merge;

@@ -98,6 +98,8 @@ pub(crate) fn log(color: Color) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // Else a message that cannot be written would be told of on standard error, with a panic where that is full.
+        .log_internal_errors(false)
         .event_format(LikeOutput { color: colored(color) })
         .init();
 }

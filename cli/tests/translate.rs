@@ -202,3 +202,17 @@ fn flags_that_would_do_nothing_are_refused_by_name() {
     let left: Vec<_> = files.filter(|name| !name.to_string_lossy().contains(".cache.sqlite")).collect();
     assert_eq!(left, ["set.json"]);
 }
+
+/// A full disk behind standard error, where messages go: the work is what counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn messages_that_cannot_be_written_do_not_end_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = json!([{"instruction": "Tell me a story about Kassandra.", "output": "No."}]);
+    fs::write(folder.path().join("set.json"), set.to_string()).unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut translating = command(folder.path(), "http://127.0.0.1:9", &[]);
+    let status = translating.stdout(Stdio::null()).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(lines(&folder.path().join("fi.jsonl.dropped.jsonl"))[0]["fault"], "unanswered");
+}

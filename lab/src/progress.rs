@@ -1,7 +1,7 @@
 //! How a run tells how far it is: bars on a terminal, plain lines elsewhere, always on standard error.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -112,44 +112,49 @@ pub struct Lines {
 
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
+/// A line on standard error. One that takes none is told nothing; the work goes on.
+fn tell(line: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+}
+
 impl Progress for Lines {
     fn begin(&self, cells: usize, missing: &[&str]) {
-        eprintln!("{cells} cells, {} to do", missing.len());
+        tell(format!("{cells} cells, {} to do", missing.len()));
     }
 
     fn cell(&self, label: &str) {
         if let Ok(mut last) = self.last.lock() {
             last.insert(label.to_owned(), Instant::now());
         }
-        eprintln!("{label} ...");
+        tell(format!("{label} ..."));
     }
 
     fn step(&self, label: &str, done: u64, total: u64, message: &str) {
         let Ok(mut last) = self.last.lock() else { return };
         if last.get(label).is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
             last.insert(label.to_owned(), Instant::now());
-            eprintln!("  {label} {done}/{total} {message}");
+            tell(format!("  {label} {done}/{total} {message}"));
         }
     }
 
     fn done(&self, label: &str, took: Duration) {
-        eprintln!("{label} done in {:.1} s", took.as_secs_f64());
+        tell(format!("{label} done in {:.1} s", took.as_secs_f64()));
     }
 
     fn failed(&self, label: &str, reason: &str) {
-        eprintln!("{label} failed: {reason}");
+        tell(format!("{label} failed: {reason}"));
     }
 
     fn stopped(&self, label: &str) {
-        eprintln!("{label} stopped");
+        tell(format!("{label} stopped"));
     }
 
     fn note(&self, message: &str) {
-        eprintln!("{message}");
+        tell(message);
     }
 
     fn warn(&self, message: &str) {
-        eprintln!("warning: {message}");
+        tell(format!("warning: {message}"));
     }
 }
 

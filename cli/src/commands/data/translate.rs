@@ -231,7 +231,7 @@ impl Translate {
             translator: &*translator,
             cache: &cache,
             identify: identify.as_ref().map(|identify| identify as &Identify<'_>),
-            progress: &Bar::default(),
+            progress: &Bar::new(output),
         };
         let settings = self.settings();
         if self.estimate {
@@ -525,26 +525,25 @@ fn counts(translated: &Translated) -> Value {
 }
 
 /// A bar on a terminal, a line in some hundreds elsewhere.
-struct Bar {
+struct Bar<'a> {
     bar: ProgressBar,
     translated: AtomicUsize,
-}
-
-impl Default for Bar {
-    fn default() -> Self {
-        Self { bar: ProgressBar::no_length(), translated: AtomicUsize::new(0) }
-    }
+    output: &'a Output,
 }
 
 const LINE_EVERY: usize = 500;
 
-impl Bar {
+impl<'a> Bar<'a> {
+    fn new(output: &'a Output) -> Self {
+        Self { bar: ProgressBar::no_length(), translated: AtomicUsize::new(0), output }
+    }
+
     fn say(&self, line: String) {
-        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+        if self.bar.is_hidden() { self.output.note(line) } else { self.bar.println(line) }
     }
 }
 
-impl Progress for Bar {
+impl Progress for Bar<'_> {
     fn begin(&self, round: u32, total: usize, known: usize) {
         if round > 0 && total > 0 {
             self.say(format!("round {}: {total} texts once more", round + 1));
@@ -557,7 +556,7 @@ impl Progress for Bar {
         self.bar.inc(1);
         let done = self.translated.fetch_add(1, Ordering::Relaxed) + 1;
         if self.bar.is_hidden() && done.is_multiple_of(LINE_EVERY) {
-            eprintln!("{done} texts translated");
+            self.output.note(format!("{done} texts translated"));
         }
     }
 
