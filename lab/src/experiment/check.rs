@@ -3,20 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use instructions::files::is_file_name;
 use instructions::language::Language;
 use instructions::recipe::Recipe;
 
 use super::error::nearest;
 use super::{Experiment, Files, Held, JudgeKind, Method, Preset, Problem, Source, Tune};
 use crate::settings;
-
-/// Whether a name can be a folder's on every system.
-pub fn is_file_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.chars().all(|letter| letter.is_alphanumeric() || "-_.".contains(letter))
-        && !name.starts_with('.')
-        && !name.ends_with('.')
-}
 
 /// Every problem of an experiment whose paths are resolved.
 pub(super) fn check(experiment: &Experiment, source: &Source) -> Vec<Problem> {
@@ -134,8 +127,7 @@ impl Checker<'_> {
             if Recipe::PAPER.contains(&recipe.name.as_str()) || !is_file_name(&recipe.name) {
                 let message = format!("a recipe of one's own cannot be named `{}`", recipe.name);
                 self.problem(&["recipe", &number, "name"], message);
-            }
-            if let Err(error) = recipe.check() {
+            } else if let Err(error) = recipe.check() {
                 self.problem(&["recipe", &number], format!("{error:#}"));
             }
             for language in &recipe.languages {
