@@ -98,7 +98,7 @@ impl Mix {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let (recipes, budget) = self.recipes()?;
         self.check_places(&recipes)?;
-        let Read { sets, .. } = read(&self.files, output)?;
+        let Read { sets, problems, .. } = read(&self.files, output)?;
         let model = self.model.as_deref().map(|path| open(path, output)).transpose()?;
         let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
         let tokenizer =
@@ -127,7 +127,12 @@ impl Mix {
         let held = options.budget.held;
         let mut told: Vec<Told> = Vec::new();
         let mut written = Ok(());
-        let made = for_each_mix(&recipes, &sets, &options, |mix| {
+        let made = for_each_mix(&recipes, &sets, &options, |mut mix| {
+            for (language, problems) in &problems {
+                if mix.manifest.languages.contains_key(language) {
+                    mix.manifest.add_unread(language, problems);
+                }
+            }
             written = mix.write(&self.out.join(&mix.name));
             told.push(Told::new(&mix));
             if written.is_err() { bail!("a mix could not be written") } else { Ok(()) }
