@@ -294,15 +294,23 @@ fn datasets_and_models_come_from_the_hub_by_name() {
     let (hostile, private) = (fetch("lab/hostile", &[]), fetch("lab/private", &[]));
     let gone = fetch("lab/alpaca", &["--file", "data/train-9.parquet"]);
     let missing = fetch("lab/none", &[]);
-    for (output, expected) in [
-        (hostile, "names a file `../../train.json`, outside of it"),
-        (private, "HF_TOKEN opens it"),
-        (gone, "has no file `data/train-9.parquet`"),
-        (missing, "there is no such repository"),
+    let (split, other) = (fetch("lab/alpaca", &["--split", "odd"]), fetch("lab/alpaca", &["--folder", "fi"]));
+    for (output, code, expected) in [
+        (hostile, 1, "names a file `../../train.json`, outside of it"),
+        (private, 1, "HF_TOKEN opens it"),
+        (missing, 1, "there is no such repository"),
+        (gone, 2, "has no file `data/train-9.parquet`"),
+        (split, 2, "has no file with rows of the split `odd`"),
+        (other, 2, "in fi: its files are"),
     ] {
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
         assert!(said(&output).contains(expected), "{}", said(&output));
     }
+    let before = asked.lock().expect("a list").len();
+    let odd = with_hub(&["data", "fetch", "lab/alpaca", "--language", "en", "--out", "rows.txt"]);
+    assert_eq!(odd.status.code(), Some(2), "{}", said(&odd));
+    assert!(said(&odd).contains("ends in .json, .jsonl or .parquet"), "{}", said(&odd));
+    assert_eq!(asked.lock().expect("a list").len(), before, "nothing was asked");
 
     write(&folder.join("few.json"), &small("en"));
     let loss = with_hub(&["loss", "--model", "lab/small", "--data", "few.json", "--json"]);
@@ -547,4 +555,46 @@ fn numbers_that_cannot_be_are_refused_by_their_flag() {
         assert!(said(&output).contains(name), "{flag}: {}", said(&output));
     }
     assert!(!folder.join("mixes").exists());
+}
+
+#[test]
+fn a_mix_lists_the_rows_that_could_not_be_read_and_keeps_its_hash() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut english = small("en");
+    write(&folder.join("whole.json"), &english);
+    english.push(json!({"id": "odd", "instruction": 7, "output": "x"}));
+    english.push(json!(5));
+    write(&folder.join("en.json"), &english);
+    let manifest = |set: &str, out: &str| -> Value {
+        let mixed = run(folder, &["mix", set, "--recipe", "english", "--out", out]);
+        assert!(mixed.status.success(), "{}", said(&mixed));
+        let path = folder.join(out).join("english/manifest.json");
+        serde_json::from_slice(&fs::read(path).expect("a manifest")).expect("JSON")
+    };
+    let (whole, mixed) = (manifest("en=whole.json", "one"), manifest("en=en.json", "two"));
+    assert_eq!(whole["hash"], mixed["hash"]);
+    assert_eq!(whole["left_out"], json!([]));
+    let left = mixed["left_out"].as_array().expect("a list");
+    let ids: Vec<&Value> = left.iter().flat_map(|left| left["ids"].as_array().expect("ids")).collect();
+    assert_eq!(ids, ["en.json, row 8", "en.json, row 9"]);
+    let reasons = left.iter().map(|left| text(left, "reason"));
+    assert!(reasons.into_iter().all(|reason| reason.starts_with("could not be read: ")), "{mixed}");
+}
+
+#[test]
+fn a_recipes_name_is_no_path_out_of_the_mixes_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    write(&folder.join("en.json"), &small("en"));
+    for name in ["../x", ".", "/tmp/abs"] {
+        fs::write(folder.join("own.toml"), format!("[[recipe]]\nname = \"{name}\"\n")).expect("written");
+        let output = run(folder, &["mix", "en=en.json", "--recipes", "own.toml", "--out", "mixes"]);
+        assert_eq!(output.status.code(), Some(2), "{name}: {}", said(&output));
+        assert!(
+            said(&output).contains("own.toml") && said(&output).contains("its name names a folder"),
+            "{name}"
+        );
+        assert_eq!(fs::read_dir(folder).expect("the folder").count(), 2, "{name}: nothing new");
+    }
 }
