@@ -141,25 +141,7 @@ impl Mix {
         written.map_err(Failure::failed)?;
         made.map_err(Failure::wrong_input)?;
         counter.map_or(Ok(()), TokenCounter::finish).map_err(Failure::failed)?;
-        let tunings: HashSet<_> = told.iter().map(|mix| (&mix.hash, mix.updates)).collect();
-        let tunings = tunings.len();
-        if output.json() {
-            output.object(&serde_json::json!({ "held": held, "mixes": told, "tunings": tunings }))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        for mix in &told {
-            let tokens = mix.tokens.map_or_else(String::new, |tokens| format!(", {tokens} tokens"));
-            output.line(format!(
-                "{}: {} rows{tokens} ({} × C, {}), {} validation rows",
-                mix.mix,
-                mix.rows,
-                (mix.in_c * 1000.0).round() / 1000.0,
-                describe_c(mix.c, held),
-                mix.validation_rows
-            ))?;
-        }
-        output.line(format!("{} mixes, {} different tunings", told.len(), tunings))?;
-        Ok(ExitCode::SUCCESS)
+        tell(&told, held, output)
     }
 
     /// The recipes asked for, and what they are held equal in.
@@ -226,6 +208,29 @@ impl Mix {
         }
         languages
     }
+}
+
+/// A line a mix, or all of them as one object.
+fn tell(told: &[Told], held: Held, output: &Output) -> Result<ExitCode, Failure> {
+    let tunings: HashSet<_> = told.iter().map(|mix| (&mix.hash, mix.updates)).collect();
+    let tunings = tunings.len();
+    if output.json() {
+        output.object(&serde_json::json!({ "held": held, "mixes": told, "tunings": tunings }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for mix in told {
+        let tokens = mix.tokens.map_or_else(String::new, |tokens| format!(", {tokens} tokens"));
+        output.line(format!(
+            "{}: {} rows{tokens} ({} × C, {}), {} validation rows",
+            mix.mix,
+            mix.rows,
+            (mix.in_c * 1000.0).round() / 1000.0,
+            describe_c(mix.c, held),
+            mix.validation_rows
+        ))?;
+    }
+    output.line(format!("{} mixes, {} different tunings", told.len(), tunings))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]
