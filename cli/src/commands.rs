@@ -9,6 +9,7 @@ mod identify;
 mod judge;
 mod loss;
 mod merge;
+mod places;
 mod plan;
 mod rate;
 mod report;
@@ -16,6 +17,7 @@ mod run;
 mod serve;
 mod store;
 mod tune;
+mod values;
 mod verify;
 mod watch;
 

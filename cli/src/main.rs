@@ -1,5 +1,8 @@
 //! The program `polypaca`: flags to calls, and nothing else.
 
+// Both panic where nothing can be written: a terminal that is gone must not end the work. `Output` ignores it.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod allocator;
 mod arguments;
 mod commands;

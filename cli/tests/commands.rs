@@ -248,3 +248,20 @@ fn what_is_wrong_is_named() {
         assert!(said(&output).contains(expected), "{command} {flags:?}: {}", said(&output));
     }
 }
+
+#[test]
+fn what_is_read_is_not_written_over() {
+    let folder = folder();
+    let folder = folder.path();
+    let answering = ["--prompts", "prompts.jsonl", "--language", "en", "--out", "./prompts.jsonl"];
+    let tuning = [TUNE, &["--out", "out", "--metrics", "./rows.json"]].concat();
+    for (command, flags, file) in
+        [("answer", &answering[..], "prompts.jsonl"), ("tune", &tuning[..], "rows.json")]
+    {
+        let before = fs::read(folder.join(file)).unwrap();
+        let output = polypaca(folder, command, flags);
+        assert_eq!(output.status.code(), Some(2), "{command}: {}", said(&output));
+        assert!(said(&output).contains("is read too; expected another place"), "{}", said(&output));
+        assert_eq!(fs::read(folder.join(file)).unwrap(), before, "{command}");
+    }
+}

@@ -294,15 +294,23 @@ fn datasets_and_models_come_from_the_hub_by_name() {
     let (hostile, private) = (fetch("lab/hostile", &[]), fetch("lab/private", &[]));
     let gone = fetch("lab/alpaca", &["--file", "data/train-9.parquet"]);
     let missing = fetch("lab/none", &[]);
-    for (output, expected) in [
-        (hostile, "names a file `../../train.json`, outside of it"),
-        (private, "HF_TOKEN opens it"),
-        (gone, "has no file `data/train-9.parquet`"),
-        (missing, "there is no such repository"),
+    let (split, other) = (fetch("lab/alpaca", &["--split", "odd"]), fetch("lab/alpaca", &["--folder", "fi"]));
+    for (output, code, expected) in [
+        (hostile, 1, "names a file `../../train.json`, outside of it"),
+        (private, 1, "HF_TOKEN opens it"),
+        (missing, 1, "there is no such repository"),
+        (gone, 2, "has no file `data/train-9.parquet`"),
+        (split, 2, "has no file with rows of the split `odd`"),
+        (other, 2, "in fi: its files are"),
     ] {
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
         assert!(said(&output).contains(expected), "{}", said(&output));
     }
+    let before = asked.lock().expect("a list").len();
+    let odd = with_hub(&["data", "fetch", "lab/alpaca", "--language", "en", "--out", "rows.txt"]);
+    assert_eq!(odd.status.code(), Some(2), "{}", said(&odd));
+    assert!(said(&odd).contains("ends in .json, .jsonl or .parquet"), "{}", said(&odd));
+    assert_eq!(asked.lock().expect("a list").len(), before, "nothing was asked");
 
     write(&folder.join("few.json"), &small("en"));
     let loss = with_hub(&["loss", "--model", "lab/small", "--data", "few.json", "--json"]);
@@ -473,5 +481,120 @@ fn faults_planted_in_all_real_rows_are_found() {
         let (recall, precision) = (hits as f64 / PLANTED as f64, hits as f64 / found.len().max(1) as f64);
         println!("| `{kind}` | {recall:.3} | {precision:.3} |");
         assert!(recall >= 0.95 && precision >= 0.9, "{kind}: recall {recall}, precision {precision}");
+    }
+}
+
+#[test]
+fn nothing_that_is_read_is_written_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut english = small("en");
+    english[2]["output"] = "".into();
+    write(&folder.join("en.json"), &english);
+    let before = fs::read(folder.join("en.json")).expect("the set");
+    let mixed = run(folder, &["mix", "en=en.json", "--recipe", "english", "--out", "mixes"]);
+    assert!(mixed.status.success(), "{}", said(&mixed));
+    let mix = fs::read(folder.join("mixes/english/rows.jsonl")).expect("a mix");
+    for flags in [
+        &["check", "en=en.json", "--skip-languages", "--faults", "./en.json"][..],
+        &["check", "en=en.json", "--skip-languages", "--clean", "."],
+        &["check", "en=./en.json", "--skip-languages", "--clean", "mixes/.."],
+        &["check", "en=en.json", "--skip-languages", "--clean", "c", "--faults", "./en.json"],
+        &["translate", "en.json", "--from", "en", "--to", "fi", "--out", "mixes/../en.json", "--engine"],
+        &[
+            "translate",
+            "en.json",
+            "--from",
+            "en",
+            "--to",
+            "fi",
+            "--cache",
+            "en.json",
+            "--out",
+            "fi.json",
+            "--engine",
+        ],
+        &["mix", "en=mixes/english/rows.jsonl", "--recipe", "english", "--out", "./mixes"],
+    ] {
+        let engine = ["libretranslate", "--endpoint", "http://127.0.0.1:9"];
+        let more = if flags[0] == "translate" { &engine[..] } else { &[] };
+        let output = run(folder, &[flags, more].concat());
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {}", said(&output));
+        assert!(said(&output).contains("is read too; expected another place"), "{}", said(&output));
+        assert_eq!(fs::read(folder.join("en.json")).expect("the set"), before, "{flags:?}");
+        assert_eq!(fs::read(folder.join("mixes/english/rows.jsonl")).expect("the mix"), mix, "{flags:?}");
+        assert_eq!(fs::read_dir(folder).expect("the folder").count(), 2, "{flags:?}: nothing new");
+    }
+    let twice = ["check", "en=en.json", "--skip-languages", "--clean", ".", "--form", "jsonl", "--faults"];
+    let output = run(folder, &[&twice[..], &["cleaned.jsonl"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("is written by --faults too"), "{}", said(&output));
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused_by_their_flag() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    write(&folder.join("en.json"), &small("en"));
+    let check = ["check", "en=en.json", "--skip-languages"];
+    let mix = ["mix", "en=en.json", "--recipe", "english", "--out", "mixes"];
+    let updates = [&mix[..], &["--held", "updates"]].concat();
+    for (command, flag) in [
+        (&check[..], "--length-factor=nan"),
+        (&check, "--length-factor=0"),
+        (&check, "--length-factor=-1"),
+        (&updates, "--epochs=0"),
+        (&updates, "--batch=0"),
+        (&mix, "--budget=0"),
+        (&mix, "--epochs=3"),
+        (&mix, "--batch=16"),
+    ] {
+        let output = run(folder, &[command, &[flag]].concat());
+        assert_eq!(output.status.code(), Some(2), "{flag}: {}", said(&output));
+        let name = flag.split('=').next().expect("a flag");
+        assert!(said(&output).contains(name), "{flag}: {}", said(&output));
+    }
+    assert!(!folder.join("mixes").exists());
+}
+
+#[test]
+fn a_mix_lists_the_rows_that_could_not_be_read_and_keeps_its_hash() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut english = small("en");
+    write(&folder.join("whole.json"), &english);
+    english.push(json!({"id": "odd", "instruction": 7, "output": "x"}));
+    english.push(json!(5));
+    write(&folder.join("en.json"), &english);
+    let manifest = |set: &str, out: &str| -> Value {
+        let mixed = run(folder, &["mix", set, "--recipe", "english", "--out", out]);
+        assert!(mixed.status.success(), "{}", said(&mixed));
+        let path = folder.join(out).join("english/manifest.json");
+        serde_json::from_slice(&fs::read(path).expect("a manifest")).expect("JSON")
+    };
+    let (whole, mixed) = (manifest("en=whole.json", "one"), manifest("en=en.json", "two"));
+    assert_eq!(whole["hash"], mixed["hash"]);
+    assert_eq!(whole["left_out"], json!([]));
+    let left = mixed["left_out"].as_array().expect("a list");
+    let ids: Vec<&Value> = left.iter().flat_map(|left| left["ids"].as_array().expect("ids")).collect();
+    assert_eq!(ids, ["en.json, row 8", "en.json, row 9"]);
+    let reasons = left.iter().map(|left| text(left, "reason"));
+    assert!(reasons.into_iter().all(|reason| reason.starts_with("could not be read: ")), "{mixed}");
+}
+
+#[test]
+fn a_recipes_name_is_no_path_out_of_the_mixes_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    write(&folder.join("en.json"), &small("en"));
+    for name in ["../x", ".", "/tmp/abs"] {
+        fs::write(folder.join("own.toml"), format!("[[recipe]]\nname = \"{name}\"\n")).expect("written");
+        let output = run(folder, &["mix", "en=en.json", "--recipes", "own.toml", "--out", "mixes"]);
+        assert_eq!(output.status.code(), Some(2), "{name}: {}", said(&output));
+        assert!(
+            said(&output).contains("own.toml") && said(&output).contains("its name names a folder"),
+            "{name}"
+        );
+        assert_eq!(fs::read_dir(folder).expect("the folder").count(), 2, "{name}: nothing new");
     }
 }

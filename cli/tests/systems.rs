@@ -105,4 +105,8 @@ fn a_merged_model_answers_as_base_model_and_adapter() {
     let flags = ["--adapter", &adapter, "--out", "merged.gguf"];
     let refused = polypaca(folder.path(), &model, "merge", &flags, "");
     assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    let flags = ["--adapter", &adapter, "--gguf", "--out", "merged/config.json"];
+    let refused = polypaca(folder.path(), &folder.path().join("merged"), "merge", &flags, "");
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("in a folder that is read"), "{}", said(&refused));
 }

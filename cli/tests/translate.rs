@@ -148,3 +148,71 @@ fn a_server_that_is_not_there_leaves_every_row_listed_with_exit_code_1() {
     let output = command(folder.path(), "no URL", &[]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn flags_that_would_do_nothing_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = json!([{"instruction": "Tell me a story about Kassandra.", "output": "No."}]);
+    fs::write(folder.path().join("set.json"), set.to_string()).unwrap();
+    let translating = ["data", "translate", "set.json", "--from", "en", "--to", "fi", "--out", "fi.jsonl"];
+    let libre = ["--engine", "libretranslate", "--endpoint", "http://127.0.0.1:9"];
+    let openai = ["--engine", "openai", "--model", "m", "--endpoint", "http://127.0.0.1:9"];
+    let model = ["--engine", "ctranslate2", "--model", "opus"];
+    for (engine, flag, value) in [
+        (&libre[..], "--price-characters", "nan"),
+        (&libre, "--price-characters", "-5"),
+        (&libre, "--cap", "inf"),
+        (&libre, "--length", "nan"),
+        (&libre, "--length", "-1"),
+        (&libre, "--length", "0.5"),
+        (&libre, "--rounds", "0"),
+        (&libre, "--longest", "0"),
+        (&libre, "--texts", "0"),
+        (&libre, "--tries", "0"),
+        (&libre, "--concurrency", "0"),
+        (&libre, "--backoff", "nan"),
+        (&libre, "--backoff", "1e300"),
+        (&libre, "--timeout", "0"),
+        (&libre, "--requests-per-minute", "0"),
+        (&model, "--beams", "0"),
+        (&libre, "--wording", "words.txt"),
+        (&libre, "--model", "m"),
+        (&libre, "--beams", "2"),
+        (&libre, "--prices", "prices.toml"),
+        (&openai, "--texts", "16"),
+        (&openai, "--codes", "zh=zh-Hans"),
+        (&openai, "--price-characters", "20"),
+        (&model, "--endpoint", "http://127.0.0.1:9"),
+        (&model, "--longest", "1000"),
+        (&model, "--cap", "1"),
+    ] {
+        let given = format!("{flag}={value}");
+        let output = Command::new(env!("CARGO_BIN_EXE_polypaca"))
+            .current_dir(folder.path())
+            .args(translating)
+            .args(engine)
+            .arg(&given)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{given}: {said}");
+        assert!(said.contains(flag), "{given}: {said}");
+    }
+    let files = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = files.filter(|name| !name.to_string_lossy().contains(".cache.sqlite")).collect();
+    assert_eq!(left, ["set.json"]);
+}
+
+/// A full disk behind standard error, where messages go: the work is what counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn messages_that_cannot_be_written_do_not_end_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = json!([{"instruction": "Tell me a story about Kassandra.", "output": "No."}]);
+    fs::write(folder.path().join("set.json"), set.to_string()).unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut translating = command(folder.path(), "http://127.0.0.1:9", &[]);
+    let status = translating.stdout(Stdio::null()).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(lines(&folder.path().join("fi.jsonl.dropped.jsonl"))[0]["fault"], "unanswered");
+}

@@ -56,6 +56,21 @@ impl Default for Budget {
     }
 }
 
+impl Budget {
+    /// Whether a run can have it.
+    ///
+    /// # Errors
+    /// Names the key, and what was expected.
+    pub fn check(&self) -> Result<()> {
+        for (key, value) in [("c", self.c.unwrap_or(1)), ("batch", self.batch), ("epochs", self.epochs)] {
+            if value == 0 {
+                bail!("[budget]: `{key}` is 0: expected at least 1");
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Counts a record's tokens: prompt and response, as they are trained on.
 pub type CountTokens<'a> = &'a (dyn Fn(&Record) -> usize + Sync);
 

@@ -18,6 +18,7 @@ use crate::mix::{Set, Sets};
 use crate::prompt::Prompt;
 use crate::recipe::Origin;
 use crate::record::Record;
+use crate::text::has_visible_text;
 use overlap::TestPrompts;
 use text::{broken_encoding, is_placeholder, template_leftover, words};
 
@@ -25,7 +26,7 @@ use text::{broken_encoding, is_placeholder, template_leftover, words};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// The instruction or the output is empty.
+    /// The instruction or the output is empty, or has nothing that is seen.
     Empty,
     /// Instruction, input and output were met before in the set (white space apart).
     Duplicate,
@@ -252,7 +253,7 @@ fn check_row(
 ) -> Vec<(FaultKind, String)> {
     let mut faults = Vec::new();
     for (field, text) in [("instruction", &record.instruction), ("output", &record.output)] {
-        if text.trim().is_empty() {
+        if !has_visible_text(text) {
             faults.push((FaultKind::Empty, format!("the {field} is empty")));
         } else if let Some(what) = wrong_language(text, expected, options) {
             faults.push((FaultKind::WrongLanguage, format!("the {field} is {what}")));
@@ -299,7 +300,7 @@ fn check_parallel(set: &Set, by_id: &BTreeMap<&str, &Record>, length_factor: f64
     let mut ratios: Vec<(usize, f64)> = Vec::new();
     for (row, record) in set.records.iter().enumerate() {
         let Some(other) = by_id.get(record.id.as_str()) else { continue };
-        if !record.output.trim().is_empty() && record.output == other.output {
+        if has_visible_text(&record.output) && record.output == other.output {
             found.add(row, FaultKind::SameOutput, format!("the output is that of {} too", other.language));
         }
         let (own, others) = (record.output.chars().count(), other.output.chars().count());

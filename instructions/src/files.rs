@@ -81,6 +81,14 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Whether a name can be a folder's or file's on every system, and is no path.
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.chars().all(|letter| letter.is_alphanumeric() || "-_.".contains(letter))
+        && !name.starts_with('.')
+        && !name.ends_with('.')
+}
+
 /// Writes a file so that it is either wholly there or not at all: `write` fills a temporary file in the same
 /// folder, which is flushed to disk and renamed. The folder is made where it is missing.
 ///

@@ -66,6 +66,11 @@ pub struct Fetched {
     pub commit: String,
 }
 
+/// The files that were asked for are not in the repository of this name, which was reached: in an error's chain.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotInRepository(String);
+
 /// Words that name a part of a dataset in its files' names.
 const SPLITS: [&str; 8] = ["train", "training", "test", "validation", "valid", "val", "dev", "eval"];
 
@@ -113,7 +118,7 @@ fn is_name(part: &str) -> bool {
 /// Fetches the rows of a dataset; `begin` is told each file's name before it comes.
 ///
 /// # Errors
-/// Where the repository cannot be reached or has no such file, or a file is no set.
+/// Where the repository cannot be reached or has no such file ([`NotInRepository`]), or a file is no set.
 pub fn fetch_dataset(
     repository: &Repository,
     selection: &Selection,
@@ -121,7 +126,8 @@ pub fn fetch_dataset(
     begin: &dyn Fn(&str),
 ) -> Result<Fetched> {
     let (repo, files, commit) = open(repository, Kind::Dataset)?;
-    let (chosen, passed_over) = choose(&files, selection).with_context(|| repository.name.clone())?;
+    let (chosen, passed_over) =
+        choose(&files, selection).with_context(|| NotInRepository(repository.name.clone()))?;
     let mut reading = Reading::default();
     for file in &chosen {
         begin(file);

@@ -1,7 +1,7 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
 //!
-//! This room knows nothing of tensors. Read in this order: [`language`], [`files`], [`record`], [`hub`],
-//! [`prompt`], [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
+//! This room knows nothing of tensors. Read in this order: [`language`], [`text`], [`files`], [`record`],
+//! [`hub`], [`prompt`], [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
 
 pub mod budget;
 pub mod check;
@@ -15,6 +15,7 @@ pub mod prompt;
 pub mod recipe;
 pub mod record;
 pub mod template;
+pub mod text;
 
 #[cfg(test)]
 mod testing;

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
-use crate::files::read_bytes;
+use crate::files::{is_file_name, read_bytes};
 use crate::language::Language;
 
 /// How sets become mixes: one `[[recipe]]` table.
@@ -207,6 +207,7 @@ impl RecipeFile {
     /// Names the line or the recipe, and what is wrong with it.
     pub fn parse(text: &str) -> Result<Self> {
         let file: Self = toml::from_str(text)?;
+        file.budget.check()?;
         for (index, recipe) in file.recipe.iter().enumerate() {
             recipe.check()?;
             if file.recipe[..index].iter().any(|other| other.name == recipe.name) {
@@ -284,6 +285,12 @@ impl Recipe {
         let name = &self.name;
         if name.trim().is_empty() {
             bail!("a recipe has no name");
+        }
+        // A mix is written into a folder of this name.
+        if !is_file_name(name) {
+            bail!(
+                "recipe `{name}`: its name names a folder: expected letters, digits, `-`, `_` and `.` within"
+            );
         }
         let splits = [
             (!self.counts.is_empty(), "counts"),
@@ -401,6 +408,14 @@ mod tests {
         ] {
             let error = RecipeFile::parse(&format!("[[recipe]]\nname = \"r\"\n{text}\n")).expect_err(text);
             assert!(format!("{error:#}").contains(said), "{error:#}");
+        }
+        for name in ["/tmp/abs", ".", "..", "../x", "a/b", "a b", ".hidden"] {
+            let error = RecipeFile::parse(&format!("[[recipe]]\nname = \"{name}\"\n")).expect_err(name);
+            assert!(error.to_string().contains("its name names a folder"), "{error:#}");
+        }
+        for key in ["c", "batch", "epochs"] {
+            let error = RecipeFile::parse(&format!("[budget]\n{key} = 0\n")).expect_err(key);
+            assert!(error.to_string().contains(&format!("`{key}` is 0: expected at least 1")), "{error:#}");
         }
     }
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use instructions::language::Language;
+use instructions::text::has_visible_text;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,7 @@ impl GateRules {
     }
 
     fn decide(&self, response: &str, identified: &Identified, expected: &Language) -> bool {
-        if !VISIBLE.is_match(response) {
+        if !has_visible_text(response) {
             return false;
         }
         let letters = response.chars().filter(|c| c.is_alphabetic()).take(self.shortest).count();
@@ -108,12 +109,10 @@ macro_rules! pattern {
     };
 }
 
-// Unicode's properties name what is shown as nothing, such as U+200B or U+3164; U+2800 is Braille without a dot.
-pattern!(VISIBLE, r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u{2800}]");
 // A fence that is never closed runs to the end, as Markdown has it.
 pattern!(
     CODE,
-    r"(?ms)^[ \t]*```.*?(?:^[ \t]*```[`]*[ \t]*$|\z)|^[ \t]*~~~.*?(?:^[ \t]*~~~[~]*[ \t]*$|\z)|`[^`\n]+`"
+    r"(?ms)^[ \t]*```[`]*[^`\n]*$.*?(?:^[ \t]*```[`]*[ \t]*$|\z)|^[ \t]*~~~.*?(?:^[ \t]*~~~[~]*[ \t]*$|\z)|`[^`\n]+`"
 );
 pattern!(URLS, r#"(?i)\b(?:(?:https?|ftp)://|www\.)[^\s<>"'\p{Han}\p{Hiragana}\p{Katakana}（），。]+"#);
 pattern!(

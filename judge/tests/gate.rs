@@ -124,6 +124,10 @@ fn code_addresses_and_quotations_are_set_aside_only_when_asked() {
     assert_eq!(rest.join(" "), "Voici le code : Voir et ou .");
     let code = SetAside { code: true, ..SetAside::default() };
     assert_eq!(code.apply("a\n```\nnever closed").trim(), "a");
+    // Backquotes behind the first ones: no block, whose end would be that of the text.
+    assert!(
+        code.apply("```ls -l``` näyttää tiedostot.\nJa muuta.").ends_with("näyttää tiedostot.\nJa muuta.")
+    );
     // Nothing but code is identified as it stands.
     let rules = GateRules { set_aside: all, ..GateRules::default() };
     assert_eq!(rules.identify(&Told, "```\nen\n```").label, "```");

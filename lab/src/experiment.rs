@@ -44,9 +44,9 @@ use judge::price::Price;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use check::is_file_name;
 pub use error::{ExperimentError, Problem, Source};
 pub use files::Files;
+pub use instructions::files::is_file_name;
 pub use slurm::{Memory, Slurm, TimeLimit};
 pub use tune::{BestOver, FrozenWeights, Keep, Method, Order, Preset, Schedule, Supervise};
 

@@ -395,3 +395,20 @@ fn real_rows_with_code_addresses_and_lists_come_back_to_the_byte() {
         assert!(translated.asked > 500);
     }
 }
+
+#[test]
+fn a_price_that_would_keep_no_cap_is_refused() {
+    let made = |price: f64| {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Arc::new(Cache::open(&folder.path().join("cache.sqlite")).unwrap());
+        let own = LibreSettings { price: Some(price), ..LibreSettings::default() };
+        let settings = EndpointSettings { cap: Some(1.0), ..EndpointSettings::default() };
+        LibreTranslator::new("http://127.0.0.1:9", own, settings, cache)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(made(20.0), Ok(()));
+    for price in [-5.0, f64::NAN, f64::INFINITY] {
+        assert!(made(price).unwrap_err().starts_with("the price: expected dollars, at least 0"), "{price}");
+    }
+}

@@ -1,7 +1,6 @@
 //! `polypaca answer`: a system's responses to prompts.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use instructions::template::{Template, TemplateChoice};
 use lab::progress;
 use serde_json::json;
 
+use super::places::check_outputs;
 use super::tune::{load_template, open};
 use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
@@ -145,6 +145,7 @@ impl Answer {
     }
 
     fn run_on<K: Kernels>(self, kernels: K, output: &Output) -> Result<ExitCode, Failure> {
+        self.check_places()?;
         let decoding = self.decoding();
         decoding.check().map_err(|fault| Failure::wrong_input(anyhow!("decoding: {fault}")))?;
         let reading = read_prompts(&self.prompts, self.language.as_ref()).map_err(Failure::wrong_input)?;
@@ -202,13 +203,21 @@ impl Answer {
                 "tokens_per_second": speed,
             }))?;
         }
-        // The responses are written: where this cannot be, it is told nowhere.
-        let _ = writeln!(
-            io::stderr().lock(),
+        output.note(format!(
             "{} responses, {tokens} new tokens in {seconds:.1} s: {speed:.1} tokens/s",
             responses.len()
-        );
+        ));
         Ok(if left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Nothing that is read may be written over.
+    fn check_places(&self) -> Result<(), Failure> {
+        let template = match &self.template {
+            TemplateChoice::File(path) => Some(path),
+            _ => None,
+        };
+        let inputs = [&self.prompts, &self.model].into_iter().chain(template);
+        check_outputs(&[("--out", self.out.clone())], inputs.map(PathBuf::as_path))
     }
 
     fn decoding(&self) -> Decoding {

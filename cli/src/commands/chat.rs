@@ -158,13 +158,14 @@ impl<K: Kernels> Talk<'_, K> {
     fn run(&mut self, output: &Output) -> anyhow::Result<()> {
         let terminal = stdin().is_terminal();
         if terminal {
-            eprintln!("{} answers. /help tells what else there is.", self.talkers[self.talker].name);
+            let name = &self.talkers[self.talker].name;
+            output.note(format!("{name} answers. /help tells what else there is."));
         }
         let mut line = String::new();
         loop {
             if terminal {
-                eprint!("> ");
-                stderr().flush()?;
+                // A terminal that takes no messages may still read.
+                let _ = write!(stderr(), "> ").and_then(|()| stderr().flush());
             }
             line.clear();
             if stdin().lock().read_line(&mut line).context("standard input")? == 0 {
@@ -174,7 +175,9 @@ impl<K: Kernels> Talk<'_, K> {
             match text.strip_prefix('/').filter(|rest| !rest.starts_with('/')) {
                 Some("quit") => return Ok(()),
                 // What goes wrong in a turn does not end the talk.
-                Some(command) => self.obey(command).unwrap_or_else(|error| output.warning(error.to_string())),
+                Some(command) => {
+                    self.obey(command, output).unwrap_or_else(|error| output.warning(error.to_string()));
+                }
                 None if text.is_empty() => {}
                 None => {
                     let text = if text.starts_with("//") { &text[1..] } else { text };
@@ -191,19 +194,20 @@ impl<K: Kernels> Talk<'_, K> {
         }
     }
 
-    fn obey(&mut self, command: &str) -> anyhow::Result<()> {
+    fn obey(&mut self, command: &str, output: &Output) -> anyhow::Result<()> {
         let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         match (name, argument.trim()) {
             ("system", argument) if !argument.is_empty() => self.turn_to(argument)?,
             ("systems", "") => {
                 for (place, talker) in self.talkers.iter().enumerate() {
-                    eprintln!("{} {}", if place == self.talker { "*" } else { " " }, talker.name);
+                    let mark = if place == self.talker { "*" } else { " " };
+                    output.note(format!("{mark} {}", talker.name));
                 }
             }
             ("language", "") => self.language = None,
             ("language", code) => self.language = Some(code.parse()?),
             ("clear", "") => self.messages.clear(),
-            ("help", "") => eprintln!("{HELP}"),
+            ("help", "") => output.note(HELP),
             _ => return Err(anyhow!("/{command} is not known; /help tells what is")),
         }
         Ok(())
@@ -238,7 +242,7 @@ impl<K: Kernels> Talk<'_, K> {
             &mut show,
         )?;
         show("\n")?;
-        eprintln!("{}", self.verdict(text, &answer.text));
+        output.note(self.verdict(text, &answer.text));
         self.messages.push(Message::new("assistant", answer.text));
         Ok(())
     }

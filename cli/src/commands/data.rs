@@ -14,6 +14,7 @@ use std::str::FromStr;
 use anyhow::anyhow;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
+use instructions::files::Problem;
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::recipe::Origin;
@@ -70,16 +71,18 @@ impl FromStr for SetFile {
     }
 }
 
-/// The sets of files, and how many of their rows could not be read.
+/// The sets of files, how many of their rows could not be read, and what was wrong with each file.
 struct Read {
     sets: Sets,
     left_out: usize,
+    problems: Vec<(Language, Vec<Problem>)>,
 }
 
 /// Reads sets, and tells what is wrong with their files.
 fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
     let mut sets = Sets::new();
     let mut left_out = 0;
+    let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
     for file in files {
         let reading = read_records(&file.path, &file.language).map_err(Failure::wrong_input)?;
@@ -87,6 +90,7 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
             output.warning(problem.to_string());
         }
         left_out += reading.dropped();
+        problems.push((file.language.clone(), reading.problems));
         let mut of_language: Vec<(Language, Set)> = Vec::new();
         for record in reading.items {
             if !seen.insert((record.language.clone(), file.origin, record.id.clone())) {
@@ -110,7 +114,7 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
         }
         of_language.into_iter().for_each(|(_, set)| sets.add(set));
     }
-    Ok(Read { sets, left_out })
+    Ok(Read { sets, left_out, problems })
 }
 
 /// A bar of the rows that were worked on; where standard error is no terminal, nothing. It is gone when it is dropped.

@@ -12,6 +12,7 @@ use model::folder::Precision;
 use model::merge::{LogitDifference, Merged, compare};
 use serde_json::json;
 
+use super::places::check_outputs;
 use super::tune::{open, read_adapter};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -124,12 +125,16 @@ impl Merge {
 
     /// Nothing that is read may be written over.
     fn check_places(&self) -> Result<(), Failure> {
+        let inputs = [&self.model, &self.adapter];
+        check_outputs(&[("--out", self.out.clone())], inputs.map(PathBuf::as_path))?;
         let Ok(out) = self.out.canonicalize() else { return Ok(()) };
-        for read in [&self.model, &self.adapter] {
-            if read.canonicalize().is_ok_and(|read| read == out) {
-                let out = self.out.display();
-                return Err(Failure::wrong_input(anyhow!("--out {out} is read too; expected another place")));
-            }
+        // A file of a folder that is read: its weights, say.
+        let folder = out.parent().filter(|_| out.is_file());
+        if inputs.iter().any(|read| read.canonicalize().is_ok_and(|read| folder == Some(&read))) {
+            let out = self.out.display();
+            return Err(Failure::wrong_input(anyhow!(
+                "--out {out} is there, in a folder that is read; expected another place"
+            )));
         }
         if self.gguf == out.is_dir() {
             let (found, expected) = if self.gguf { ("a folder", "a file") } else { ("a file", "a folder") };

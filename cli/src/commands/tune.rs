@@ -27,6 +27,7 @@ use tune::{
     Supervise, UpdateMetrics, ValidationMetrics,
 };
 
+use super::places::check_outputs;
 use crate::device::{Device, FLAG, cuda};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -379,10 +380,12 @@ impl Tune {
             )));
         }
         self.check_idle_flags()?;
-        self.check_metrics()?;
         if self.method == Method::Full && self.init_adapter.is_some() {
             return Err(Failure::wrong_input(anyhow!("--init-adapter: expected --method lora, found full")));
         }
+        let files = self.data.data.iter().map(|file| file.path.as_path()).chain(self.init_config.as_deref());
+        let metrics: Vec<_> = self.metrics.iter().map(|path| ("--metrics", path.clone())).collect();
+        check_outputs(&metrics, files)?;
         // The weights are read from the base model's files as long as the tuning goes.
         if let (Ok(model), Ok(out)) = (fs::canonicalize(&self.model), fs::canonicalize(&self.out))
             && model == out
@@ -416,22 +419,6 @@ impl Tune {
             }
             None => Ok(()),
         }
-    }
-
-    /// The metrics are none of the files that are read.
-    fn check_metrics(&self) -> Result<(), Failure> {
-        let Some(metrics) = self.metrics.as_ref().and_then(|path| path.canonicalize().ok()) else {
-            return Ok(());
-        };
-        let read =
-            self.data.data.iter().any(|file| file.path.canonicalize().is_ok_and(|path| path == metrics));
-        if read {
-            return Err(Failure::wrong_input(anyhow!(
-                "--metrics {}: is read too; expected another file",
-                metrics.display()
-            )));
-        }
-        Ok(())
     }
 
     /// The preset's settings, with what is given over them.

@@ -241,6 +241,7 @@ fn a_cleaned_copy_lists_what_it_dropped_and_mended() {
         record("b", "", ""),
         record("c", "", "c"),
         record("d", "", "What is up now then?"),
+        record("e", "", "\u{200B}\u{FEFF}"),
     ];
     let sets = sets([Set { language: language("en"), origin: Origin::Native, records }]);
     let prompts = [Prompt {
@@ -266,6 +267,7 @@ fn a_cleaned_copy_lists_what_it_dropped_and_mended() {
             ("a", false, "placeholder_input: the input is `N/A`".to_owned()),
             ("b", true, "empty: the output is empty".to_owned()),
             ("d", true, "test_overlap: most of the test prompt p is in it".to_owned()),
+            ("e", true, "empty: the output is empty".to_owned()),
         ]
     );
 }

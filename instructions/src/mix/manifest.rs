@@ -8,6 +8,7 @@ use super::draw::Drawn;
 use super::split::Pools;
 use super::{MixOptions, Split};
 use crate::budget::Held;
+use crate::files::{Place, Problem};
 use crate::language::Language;
 use crate::recipe::{Origin, Recipe};
 use crate::record::Record;
@@ -90,11 +91,32 @@ pub struct LeftOut {
     pub language: Language,
     /// Why.
     pub reason: String,
-    /// Which.
+    /// Which. Rows that could not be read are told by their file's name and their place in it.
     pub ids: Vec<String>,
 }
 
 impl Manifest {
+    /// Lists rows of a file that could not be read among those left out: by the file's name and their place in it, as
+    /// they have no id. The hash is of the content alone, and stays.
+    pub fn add_unread(&mut self, language: &Language, problems: &[Problem]) {
+        for problem in problems.iter().filter(|problem| problem.dropped) {
+            let file = problem.file.file_name().unwrap_or_default().to_string_lossy();
+            let place = match problem.place {
+                Place::File => file.into_owned(),
+                Place::Line(line) => format!("{file}, line {line}"),
+                Place::Row { row, .. } => format!("{file}, row {row}"),
+            };
+            let reason = format!("could not be read: {}", problem.what);
+            let same = |left: &&mut LeftOut| left.language == *language && left.reason == reason;
+            match self.left_out.iter_mut().find(same) {
+                Some(left) => left.ids.push(place),
+                None => {
+                    self.left_out.push(LeftOut { language: language.clone(), reason, ids: vec![place] });
+                }
+            }
+        }
+    }
+
     pub(super) fn new(
         recipe: &Recipe,
         name: &str,

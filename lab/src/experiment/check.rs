@@ -7,6 +7,7 @@ use std::path::Path;
 use endpoint::EndpointError;
 use endpoint::chat::completions_url;
 use endpoint::settings::MOST_DOLLARS;
+use instructions::files::is_file_name;
 use instructions::language::Language;
 use instructions::recipe::Recipe;
 use model::Family;
@@ -24,14 +25,6 @@ const MOST_BEAMS: usize = 1 << 10;
 const MOST_NEW_TOKENS: usize = 1 << 20;
 /// Seconds: whoever waits longer before a second try has meant something else.
 const LONGEST_BACKOFF: f64 = 3600.0;
-
-/// Whether a name can be a folder's on every system.
-pub fn is_file_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.chars().all(|letter| letter.is_alphanumeric() || "-_.".contains(letter))
-        && !name.starts_with('.')
-        && !name.ends_with('.')
-}
 
 /// Every problem of an experiment whose paths are resolved.
 pub(super) fn check(experiment: &Experiment, source: &Source) -> Vec<Problem> {
@@ -152,8 +145,7 @@ impl Checker<'_> {
             if Recipe::PAPER.contains(&recipe.name.as_str()) || !is_file_name(&recipe.name) {
                 let message = format!("a recipe of one's own cannot be named `{}`", recipe.name);
                 self.problem(&["recipe", &number, "name"], message);
-            }
-            if let Err(error) = recipe.check() {
+            } else if let Err(error) = recipe.check() {
                 self.problem(&["recipe", &number], format!("{error:#}"));
             }
             for language in &recipe.languages {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use instructions::check::{CheckOptions, CheckReport, Cleaned, Fault, FaultKind, check, clean};
 use instructions::files::write_json_lines;
@@ -16,16 +15,22 @@ use instructions::parallel::{ParallelDifference, record_differences};
 use instructions::prompt::{Prompt, read_prompts};
 use instructions::recipe::Origin;
 use instructions::record::write_set;
+use instructions::text::has_visible_text;
 use judge::identify::identifier;
 use serde_json::{Map, Value, json};
 
 use super::{Read, RowBar, SetFile, Tokenized, read};
 use crate::commands::identify::probability;
+use crate::commands::places::check_outputs;
+use crate::commands::values::at_least_1;
 use crate::failure::Failure;
 use crate::output::Output;
 
 /// Faults of one kind and language that are shown unless a file takes them all.
 const SHOWN: usize = 3;
+
+/// The file of a cleaned copy that says what was dropped or mended.
+const CLEANED: &str = "cleaned.jsonl";
 
 /// Names every fault of sets: empty, duplicate and repeated rows, rows in another language, template leftovers, broken
 /// encoding, outputs far longer or shorter than their parallel rows', test prompts among the rows, the same output in
@@ -53,7 +58,7 @@ pub(crate) struct Check {
     threshold: f64,
 
     /// An output is too long or too short from this many times its expected length on
-    #[arg(long, value_name = "X", default_value_t = CheckOptions::default().length_factor)]
+    #[arg(long, value_parser = at_least_1, value_name = "X", default_value_t = CheckOptions::default().length_factor)]
     length_factor: f64,
 
     /// Test prompts that no row may hold: LANGUAGE=FILE.jsonl
@@ -105,7 +110,8 @@ impl Form {
 
 impl Check {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let Read { sets, left_out } = read(&self.files, output)?;
+        let Read { sets, left_out, .. } = read(&self.files, output)?;
+        self.check_places(&sets)?;
         let prompts = self.read_prompts(output)?;
         let report = self.check(&sets, &prompts, output)?;
         let differences = record_differences(sets.iter().flat_map(|set| &set.records));
@@ -140,7 +146,7 @@ impl Check {
             true => None,
             false => Some(identifier(self.lid.as_deref(), None).map_err(Failure::wrong_input)?),
         };
-        let identified = |text: &&String| !text.trim().is_empty() && text.chars().count() >= self.shortest;
+        let identified = |text: &&String| has_visible_text(text) && text.chars().count() >= self.shortest;
         let texts = sets
             .iter()
             .flat_map(|set| &set.records)
@@ -188,17 +194,28 @@ impl Check {
         let kinds = self.drop.as_deref().unwrap_or(&FaultKind::DROPPED);
         let (copy, cleaned) = clean(sets, report, kinds);
         for set in copy.iter() {
-            let path = folder.join(format!("{}.{}", set_name(set), self.form.ending()));
-            if self.files.iter().any(|file| file.path == path) {
-                return Err(Failure::wrong_input(anyhow!(
-                    "--clean: {} is what is checked; expected another folder",
-                    path.display()
-                )));
-            }
-            write_set(&path, &set.records).map_err(Failure::failed)?;
+            write_set(&self.copy_path(folder, set), &set.records).map_err(Failure::failed)?;
         }
-        write_json_lines(&folder.join("cleaned.jsonl"), &cleaned).map_err(Failure::failed)?;
+        write_json_lines(&folder.join(CLEANED), &cleaned).map_err(Failure::failed)?;
         Ok(cleaned)
+    }
+
+    /// The file of a set's cleaned copy.
+    fn copy_path(&self, folder: &Path, set: &Set) -> PathBuf {
+        folder.join(format!("{}.{}", set_name(set), self.form.ending()))
+    }
+
+    /// Nothing that is read may be written over. Which files are written is known when the sets are read: a file may
+    /// hold rows of other languages too.
+    fn check_places(&self, sets: &Sets) -> Result<(), Failure> {
+        let mut outputs: Vec<(&str, PathBuf)> = Vec::new();
+        outputs.extend(self.faults.iter().map(|path| ("--faults", path.clone())));
+        if let Some(folder) = &self.clean {
+            outputs.extend(sets.iter().map(|set| ("--clean", self.copy_path(folder, set))));
+            outputs.push(("--clean", folder.join(CLEANED)));
+        }
+        let files = self.files.iter().chain(&self.prompts).map(|file| file.path.as_path());
+        check_outputs(&outputs, files.chain(self.lid.as_deref()).chain(self.tokenizer.as_deref()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use instructions::hub::{Repository, Selection, fetch_dataset};
+use instructions::hub::{NotInRepository, Repository, Selection, fetch_dataset};
 use instructions::language::Language;
 use instructions::record::write_set;
 use serde_json::json;
@@ -37,8 +37,17 @@ pub(crate) struct Fetch {
     files: Vec<String>,
 
     /// The set; its form by its ending: .json, .jsonl or .parquet
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = set_path)]
     out: PathBuf,
+}
+
+/// A set's file, whose form is told by its ending.
+fn set_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("json" | "jsonl" | "parquet") => Ok(path),
+        _ => Err("expected a name that ends in .json, .jsonl or .parquet".to_owned()),
+    }
 }
 
 fn repository(text: &str) -> Result<Repository, String> {
@@ -49,8 +58,10 @@ impl Fetch {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let selection = Selection { split: self.split, folder: self.folder, files: self.files };
         let begin = |file: &str| output.note(format!("{}: {file}", self.dataset.name));
-        let fetched =
-            fetch_dataset(&self.dataset, &selection, &self.language, &begin).map_err(Failure::failed)?;
+        let fetched = fetch_dataset(&self.dataset, &selection, &self.language, &begin).map_err(|error| {
+            let not_there = error.is::<NotInRepository>();
+            if not_there { Failure::wrong_input(error) } else { Failure::failed(error) }
+        })?;
         for problem in &fetched.reading.problems {
             output.warning(problem.to_string());
         }

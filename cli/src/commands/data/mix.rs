@@ -1,6 +1,6 @@
 //! `polypaca data mix`: the mixes of recipes under a budget.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,9 +17,14 @@ use tune::cost::{Shape, sequence_flops};
 use tune::{Method, Preset, Settings, TokenCounter};
 
 use super::{Read, RowBar, SetFile, Tokenized, read};
+use crate::commands::places::check_outputs;
 use crate::commands::tune::{load_template, named, open};
+use crate::commands::values::one_or_more;
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// A mix's files in its folder.
+const FILES: [&str; 3] = ["rows.jsonl", "validation.jsonl", "manifest.json"];
 
 /// Makes the mixes of recipes: a folder each, with rows.jsonl, validation.jsonl and manifest.json
 #[derive(Debug, Args)]
@@ -41,15 +46,15 @@ pub(crate) struct Mix {
     held: Option<Held>,
 
     /// C, the cost of one monolingual run, in what is held; what the smallest set costs unless given
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", value_parser = one_or_more::<u64>())]
     budget: Option<u64>,
 
     /// With --held updates: sequences an update [default: as in --recipes, or 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<u64>())]
     batch: Option<u64>,
 
     /// With --held updates: passes over the smallest set [default: as in --recipes, or 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<u64>())]
     epochs: Option<u64>,
 
     /// Rows of each set that are held out for validation
@@ -92,7 +97,8 @@ pub(crate) struct Mix {
 impl Mix {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let (recipes, budget) = self.recipes()?;
-        let Read { sets, .. } = read(&self.files, output)?;
+        self.check_places(&recipes)?;
+        let Read { sets, problems, .. } = read(&self.files, output)?;
         let model = self.model.as_deref().map(|path| open(path, output)).transpose()?;
         let tokenized = self.tokenizer.as_deref().map(|path| Tokenized::open(path, output)).transpose()?;
         let tokenizer =
@@ -121,7 +127,12 @@ impl Mix {
         let held = options.budget.held;
         let mut told: Vec<Told> = Vec::new();
         let mut written = Ok(());
-        let made = for_each_mix(&recipes, &sets, &options, |mix| {
+        let made = for_each_mix(&recipes, &sets, &options, |mut mix| {
+            for (language, problems) in &problems {
+                if mix.manifest.languages.contains_key(language) {
+                    mix.manifest.add_unread(language, problems);
+                }
+            }
             written = mix.write(&self.out.join(&mix.name));
             told.push(Told::new(&mix));
             if written.is_err() { bail!("a mix could not be written") } else { Ok(()) }
@@ -130,25 +141,7 @@ impl Mix {
         written.map_err(Failure::failed)?;
         made.map_err(Failure::wrong_input)?;
         counter.map_or(Ok(()), TokenCounter::finish).map_err(Failure::failed)?;
-        let tunings: HashSet<_> = told.iter().map(|mix| (&mix.hash, mix.updates)).collect();
-        let tunings = tunings.len();
-        if output.json() {
-            output.object(&serde_json::json!({ "held": held, "mixes": told, "tunings": tunings }))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        for mix in &told {
-            let tokens = mix.tokens.map_or_else(String::new, |tokens| format!(", {tokens} tokens"));
-            output.line(format!(
-                "{}: {} rows{tokens} ({} × C, {}), {} validation rows",
-                mix.mix,
-                mix.rows,
-                (mix.in_c * 1000.0).round() / 1000.0,
-                describe_c(mix.c, held),
-                mix.validation_rows
-            ))?;
-        }
-        output.line(format!("{} mixes, {} different tunings", told.len(), tunings))?;
-        Ok(ExitCode::SUCCESS)
+        tell(&told, held, output)
     }
 
     /// The recipes asked for, and what they are held equal in.
@@ -159,6 +152,14 @@ impl Mix {
         };
         let mut budget = own.budget;
         budget.held = self.held.unwrap_or(budget.held);
+        for (flag, given) in [("batch", self.batch), ("epochs", self.epochs)] {
+            if given.is_some() && budget.held != Held::Updates {
+                return Err(Failure::wrong_input(anyhow!(
+                    "--{flag}: is only for --held updates; found {}",
+                    budget.held
+                )));
+            }
+        }
         budget.c = self.budget.or(budget.c);
         budget.batch = self.batch.unwrap_or(budget.batch);
         budget.epochs = self.epochs.unwrap_or(budget.epochs);
@@ -179,6 +180,24 @@ impl Mix {
         Ok((recipes, budget))
     }
 
+    /// Nothing that is read may be written over: a mix's rows are a set too. A mix has its recipe's name, or that with a
+    /// language or the number of languages behind it.
+    fn check_places(&self, recipes: &[Recipe]) -> Result<(), Failure> {
+        let given = self.languages();
+        let mut outputs = BTreeSet::new();
+        for recipe in recipes {
+            let languages = if recipe.languages.is_empty() { &given } else { &recipe.languages };
+            let numbered = (1..=languages.len()).map(|number| format!("-{number}"));
+            let ends = languages.iter().map(|language| format!("-{language}")).chain(numbered);
+            for end in ends.chain([String::new()]) {
+                let folder = self.out.join(format!("{}{end}", recipe.name));
+                outputs.extend(FILES.map(|file| ("--out", folder.join(file))));
+            }
+        }
+        let inputs = self.files.iter().map(|file| file.path.as_path()).chain(self.recipes.as_deref());
+        check_outputs(&outputs.into_iter().collect::<Vec<_>>(), inputs)
+    }
+
     /// The languages in the order in which they are given.
     fn languages(&self) -> Vec<Language> {
         let mut languages: Vec<Language> = Vec::new();
@@ -189,6 +208,29 @@ impl Mix {
         }
         languages
     }
+}
+
+/// A line a mix, or all of them as one object.
+fn tell(told: &[Told], held: Held, output: &Output) -> Result<ExitCode, Failure> {
+    let tunings: HashSet<_> = told.iter().map(|mix| (&mix.hash, mix.updates)).collect();
+    let tunings = tunings.len();
+    if output.json() {
+        output.object(&serde_json::json!({ "held": held, "mixes": told, "tunings": tunings }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for mix in told {
+        let tokens = mix.tokens.map_or_else(String::new, |tokens| format!(", {tokens} tokens"));
+        output.line(format!(
+            "{}: {} rows{tokens} ({} × C, {}), {} validation rows",
+            mix.mix,
+            mix.rows,
+            (mix.in_c * 1000.0).round() / 1000.0,
+            describe_c(mix.c, held),
+            mix.validation_rows
+        ))?;
+    }
+    output.line(format!("{} mixes, {} different tunings", told.len(), tunings))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]

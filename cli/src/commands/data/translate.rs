@@ -27,8 +27,16 @@ use instructions::record::{Record, read_records, write_records};
 use judge::identify::{Identifier, identifier};
 use serde_json::{Value, json};
 
+use crate::commands::places::check_outputs;
+use crate::commands::values::{above_0, at_least_0, one_or_more, times_or_any};
 use crate::failure::Failure;
 use crate::output::Output;
+
+/// What the names of the files beside the translated set end in.
+const DROPPED: &str = "dropped.jsonl";
+const FLAGGED: &str = "flagged.jsonl";
+const PASSED: &str = "passed.jsonl";
+const MANIFEST: &str = "manifest.json";
 
 /// Translates a set. Run again, it asks only for what is missing. Exit code 1 if rows are left unanswered
 #[derive(Debug, Args)]
@@ -82,7 +90,7 @@ pub(crate) struct Translate {
     breaking: BreakingRows,
 
     /// How often a text is translated, each time in another way, before its row is dropped
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = one_or_more::<u32>())]
     rounds: u32,
 
     /// A fastText model, .bin or .ftz, that tells the language of translations; the embedded lingua unless given
@@ -94,51 +102,52 @@ pub(crate) struct Translate {
     shortest: usize,
 
     /// How many times longer or shorter than its source a translation may be; 0 for any length
-    #[arg(long, value_name = "TIMES", default_value_t = Checks::default().length.unwrap_or_default())]
+    #[arg(long, value_name = "TIMES", value_parser = times_or_any, default_value_t = Checks::default().length.unwrap_or_default())]
     length: f64,
 
-    /// openai, libretranslate: characters of a text, at most; longer lines are split into sentences
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    longest: usize,
+    // Without clap's defaults, so that those which were given to another engine can be told.
+    /// openai, libretranslate: characters of a text, at most; longer lines are split into sentences [default: 1000]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<usize>())]
+    longest: Option<usize>,
 
-    /// libretranslate: texts of a request, at most
-    #[arg(long, value_name = "N", default_value_t = LibreSettings::default().batch)]
-    texts: usize,
+    /// libretranslate: texts of a request, at most [default: 16]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<usize>())]
+    texts: Option<usize>,
 
-    /// ctranslate2: beams; 1 is greedy
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    beams: usize,
+    /// ctranslate2: beams; 1 is greedy [default: 2]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<usize>())]
+    beams: Option<usize>,
 
-    /// openai, libretranslate: requests under way at once
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    concurrency: usize,
+    /// openai, libretranslate: requests under way at once [default: 8]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<usize>())]
+    concurrency: Option<usize>,
 
     /// openai, libretranslate: requests that go out in a minute, at most; tries again count
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     requests_per_minute: Option<f64>,
 
-    /// openai, libretranslate: how often a request is sent before its rows are left for another run
-    #[arg(long, value_name = "N", default_value_t = 6)]
-    tries: u32,
+    /// openai, libretranslate: how often a request is sent before its rows are left for another run [default: 6]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<u32>())]
+    tries: Option<u32>,
 
-    /// openai, libretranslate: seconds of the wait after the first failure, doubled after each further one
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
-    backoff: f64,
+    /// openai, libretranslate: seconds of the wait after the first failure, doubled after each further one [default: 1]
+    #[arg(long, value_name = "SECONDS", value_parser = at_least_0)]
+    backoff: Option<f64>,
 
-    /// openai, libretranslate: seconds that a request may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
-    timeout: f64,
+    /// openai, libretranslate: seconds that a request may take [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = above_0)]
+    timeout: Option<f64>,
 
     /// openai: prices by model, TOML: ["MODEL"] with prompt and completion in dollars a million tokens
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
 
     /// libretranslate: dollars for a million characters
-    #[arg(long, value_name = "DOLLARS")]
+    #[arg(long, value_name = "DOLLARS", value_parser = at_least_0)]
     price_characters: Option<f64>,
 
     /// openai, libretranslate: the most that may be spent on this file, in dollars
-    #[arg(long, value_name = "DOLLARS")]
+    #[arg(long, value_name = "DOLLARS", value_parser = at_least_0)]
     cap: Option<f64>,
 
     /// Translations, kept in SQLite [default: FILE.cache.sqlite beside the translated set]
@@ -159,6 +168,17 @@ enum Engine {
     Libretranslate,
     /// A CTranslate2 model on this machine (OPUS-MT, NLLB, Argos); only in a program built with it
     Ctranslate2,
+}
+
+impl Engine {
+    /// The name in flags.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Openai => "openai",
+            Self::Libretranslate => "libretranslate",
+            Self::Ctranslate2 => "ctranslate2",
+        }
+    }
 }
 
 /// What becomes of rows whose task a translation breaks.
@@ -191,6 +211,8 @@ impl FromStr for OwnCode {
 
 impl Translate {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        self.check_engine()?;
+        self.check_places()?;
         let reading = read_records(&self.set, &self.from).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
@@ -209,7 +231,7 @@ impl Translate {
             translator: &*translator,
             cache: &cache,
             identify: identify.as_ref().map(|identify| identify as &Identify<'_>),
-            progress: &Bar::default(),
+            progress: &Bar::new(output),
         };
         let settings = self.settings();
         if self.estimate {
@@ -233,6 +255,48 @@ impl Translate {
         self.write(&translated, &settings, &*translator).map_err(Failure::failed)?;
         self.tell(&translated, output)?;
         Ok(if translated.unanswered() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// A flag that only other engines know would change nothing: it was meant for one of them.
+    fn check_engine(&self) -> Result<(), Failure> {
+        use Engine::{Ctranslate2, Libretranslate, Openai};
+        let asked = &[Openai, Libretranslate][..];
+        let flags = [
+            ("endpoint", self.endpoint.is_some(), asked),
+            ("model", self.model.is_some(), &[Openai, Ctranslate2]),
+            ("key-variable", self.key_variable.is_some(), asked),
+            ("wording", self.wording.is_some(), &[Openai]),
+            ("codes", !self.codes.is_empty(), &[Libretranslate, Ctranslate2]),
+            ("longest", self.longest.is_some(), asked),
+            ("texts", self.texts.is_some(), &[Libretranslate]),
+            ("beams", self.beams.is_some(), &[Ctranslate2]),
+            ("concurrency", self.concurrency.is_some(), asked),
+            ("requests-per-minute", self.requests_per_minute.is_some(), asked),
+            ("tries", self.tries.is_some(), asked),
+            ("backoff", self.backoff.is_some(), asked),
+            ("timeout", self.timeout.is_some(), asked),
+            ("prices", self.prices.is_some(), &[Openai]),
+            ("price-characters", self.price_characters.is_some(), &[Libretranslate]),
+            ("cap", self.cap.is_some(), asked),
+        ];
+        let lost = |(_, given, engines): &&(&str, bool, &[Engine])| *given && !engines.contains(&self.engine);
+        let Some((flag, _, engines)) = flags.iter().find(lost) else { return Ok(()) };
+        let engines: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
+        Err(Failure::wrong_input(anyhow!(
+            "--{flag}: is only for --engine {}; found {}",
+            engines.join(" or "),
+            self.engine.name()
+        )))
+    }
+
+    /// Nothing that is read may be written over.
+    fn check_places(&self) -> Result<(), Failure> {
+        let beside = [DROPPED, FLAGGED, PASSED, MANIFEST].map(|end| ("--out", self.beside(end)));
+        let mut outputs = vec![("--out", self.out.clone())];
+        outputs.extend(beside);
+        outputs.push(("--cache", self.cache_path()));
+        let more = [&self.wording, &self.prices, &self.lid].into_iter().flatten();
+        check_outputs(&outputs, std::iter::once(&self.set).chain(more).map(PathBuf::as_path))
     }
 
     /// Rows of a set are in its language: what names another was not meant to be read as this one.
@@ -294,12 +358,20 @@ impl Translate {
                 };
                 let settings = self.endpoint_settings(model)?;
                 let cache = Arc::clone(cache);
-                Ok(Box::new(OpenAiTranslator::new(endpoint, model, wording, self.longest, settings, cache)?))
+                Ok(Box::new(OpenAiTranslator::new(
+                    endpoint,
+                    model,
+                    wording,
+                    self.longest(),
+                    settings,
+                    cache,
+                )?))
             }
             Engine::Libretranslate => {
                 let codes = self.codes.iter().map(|own| (own.language.clone(), own.code.clone())).collect();
                 let price = self.price_characters;
-                let own = LibreSettings { codes, batch: self.texts, longest: self.longest, price };
+                let batch = self.texts.unwrap_or(LibreSettings::default().batch);
+                let own = LibreSettings { codes, batch, longest: self.longest(), price };
                 let settings = self.endpoint_settings(model)?;
                 Ok(Box::new(LibreTranslator::new(endpoint, own, settings, Arc::clone(cache))?))
             }
@@ -318,7 +390,7 @@ impl Translate {
             self.codes.iter().find(|own| own.language == *language).map(|own| own.code.clone())
         };
         let codes = code(&self.from).zip(code(&self.to));
-        let settings = ModelSettings { beams: self.beams, codes, ..ModelSettings::default() };
+        let settings = ModelSettings { beams: self.beams(), codes, ..ModelSettings::default() };
         Ok(Box::new(ModelTranslator::open(folder, settings)?))
     }
 
@@ -326,7 +398,7 @@ impl Translate {
     fn ctranslate2(&self, _folder: &Path) -> Result<Box<dyn Translator>> {
         Err(anyhow!(
             "--engine ctranslate2 with {} beams: this program was built without it; build it with --features ctranslate2 (cmake and a C++ compiler are needed)",
-            self.beams
+            self.beams()
         ))
     }
 
@@ -335,19 +407,32 @@ impl Translate {
             Some(path) => PriceList::from_file(path)?.price(model),
             None => None,
         };
+        let base = EndpointSettings::default();
+        let seconds = |given: Option<f64>, base, flag| {
+            given.map_or(Ok(base), |seconds| Duration::try_from_secs_f64(seconds).context(flag))
+        };
         Ok(EndpointSettings {
             // An estimate asks nothing.
             key_variable: self.key_variable.clone().filter(|_| !self.estimate),
-            concurrency: self.concurrency,
+            concurrency: self.concurrency.unwrap_or(base.concurrency),
             requests_per_minute: self.requests_per_minute,
-            tries: self.tries,
-            backoff: Duration::try_from_secs_f64(self.backoff).context("--backoff")?,
-            timeout: Duration::try_from_secs_f64(self.timeout).context("--timeout")?,
+            tries: self.tries.unwrap_or(base.tries),
+            backoff: seconds(self.backoff, base.backoff, "--backoff")?,
+            timeout: seconds(self.timeout, base.timeout, "--timeout")?,
             price,
             cap: self.cap,
             scope: self.out.display().to_string(),
-            ..EndpointSettings::default()
+            ..base
         })
+    }
+
+    /// Characters of a text, at most.
+    fn longest(&self) -> usize {
+        self.longest.unwrap_or(LibreSettings::default().longest)
+    }
+
+    fn beams(&self) -> usize {
+        self.beams.unwrap_or(2)
     }
 
     fn cache_path(&self) -> PathBuf {
@@ -368,10 +453,10 @@ impl Translate {
         settings: &TranslateSettings,
         translator: &dyn Translator,
     ) -> Result<()> {
-        write_json_lines(&self.beside("dropped.jsonl"), &translated.dropped)?;
-        write_json_lines(&self.beside("flagged.jsonl"), &translated.flagged)?;
+        write_json_lines(&self.beside(DROPPED), &translated.dropped)?;
+        write_json_lines(&self.beside(FLAGGED), &translated.flagged)?;
         if self.breaking == BreakingRows::Pass {
-            write_records(&self.beside("passed.jsonl"), &translated.passed)?;
+            write_records(&self.beside(PASSED), &translated.passed)?;
         }
         write_translated(&self.out, &translated.rows, settings.origin())?;
         let manifest = json!({
@@ -385,7 +470,7 @@ impl Translate {
             "rounds": self.rounds,
             "counts": counts(translated),
         });
-        write_json(&self.beside("manifest.json"), &manifest)
+        write_json(&self.beside(MANIFEST), &manifest)
     }
 
     fn tell(&self, translated: &Translated, output: &Output) -> Result<(), Failure> {
@@ -440,26 +525,25 @@ fn counts(translated: &Translated) -> Value {
 }
 
 /// A bar on a terminal, a line in some hundreds elsewhere.
-struct Bar {
+struct Bar<'a> {
     bar: ProgressBar,
     translated: AtomicUsize,
-}
-
-impl Default for Bar {
-    fn default() -> Self {
-        Self { bar: ProgressBar::no_length(), translated: AtomicUsize::new(0) }
-    }
+    output: &'a Output,
 }
 
 const LINE_EVERY: usize = 500;
 
-impl Bar {
+impl<'a> Bar<'a> {
+    fn new(output: &'a Output) -> Self {
+        Self { bar: ProgressBar::no_length(), translated: AtomicUsize::new(0), output }
+    }
+
     fn say(&self, line: String) {
-        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+        if self.bar.is_hidden() { self.output.note(line) } else { self.bar.println(line) }
     }
 }
 
-impl Progress for Bar {
+impl Progress for Bar<'_> {
     fn begin(&self, round: u32, total: usize, known: usize) {
         if round > 0 && total > 0 {
             self.say(format!("round {}: {total} texts once more", round + 1));
@@ -472,7 +556,7 @@ impl Progress for Bar {
         self.bar.inc(1);
         let done = self.translated.fetch_add(1, Ordering::Relaxed) + 1;
         if self.bar.is_hidden() && done.is_multiple_of(LINE_EVERY) {
-            eprintln!("{done} texts translated");
+            self.output.note(format!("{done} texts translated"));
         }
     }
 
