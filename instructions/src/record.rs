@@ -59,6 +59,20 @@ pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>>
 /// # Errors
 /// As [`read_records`].
 pub fn read_record_bytes(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Reading<Record>> {
+    Ok(read_numbered(path, bytes, language)?.reading)
+}
+
+/// A set, and which ids its file did not give.
+pub(crate) struct Numbered {
+    pub(crate) reading: Reading<Record>,
+    /// The file's rows, those that were left out too.
+    pub(crate) rows: usize,
+    /// The items whose id is their row's number, in order: the item's place and that number.
+    pub(crate) numbered: Vec<(usize, usize)>,
+}
+
+/// As [`read_record_bytes`], with which ids are the rows' numbers.
+pub(crate) fn read_numbered(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Numbered> {
     let mut reader = RowReader::new(path, language);
     if bytes.starts_with(parquet_file::MAGIC) {
         parquet_file::read_rows(path, bytes, &mut reader)?;
@@ -141,6 +155,7 @@ pub(crate) struct RowReader<'a> {
     reading: Reading<Record>,
     seen: BTreeSet<(Language, String)>,
     row: usize,
+    numbered: Vec<(usize, usize)>,
     later_turns: usize,
     system_messages: usize,
 }
@@ -153,6 +168,7 @@ impl<'a> RowReader<'a> {
             reading: Reading::default(),
             seen: BTreeSet::new(),
             row: 0,
+            numbered: Vec::new(),
             later_turns: 0,
             system_messages: 0,
         }
@@ -218,9 +234,13 @@ impl<'a> RowReader<'a> {
     pub(crate) fn add(&mut self, line: Option<usize>, row: Result<Row, String>) {
         let number = self.row;
         self.row += 1;
+        let has_no_id = row.as_ref().is_ok_and(|row| row.id.is_none());
         let what = match row.and_then(|row| self.record(number, row)) {
             Ok(record) => {
                 if self.seen.insert((record.language.clone(), record.id.clone())) {
+                    if has_no_id {
+                        self.numbered.push((self.reading.items.len(), number));
+                    }
                     return self.reading.items.push(record);
                 }
                 format!("the id {} was met before", record.id)
@@ -281,7 +301,7 @@ impl<'a> RowReader<'a> {
         Err("the chat has no user turn with an answer to it".to_owned())
     }
 
-    pub(crate) fn finish(mut self) -> Reading<Record> {
+    pub(crate) fn finish(mut self) -> Numbered {
         let file = self.path.to_path_buf();
         let mut note = |count: usize, what: &str| {
             if count > 0 {
@@ -296,7 +316,7 @@ impl<'a> RowReader<'a> {
         };
         note(self.later_turns, "chats go on after the first answer: their later turns were left out");
         note(self.system_messages, "system messages of chats were left out");
-        self.reading
+        Numbered { reading: self.reading, rows: self.row, numbered: self.numbered }
     }
 }
 
