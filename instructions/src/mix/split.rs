@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 
 use super::manifest::{LeftOut, RowEntry};
-use super::{MixOptions, Sets, Split};
+use super::{MixOptions, Set, Sets, Split};
 use crate::budget::{Held, Measured, Meter};
 use crate::language::Language;
 use crate::recipe::{Origin, Recipe};
@@ -78,39 +78,7 @@ impl<'a> Pools<'a> {
         }
         let mut pools = Vec::new();
         for set in sets.iter().filter(|set| languages.contains(&set.language)) {
-            let mut pool = Pool {
-                language: set.language.clone(),
-                origin: set.origin,
-                training: Vec::with_capacity(set.records.len()),
-                validation: Vec::new(),
-                left_out: Vec::new(),
-            };
-            let mut seen = BTreeSet::new();
-            let mut repeated = Vec::new();
-            let mut records = Vec::with_capacity(set.records.len());
-            for record in &set.records {
-                if record.language != set.language {
-                    bail!(
-                        "the set in {} has a record in {} (id {}): a set is of one language",
-                        set.language,
-                        record.language,
-                        record.id
-                    );
-                }
-                if seen.insert(record.id.as_str()) {
-                    records.push(record);
-                } else {
-                    repeated.push(record.id.clone());
-                }
-            }
-            let measured = meter.measure_all(&records);
-            pool.training.extend(records.into_iter().zip(measured).map(|(record, measured)| Candidate {
-                record,
-                origin: set.origin,
-                measured,
-            }));
-            pool.leave_out("the id was met before in the set", repeated);
-            pools.push(pool);
+            pools.push(Pool::of(set, meter)?);
         }
         hold_out(&mut pools, options)?;
         let smallest = pools
@@ -185,7 +153,40 @@ impl<'a> Pools<'a> {
     }
 }
 
-impl Pool<'_> {
+impl<'a> Pool<'a> {
+    /// A set's rows, each id once, none of them held out yet.
+    fn of(set: &'a Set, meter: &Meter) -> Result<Self> {
+        let mut seen = BTreeSet::new();
+        let mut repeated = Vec::new();
+        let mut records = Vec::with_capacity(set.records.len());
+        for record in &set.records {
+            if record.language != set.language {
+                bail!(
+                    "the set in {} has a record in {} (id {}): a set is of one language",
+                    set.language,
+                    record.language,
+                    record.id
+                );
+            }
+            if seen.insert(record.id.as_str()) {
+                records.push(record);
+            } else {
+                repeated.push(record.id.clone());
+            }
+        }
+        let measured = meter.measure_all(&records);
+        let candidate = |(record, measured)| Candidate { record, origin: set.origin, measured };
+        let mut pool = Self {
+            language: set.language.clone(),
+            origin: set.origin,
+            training: records.into_iter().zip(measured).map(candidate).collect(),
+            validation: Vec::new(),
+            left_out: Vec::new(),
+        };
+        pool.leave_out("the id was met before in the set", repeated);
+        Ok(pool)
+    }
+
     fn leave_out(&mut self, reason: &str, ids: Vec<String>) {
         if !ids.is_empty() {
             self.left_out.push(LeftOut { language: self.language.clone(), reason: reason.to_owned(), ids });
