@@ -178,6 +178,9 @@ fn english_weights(share: f64, languages: &[Language]) -> Result<Vec<u64>> {
     Ok(languages.iter().map(|language| if *language == english { of_english } else { of_others }).collect())
 }
 
+/// A language's rows by id, whose outputs cross-lingual rows take.
+type Outputs<'l, 'a> = (&'l Language, BTreeMap<&'a str, &'a Record>);
+
 /// What the parts of a mix come to.
 fn wanted(parts: &[Part]) -> u64 {
     total(&parts.iter().map(|part| part.budget).collect::<Vec<_>>())
@@ -347,63 +350,60 @@ impl<'a> Draw<'a> {
         Ok(rows)
     }
 
+    /// The rows' places by rank, for one purpose.
+    fn order(&self, purpose: &str, rows: &[Row]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_cached_key(|index| {
+            let record = rows[*index].record();
+            (self.rank(&[purpose, record.language.code(), &record.id]), rows[*index].copy)
+        });
+        order
+    }
+
     /// Replaces rows, by rank, by the same ids (or by drawn rows) of other languages.
     fn replace<'c>(&self, rows: &mut [Row<'c>], replace: &Replace) -> Result<()>
     where
         'a: 'c,
     {
-        let count = replace.rows;
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_cached_key(|index| {
-            let record = rows[*index].record();
-            (self.rank(&["replace", record.language.code(), &record.id]), rows[*index].copy)
-        });
-        let mut order: Vec<usize> = order
-            .into_iter()
-            .filter(|index| !replace.with.contains(&rows[*index].record().language))
-            .collect();
-        for (language, part) in replace.with.iter().zip(apportion(count, &vec![1; replace.with.len()])) {
-            let mut others = self.pools.training(self.recipe, language).0;
-            let mut left = part;
-            if self.recipe.sampling == Sampling::Independent {
-                let in_mix: BTreeSet<String> = rows
-                    .iter()
-                    .filter(|row| row.record().language == *language)
-                    .map(|row| row.record().id.clone())
-                    .collect();
-                others.retain(|candidate| !in_mix.contains(&candidate.record.id));
-                self.sort(&mut others, language);
-                for candidate in others.into_iter().take(part as usize) {
-                    if order.is_empty() {
-                        break;
-                    }
-                    rows[order.remove(0)] = Row::new(candidate, 0);
-                    left -= 1;
-                }
+        let mut order = self.order("replace", rows);
+        order.retain(|index| !replace.with.contains(&rows[*index].record().language));
+        let parts = apportion(replace.rows, &vec![1; replace.with.len()]);
+        for (language, part) in replace.with.iter().zip(parts) {
+            let others = self.pools.training(self.recipe, language).0;
+            let replaced = if self.recipe.sampling == Sampling::Independent {
+                self.replace_by_rank(rows, &mut order, language, others, part)
             } else {
-                let by_id: BTreeMap<&str, Candidate> =
-                    others.iter().map(|candidate| (candidate.record.id.as_str(), *candidate)).collect();
-                let mut unused = Vec::new();
-                for index in order {
-                    match by_id.get(rows[index].candidate.record.id.as_str()) {
-                        Some(candidate) if left > 0 => {
-                            rows[index] = Row::new(*candidate, rows[index].copy);
-                            left -= 1;
-                        }
-                        _ => unused.push(index),
-                    }
-                }
-                order = unused;
-            }
-            if left > 0 {
+                replace_by_id(rows, &mut order, &others, part)
+            };
+            if replaced < part {
                 bail!(
-                    "{part} rows are to be replaced by {language}, and only {} could be: the set in {language} has no \
-                     more rows that fit (by id, unless sampling is `independent`)",
-                    part - left
+                    "{part} rows are to be replaced by {language}, and only {replaced} could be: the set in {language} \
+                     has no more rows that fit (by id, unless sampling is `independent`)"
                 );
             }
         }
         Ok(())
+    }
+
+    /// Replaces the first rows of `order`, which goes on behind them, by rows of another language that the mix does not
+    /// have, by their own rank. How many there were, `wanted` at most.
+    fn replace_by_rank<'c>(
+        &self,
+        rows: &mut [Row<'c>],
+        order: &mut Vec<usize>,
+        language: &Language,
+        mut others: Vec<Candidate<'c>>,
+        wanted: u64,
+    ) -> u64 {
+        let there = ids_in(rows, language);
+        others.retain(|candidate| !there.contains(candidate.record.id.as_str()));
+        self.sort(&mut others, language);
+        others.truncate(wanted as usize);
+        let replaced = others.len().min(order.len());
+        for (index, candidate) in order.drain(..replaced).zip(others) {
+            rows[index] = Row::new(candidate, 0);
+        }
+        replaced as u64
     }
 
     /// Makes rows, by rank, ask for a response in another language, and gives them that language's output.
@@ -414,53 +414,16 @@ impl<'a> Draw<'a> {
         languages: &[Language],
     ) -> Result<()> {
         let wanted = (cross_lingual.share * rows.len() as f64).round() as usize;
-        let response_languages = if cross_lingual.response_languages.is_empty() {
-            languages
-        } else {
-            cross_lingual.response_languages.as_slice()
-        };
-        let mut outputs: Vec<(&Language, BTreeMap<&str, &Record>)> = Vec::new();
-        for language in response_languages {
-            if !self.pools.has(language) {
-                bail!("cross-lingual rows ask for {language}, and there is no set in it");
-            }
-            let training = self.pools.training(self.recipe, language).0;
-            outputs
-                .push((language, training.iter().map(|row| (row.record.id.as_str(), row.record)).collect()));
-        }
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_cached_key(|index| {
-            let record = rows[*index].record();
-            (self.rank(&["cross-lingual", record.language.code(), &record.id]), rows[*index].copy)
-        });
+        let outputs = self.outputs_by_language(cross_lingual, languages)?;
         let mut made = 0;
-        for index in order {
+        for index in self.order("cross-lingual", rows) {
             if made == wanted {
                 break;
             }
-            let record = rows[index].record();
-            // The languages take turns from a drawn one on, so that they come out even and none is skipped for good.
-            let fitting: Vec<_> = outputs
-                .iter()
-                .filter_map(|(language, by_id)| Some((*language, *by_id.get(record.id.as_str())?)))
-                .filter(|(language, _)| **language != record.language)
-                .collect();
-            if fitting.is_empty() {
+            let Some((language, new)) = self.crossed(rows[index].record(), cross_lingual, &outputs)? else {
                 continue;
-            }
-            let turn = self.rank(&["response language", record.language.code(), &record.id]);
-            let (language, other) = fitting[(turn % fitting.len() as u128) as usize];
-            let Some(ask) = cross_lingual.templates.get(&record.language).and_then(|ask| ask.ask(language))
-            else {
-                bail!(
-                    "cross-lingual rows need a template that asks in {} for a response in {language}",
-                    record.language
-                );
             };
-            let mut new = record.clone();
-            new.instruction = format!("{}\n{ask}", record.instruction.trim_end());
-            new.output = other.output.clone();
-            rows[index].entry.response_language = Some(language.clone());
+            rows[index].entry.response_language = Some(language);
             rows[index].measured = self.meter.measure(&new);
             rows[index].record = Some(new);
             made += 1;
@@ -469,6 +432,61 @@ impl<'a> Draw<'a> {
             bail!("{wanted} rows are to be cross-lingual, and only {made} have their id in another language");
         }
         Ok(())
+    }
+
+    /// The rows of each response language by id, in the recipe's order.
+    fn outputs_by_language<'l>(
+        &self,
+        cross_lingual: &'l CrossLingual,
+        languages: &'l [Language],
+    ) -> Result<Vec<Outputs<'l, 'a>>> {
+        let response_languages = if cross_lingual.response_languages.is_empty() {
+            languages
+        } else {
+            cross_lingual.response_languages.as_slice()
+        };
+        let mut outputs = Vec::new();
+        for language in response_languages {
+            if !self.pools.has(language) {
+                bail!("cross-lingual rows ask for {language}, and there is no set in it");
+            }
+            let training = self.pools.training(self.recipe, language).0;
+            outputs
+                .push((language, training.iter().map(|row| (row.record.id.as_str(), row.record)).collect()));
+        }
+        Ok(outputs)
+    }
+
+    /// A record that asks for a response in another language and has that language's output, and which it is; none
+    /// where no other language has its id.
+    fn crossed(
+        &self,
+        record: &Record,
+        cross_lingual: &CrossLingual,
+        outputs: &[Outputs],
+    ) -> Result<Option<(Language, Record)>> {
+        let fitting: Vec<_> = outputs
+            .iter()
+            .filter_map(|(language, by_id)| Some((*language, *by_id.get(record.id.as_str())?)))
+            .filter(|(language, _)| **language != record.language)
+            .collect();
+        if fitting.is_empty() {
+            return Ok(None);
+        }
+        // The languages take turns from a drawn one on, so that they come out even and none is skipped for good.
+        let turn = self.rank(&["response language", record.language.code(), &record.id]);
+        let (language, other) = fitting[(turn % fitting.len() as u128) as usize];
+        let Some(ask) = cross_lingual.templates.get(&record.language).and_then(|ask| ask.ask(language))
+        else {
+            bail!(
+                "cross-lingual rows need a template that asks in {} for a response in {language}",
+                record.language
+            );
+        };
+        let mut new = record.clone();
+        new.instruction = format!("{}\n{ask}", record.instruction.trim_end());
+        new.output = other.output.clone();
+        Ok(Some((language.clone(), new)))
     }
 
     /// Replaced and cross-lingual rows cost other than what was drawn: rows from the end go, until the budget holds.
@@ -484,6 +502,38 @@ impl<'a> Draw<'a> {
             });
         }
     }
+}
+
+/// Replaces rows, in order, by the same ids of another language, and takes them out of `order`. How many there were,
+/// `wanted` at most.
+fn replace_by_id<'c>(
+    rows: &mut [Row<'c>],
+    order: &mut Vec<usize>,
+    others: &[Candidate<'c>],
+    wanted: u64,
+) -> u64 {
+    let by_id: BTreeMap<&str, Candidate> =
+        others.iter().map(|candidate| (candidate.record.id.as_str(), *candidate)).collect();
+    let mut replaced = 0;
+    order.retain(|index| {
+        let row = &mut rows[*index];
+        match by_id.get(row.candidate.record.id.as_str()) {
+            Some(candidate) if replaced < wanted => {
+                *row = Row::new(*candidate, row.copy);
+                replaced += 1;
+                false
+            }
+            _ => true,
+        }
+    });
+    replaced
+}
+
+/// The ids that a mix has in a language.
+fn ids_in<'c>(rows: &[Row<'c>], language: &Language) -> BTreeSet<&'c str> {
+    let of_language =
+        rows.iter().map(|row| row.candidate.record).filter(|record| record.language == *language);
+    of_language.map(|record| record.id.as_str()).collect()
 }
 
 /// Lists the rows of each language that were there and not needed.
