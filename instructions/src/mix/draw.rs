@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::MixOptions;
 use super::manifest::{LeftOut, RowEntry};
 use super::split::{Candidate, Pools, rank};
-use crate::budget::{Measured, Meter, apportion, weight};
+use crate::budget::{Held, Measured, Meter, apportion, counted, weight};
 use crate::language::Language;
 use crate::recipe::{CrossLingual, Recipe, Replace, Sampling};
 use crate::record::Record;
@@ -20,6 +20,8 @@ pub(super) struct Drawn {
     pub(super) left_out: Vec<LeftOut>,
     /// What the mix was allowed, in the unit that rows are drawn by.
     pub(super) budget: u64,
+    /// What its rows cost in that unit.
+    pub(super) amount: u64,
 }
 
 /// One language of a mix.
@@ -64,8 +66,10 @@ pub(super) fn draw(
         left_out.extend(reasons);
         candidates.push(training);
     }
-    let budgets = budgets(recipe, languages, &candidates, pools)?;
-    let budget = total(&budgets);
+    let held = options.budget.held;
+    let budgets = budgets(recipe, languages, &candidates, pools, held)?;
+    let all = budgets.iter().map(|budget| u128::from(*budget)).sum();
+    let budget = counted(all, held, || "the mix".to_owned())?;
     let parts: Vec<Part> = languages
         .iter()
         .zip(candidates)
@@ -79,7 +83,7 @@ pub(super) fn draw(
     let draw = Draw { recipe, seed: options.seed, meter, pools };
     let mut rows = match recipe.sampling {
         Sampling::Same | Sampling::Independent | Sampling::Disjoint => draw.by_language(&parts)?,
-        Sampling::Aligned => draw.aligned(&parts, &mut left_out)?,
+        Sampling::Aligned => draw.aligned(&parts, budget, &mut left_out)?,
     };
     if let Some(replace) = &recipe.replace {
         draw.replace(&mut rows, replace)?;
@@ -92,22 +96,17 @@ pub(super) fn draw(
         let copy = row.copy.to_string();
         (draw.rank(&["order", record.language.code(), &record.id, &copy]), record.id.clone(), row.copy)
     });
-    draw.cut_to(budget, &mut rows, &mut left_out);
+    let amount = cut_to(budget, &mut rows, &mut left_out);
     list_not_drawn(&parts, &rows, &mut left_out);
     if rows.is_empty() {
-        bail!("the mix has no rows: not even one fits into its budget of {budget} {}", options.budget.held);
+        bail!("the mix has no rows: not even one fits into its budget of {budget} {held}");
     }
     let measured = rows.iter().map(|row| row.measured).collect();
     let (rows, entries) = rows
         .into_iter()
         .map(|row| (row.record.unwrap_or_else(|| row.candidate.record.clone()), row.entry))
         .unzip();
-    Ok(Drawn { rows, entries, measured, left_out, budget })
-}
-
-/// Counts of a recipe file may add up to more than any set has, and than a number holds.
-fn total(budgets: &[u64]) -> u64 {
-    budgets.iter().fold(0, |sum, budget| sum.saturating_add(*budget))
+    Ok(Drawn { rows, entries, measured, left_out, budget, amount })
 }
 
 /// Each language's budget, in the unit that rows are drawn by.
@@ -116,6 +115,7 @@ fn budgets(
     languages: &[Language],
     candidates: &[Vec<Candidate>],
     pools: &Pools,
+    held: Held,
 ) -> Result<Vec<u64>> {
     if !recipe.counts.is_empty() {
         names_only(recipe.counts.keys(), languages, "counts")?;
@@ -124,12 +124,12 @@ fn budgets(
             .map(|language| recipe.counts.get(language).copied().unwrap_or(0))
             .collect());
     }
-    let in_c = |size: f64| (size * pools.drawn_c as f64).round() as u64;
     let total = match (recipe.rows, recipe.size_per_language, recipe.size) {
-        (Some(rows), _, _) => rows,
-        (_, Some(size), _) => in_c(size).saturating_mul(languages.len() as u64),
-        (_, _, size) => in_c(size.unwrap_or(1.0)),
+        (Some(rows), _, _) => u128::from(rows),
+        (_, Some(size), _) => in_c(size, pools.drawn_c).saturating_mul(languages.len() as u128),
+        (_, _, size) => in_c(size.unwrap_or(1.0), pools.drawn_c),
     };
+    let total = counted(total, held, || "the mix".to_owned())?;
     let weights: Vec<u64> = if !recipe.shares.is_empty() {
         names_only(recipe.shares.keys(), languages, "shares")?;
         languages.iter().map(|language| weight(recipe.shares.get(language).copied().unwrap_or(0.0))).collect()
@@ -149,6 +149,15 @@ fn budgets(
         bail!("none of this mix's languages has a share");
     }
     Ok(apportion(total, &weights))
+}
+
+/// A size in C. Whole sizes are exact: a C in FLOPs may be a number that floating point has not.
+fn in_c(size: f64, c: u64) -> u128 {
+    if size.fract() == 0.0 {
+        (size as u128).saturating_mul(u128::from(c))
+    } else {
+        (size * c as f64).round() as u128
+    }
 }
 
 fn names_only<'a>(
@@ -180,11 +189,6 @@ fn english_weights(share: f64, languages: &[Language]) -> Result<Vec<u64>> {
 
 /// A language's rows by id, whose outputs cross-lingual rows take.
 type Outputs<'l, 'a> = (&'l Language, BTreeMap<&'a str, &'a Record>);
-
-/// What the parts of a mix come to.
-fn wanted(parts: &[Part]) -> u64 {
-    total(&parts.iter().map(|part| part.budget).collect::<Vec<_>>())
-}
 
 /// A set that is gone through more often than this is a slip in a recipe, and would fill the memory.
 const MOST_COPIES: u64 = 1000;
@@ -276,7 +280,12 @@ impl<'a> Draw<'a> {
     }
 
     /// Each id that all languages have, once, in a drawn language.
-    fn aligned<'c>(&self, parts: &[Part<'c>], left_out: &mut Vec<LeftOut>) -> Result<Vec<Row<'c>>> {
+    fn aligned<'c>(
+        &self,
+        parts: &[Part<'c>],
+        wanted: u64,
+        left_out: &mut Vec<LeftOut>,
+    ) -> Result<Vec<Row<'c>>> {
         let by_id: Vec<BTreeMap<&str, Candidate<'c>>> = parts
             .iter()
             .map(|part| part.candidates.iter().map(|row| (row.record.id.as_str(), *row)).collect())
@@ -294,7 +303,6 @@ impl<'a> Draw<'a> {
         let mut common: Vec<&str> = first.keys().copied().filter(|id| is_common(id)).collect();
         common.sort_by_cached_key(|id| (self.rank(&["rows", id]), *id));
         let rows = if self.meter.counts_rows() {
-            let wanted = wanted(parts);
             if (common.len() as u64) < wanted {
                 bail!(
                     "needs {wanted} ids that all its languages have, and there are {}: lower C",
@@ -311,7 +319,7 @@ impl<'a> Draw<'a> {
             }
             rows
         } else {
-            self.aligned_by_cost(parts, &by_id, &common)?
+            self.aligned_by_cost(parts, wanted, &by_id, &common)?
         };
         Ok(rows)
     }
@@ -320,6 +328,7 @@ impl<'a> Draw<'a> {
     fn aligned_by_cost<'c>(
         &self,
         parts: &[Part<'c>],
+        wanted: u64,
         by_id: &[BTreeMap<&str, Candidate<'c>>],
         common: &[&str],
     ) -> Result<Vec<Row<'c>>> {
@@ -335,13 +344,13 @@ impl<'a> Draw<'a> {
             });
             let Some(index) = next else { break };
             let Some(candidate) = by_id[index].get(id) else { continue };
-            if spent[index] + candidate.measured.cost > parts[index].budget {
+            if candidate.measured.cost > parts[index].budget - spent[index] {
                 return Ok(rows);
             }
             spent[index] += candidate.measured.cost;
             rows.push(Row::new(*candidate, 0));
         }
-        let (wanted, found) = (wanted(parts), spent.iter().sum::<u64>());
+        let found: u64 = spent.iter().sum();
         if found < wanted {
             bail!(
                 "needs {wanted} tokens or FLOPs in ids that all its languages have, and there are {found}: lower C"
@@ -488,20 +497,23 @@ impl<'a> Draw<'a> {
         new.output = other.output.clone();
         Ok(Some((language.clone(), new)))
     }
+}
 
-    /// Replaced and cross-lingual rows cost other than what was drawn: rows from the end go, until the budget holds.
-    fn cut_to(&self, budget: u64, rows: &mut Vec<Row>, left_out: &mut Vec<LeftOut>) {
-        let mut amount: u64 = rows.iter().map(|row| row.measured.cost).sum();
-        while amount > budget {
-            let Some(row) = rows.pop() else { return };
-            amount -= row.measured.cost;
-            left_out.push(LeftOut {
-                language: row.record().language.clone(),
-                reason: "over the budget after replacing".to_owned(),
-                ids: vec![row.record().id.clone()],
-            });
-        }
+/// Replaced and cross-lingual rows cost other than what was drawn: rows from the end go, until the budget holds. Gives
+/// what the rest costs.
+fn cut_to(budget: u64, rows: &mut Vec<Row>, left_out: &mut Vec<LeftOut>) -> u64 {
+    let mut amount: u128 = rows.iter().map(|row| u128::from(row.measured.cost)).sum();
+    while amount > u128::from(budget) {
+        let Some(row) = rows.pop() else { break };
+        amount -= u128::from(row.measured.cost);
+        left_out.push(LeftOut {
+            language: row.record().language.clone(),
+            reason: "over the budget after replacing".to_owned(),
+            ids: vec![row.record().id.clone()],
+        });
     }
+    // Not above the budget, so it fits.
+    amount as u64
 }
 
 /// Replaces rows, in order, by the same ids of another language, and takes them out of `order`. How many there were,

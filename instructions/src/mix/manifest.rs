@@ -119,9 +119,9 @@ impl Manifest {
         // Rows say how much of C a mix is; its updates follow.
         let updates = (held == Held::Updates).then(|| {
             let exact = u128::from(pools.c) * u128::from(drawn.budget) / u128::from(pools.drawn_c.max(1));
-            (exact as u64).max(1)
+            u64::try_from(exact).unwrap_or(u64::MAX).max(1)
         });
-        let amount = updates.unwrap_or_else(|| drawn.measured.iter().map(|measured| measured.cost).sum());
+        let amount = updates.unwrap_or(drawn.amount);
         let cost = Cost {
             held,
             c: pools.c,

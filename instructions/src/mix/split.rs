@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::manifest::{LeftOut, RowEntry};
 use super::{MixOptions, Set, Sets, Split};
-use crate::budget::{Held, Measured, Meter};
+use crate::budget::{Held, Measured, Meter, counted};
 use crate::language::Language;
 use crate::recipe::{Origin, Recipe};
 use crate::record::Record;
@@ -81,12 +81,7 @@ impl<'a> Pools<'a> {
             pools.push(Pool::of(set, meter)?);
         }
         hold_out(&mut pools, options)?;
-        let smallest = pools
-            .iter()
-            .map(|pool| pool.training.iter().map(|candidate| candidate.measured.cost).sum())
-            .min();
-        let Some(smallest) = smallest else { bail!("there are no sets") };
-        let (c, drawn_c) = c(smallest, options)?;
+        let (c, drawn_c) = c(&pools, options)?;
         Ok(Self { pools, languages, c, drawn_c })
     }
 
@@ -187,6 +182,11 @@ impl<'a> Pool<'a> {
         Ok(pool)
     }
 
+    /// What one pass over its training rows costs.
+    fn cost(&self) -> u128 {
+        self.training.iter().map(|candidate| u128::from(candidate.measured.cost)).sum()
+    }
+
     fn leave_out(&mut self, reason: &str, ids: Vec<String>) {
         if !ids.is_empty() {
             self.left_out.push(LeftOut { language: self.language.clone(), reason: reason.to_owned(), ids });
@@ -248,19 +248,26 @@ fn hold_out(pools: &mut [Pool], options: &MixOptions) -> Result<()> {
 }
 
 /// C in the budget's unit, and in the unit that rows are drawn by.
-fn c(smallest: u64, options: &MixOptions) -> Result<(u64, u64)> {
+fn c(pools: &[Pool], options: &MixOptions) -> Result<(u64, u64)> {
     let budget = &options.budget;
-    if smallest == 0 {
+    let costs = pools.iter().map(|pool| (pool.cost(), &pool.language));
+    let Some((cost, language)) = costs.min_by_key(|(cost, _)| *cost) else { bail!("there are no sets") };
+    if cost == 0 {
         bail!("a set has no rows to train on");
     }
+    let smallest = || counted(cost, budget.held, || format!("the set in {language}"));
     match (budget.held, budget.c) {
         (_, Some(0)) => bail!("the budget's C is 0: expected at least 1"),
         (Held::Updates, _) if budget.batch == 0 => bail!("the budget's `batch` is 0: expected at least 1"),
-        (Held::Updates, Some(c)) => Ok((c, smallest)),
+        (Held::Updates, Some(c)) => Ok((c, smallest()?)),
         (Held::Updates, None) => {
-            Ok((smallest.saturating_mul(budget.epochs).div_ceil(budget.batch).max(1), smallest))
+            let rows = smallest()?;
+            Ok((rows.saturating_mul(budget.epochs).div_ceil(budget.batch).max(1), rows))
         }
         (_, Some(c)) => Ok((c, c)),
-        (_, None) => Ok((smallest, smallest)),
+        (_, None) => {
+            let c = smallest()?;
+            Ok((c, c))
+        }
     }
 }

@@ -204,6 +204,70 @@ fn updates_are_held_by_the_manifest() {
     assert_eq!(updates, [(10, Some(8)), (10, Some(8)), (20, Some(16)), (10, Some(8)), (10, Some(8))]);
 }
 
+/// C in FLOPs, which a row's tokens tell.
+fn flops_options<'a>(
+    c: Option<u64>,
+    tokens: &'a (dyn Fn(&Record) -> usize + Sync),
+    flops: &'a (dyn Fn(usize) -> u64 + Sync),
+) -> MixOptions<'a> {
+    let budget = Budget { held: Held::Flops, c, ..Budget::default() };
+    MixOptions { budget, tokens: Some(tokens), flops: Some(flops), ..MixOptions::default() }
+}
+
+#[test]
+fn flops_that_fill_64_bits_are_counted_or_refused() {
+    let even = sets(&[("en", 10), ("fi", 10)]);
+    let (one, flops) = (|_: &Record| 1, |_: usize| 1 << 61);
+    let error = recipe("size = 1").mixes(&even, &flops_options(None, &one, &flops)).expect_err("10 × 2^61");
+    let said = "the set in en comes to 23058430092136939520 FLOPs, and budgets are counted up to";
+    assert!(format!("{error:#}").contains(said), "{error:#}");
+    let mix = |text: &str, c| recipe(text).mixes(&even, &flops_options(Some(c), &one, &flops));
+    assert_eq!(mix("size = 1", 6 << 61).expect("given C")[0].rows.len(), 6);
+    for text in ["size_per_language = 1", "size = 2", "size = 1.5", "size = 1e300"] {
+        let error = mix(text, 6 << 61).expect_err(text);
+        assert!(format!("{error:#}").contains("the mix comes to"), "{text}: {error:#}");
+    }
+}
+
+#[test]
+fn a_row_beyond_what_is_left_is_not_drawn_however_much_it_costs() {
+    let with_large = |is_large: &dyn Fn(&Record) -> bool| {
+        let mut all = Sets::new();
+        for set in sets(&[("en", 10), ("fi", 10)]).iter() {
+            let mut set = set.clone();
+            let large = set.records.iter_mut().filter(|row| is_large(row));
+            large.for_each(|row| row.output = "large".to_owned());
+            all.add(set);
+        }
+        all
+    };
+    let large = |row: &Record| if row.output == "large" { 2 } else { 1 };
+    let flops = |tokens: usize| if tokens == 2 { u64::MAX } else { 1 << 61 };
+    let options = flops_options(Some(7 << 61), &large, &flops);
+    // By its rank, 7 comes when each language has rows already.
+    let sets = with_large(&|row| row.id == "7");
+    let mix = recipe("sampling = \"aligned\"").mixes(&sets, &options).expect("a mix").remove(0);
+    assert!(!mix.rows.is_empty() && mix.rows.iter().all(|row| row.id != "7"));
+    assert_eq!(mix.manifest.cost.amount, (mix.rows.len() as u64) << 61);
+    // Rows that became cross-lingual come to more than the budget, and than a number of 64 bits.
+    let sets = with_large(&|row| row.language == language("fi"));
+    let text = "languages = [\"en\"]\n[recipe.cross_lingual]\nshare = 1\nresponse_languages = [\"fi\"]\n\
+                templates.en = \"Answer in {language}.\"";
+    let flops = |tokens: usize| if tokens == 2 { 5 << 61 } else { 1 << 61 };
+    let options = flops_options(Some(6 << 61), &large, &flops);
+    let mix = recipe(text).mixes(&sets, &options).expect("a mix").remove(0);
+    assert_eq!((mix.rows.len(), mix.manifest.cost.amount), (1, 5 << 61));
+}
+
+#[test]
+fn a_mix_of_one_c_is_the_smallest_set_whole() {
+    // Three of these are a number that floating point rounds up.
+    let (one, flops) = (|_: &Record| 1, |_: usize| (1 << 52) + 1);
+    let options = flops_options(None, &one, &flops);
+    let mix = recipe("size = 1").mixes(&sets(&[("en", 3)]), &options).expect("a mix").remove(0);
+    assert_eq!((mix.rows.len(), mix.manifest.cost.amount), (3, mix.manifest.cost.c));
+}
+
 #[test]
 fn the_example_recipes_make_mixes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/recipes");
