@@ -382,12 +382,14 @@ impl<'a> Draw<'a> {
             let replaced = if self.recipe.sampling == Sampling::Independent {
                 self.replace_by_rank(rows, &mut order, language, others, part)
             } else {
-                replace_by_id(rows, &mut order, &others, part)
+                // The mix has no id of a language twice, unless the recipe takes rows again.
+                let there = if self.recipe.repeat { None } else { Some(ids_in(rows, language)) };
+                replace_by_id(rows, &mut order, &others, there, part)
             };
             if replaced < part {
                 bail!(
                     "{part} rows are to be replaced by {language}, and only {replaced} could be: the set in {language} \
-                     has no more rows that fit (by id, unless sampling is `independent`)"
+                     has no more rows that fit (by id, unless sampling is `independent`) and are not in the mix"
                 );
             }
         }
@@ -516,12 +518,13 @@ fn cut_to(budget: u64, rows: &mut Vec<Row>, left_out: &mut Vec<LeftOut>) -> u64 
     amount as u64
 }
 
-/// Replaces rows, in order, by the same ids of another language, and takes them out of `order`. How many there were,
-/// `wanted` at most.
+/// Replaces rows, in order, by the same ids of another language, and takes them out of `order`; where the ids that are
+/// `there` already are given, by none of them, and each once. How many there were, `wanted` at most.
 fn replace_by_id<'c>(
     rows: &mut [Row<'c>],
     order: &mut Vec<usize>,
     others: &[Candidate<'c>],
+    mut there: Option<BTreeSet<&'c str>>,
     wanted: u64,
 ) -> u64 {
     let by_id: BTreeMap<&str, Candidate> =
@@ -529,14 +532,14 @@ fn replace_by_id<'c>(
     let mut replaced = 0;
     order.retain(|index| {
         let row = &mut rows[*index];
-        match by_id.get(row.candidate.record.id.as_str()) {
-            Some(candidate) if replaced < wanted => {
-                *row = Row::new(*candidate, row.copy);
-                replaced += 1;
-                false
-            }
-            _ => true,
+        let id = row.candidate.record.id.as_str();
+        let Some(candidate) = by_id.get(id).filter(|_| replaced < wanted) else { return true };
+        let is_new = there.as_mut().is_none_or(|there| there.insert(id));
+        if is_new {
+            *row = Row::new(*candidate, row.copy);
+            replaced += 1;
         }
+        !is_new
     });
     replaced
 }

@@ -158,6 +158,37 @@ fn rows_are_replaced_by_the_same_ids() {
 }
 
 #[test]
+fn rows_replace_none_that_are_in_the_mix_already() {
+    let sets = sets(&[("en", 50), ("fi", 50), ("zh", 50)]);
+    let mix = |text: &str| recipe(text).mixes(&sets, &MixOptions::default()).map(|mut mixes| mixes.remove(0));
+    let distinct = |mix: &Mix| {
+        let rows: BTreeSet<_> = mix.rows.iter().map(|row| (&row.language, &row.id)).collect();
+        rows.len()
+    };
+    // English and Chinese have the same ids: each can become Finnish once.
+    let both = mix("languages = [\"en\", \"zh\"]\nrows = 80\nreplace = { rows = 40, with = [\"fi\"] }");
+    let both = both.expect("a mix");
+    assert_eq!((both.rows.len(), distinct(&both)), (80, 80));
+    assert_eq!(both.manifest.languages[&language("fi")].rows, 40);
+    // Ten of the English ids are not among the Finnish rows.
+    let part = |rows: u64| {
+        format!(
+            "languages = [\"en\", \"fi\"]\ncounts = {{ en = 30, fi = 20 }}\nreplace = {{ rows = {rows}, with = [\"fi\"] }}"
+        )
+    };
+    let mixed = mix(&part(10)).expect("a mix");
+    assert_eq!((counts(&mixed), distinct(&mixed)), (vec![("en", 20), ("fi", 30)], 50));
+    let error = mix(&part(11)).expect_err("one too many");
+    assert!(
+        format!("{error:#}").contains("11 rows are to be replaced by fi, and only 10 could be"),
+        "{error:#}"
+    );
+    let again = mix(&format!("{}\nrepeat = true", part(11))).expect("ids are taken again");
+    assert_eq!(counts(&again), [("en", 19), ("fi", 31)]);
+    assert!(distinct(&again) < 50);
+}
+
+#[test]
 fn cross_lingual_rows_ask_in_the_instructions_language() {
     let sets = sets(&[("en", 50), ("fi", 50)]);
     let text = "sampling = \"aligned\"\n[recipe.cross_lingual]\nshare = 0.5\ntemplates.en = \"Answer in {language}.\"\n\
