@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::draw::Drawn;
 use super::split::Pools;
-use super::{MixOptions, Split};
+use super::{MixOptions, Named, Split};
 use crate::budget::Held;
 use crate::language::Language;
-use crate::recipe::{Origin, Recipe};
+use crate::recipe::{Mixes, Origin, Recipe};
 use crate::record::Record;
 
 /// Everything about a mix but the text of its rows.
@@ -31,6 +31,13 @@ pub struct Manifest {
     pub updates: Option<u64>,
     /// Rows and tokens by language.
     pub languages: BTreeMap<Language, LanguageCounts>,
+    /// As [`super::Mix::languages`]: in the recipe's order, those without rows too. None in manifests from before it was
+    /// written down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub language_order: Vec<Language>,
+    /// As [`super::Mix::answers`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Language>,
     /// How validation rows were set apart.
     pub split: Split,
     /// Each row, in order.
@@ -97,7 +104,7 @@ pub struct LeftOut {
 impl Manifest {
     pub(super) fn new(
         recipe: &Recipe,
-        name: &str,
+        named: &Named,
         drawn: &Drawn,
         validation: &[Record],
         validation_entries: Vec<RowEntry>,
@@ -130,18 +137,36 @@ impl Manifest {
             in_c: amount as f64 / pools.c as f64,
         };
         Self {
-            name: name.to_owned(),
+            name: named.name.clone(),
             recipe: recipe.clone(),
             seed: options.seed,
             hash: content_hash(&drawn.rows, validation),
             cost,
             updates,
             languages,
+            language_order: named.languages.clone(),
+            answers: named.answers.clone(),
             split: options.split,
             rows: drawn.entries.clone(),
             validation: validation_entries,
             left_out: drawn.left_out.clone(),
         }
+    }
+
+    /// The mix's languages; where the manifest does not say their order, those with rows, by code.
+    pub(super) fn languages_in_order(&self) -> Vec<Language> {
+        if self.language_order.is_empty() {
+            return self.languages.keys().cloned().collect();
+        }
+        self.language_order.clone()
+    }
+
+    /// The one language that the mix's system answers. A manifest that does not say it has it in its name.
+    pub(super) fn answers(&self) -> Option<Language> {
+        let in_name = |language: &&Language| self.name == self.recipe.name_in(language);
+        let named =
+            || self.languages.keys().find(in_name).filter(|_| self.recipe.mixes == Mixes::PerLanguage);
+        self.answers.clone().or_else(|| named().cloned())
     }
 }
 

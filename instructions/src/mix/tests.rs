@@ -126,6 +126,43 @@ fn a_mix_is_written_and_read_back_and_a_change_is_seen() {
 }
 
 #[test]
+fn languages_keep_their_order_and_answers_their_language_when_read_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sets = sets(&[("en", 50), ("fi", 50), ("zh", 50)]);
+    let read_back = |text: &str| -> Vec<(Vec<String>, Option<String>)> {
+        let made = recipe(text).mixes(&sets, &MixOptions::default()).expect(text);
+        let read = made.iter().map(|mix| {
+            mix.write(folder.path()).expect("written");
+            let read = Mix::read(folder.path()).expect("read");
+            assert_eq!(read, *mix, "{text}");
+            let codes = read.languages.iter().map(ToString::to_string).collect();
+            (codes, read.answers.map(|language| language.to_string()))
+        });
+        read.collect()
+    };
+    let codes = |codes: &[&str]| codes.iter().map(|code| (*code).to_owned()).collect::<Vec<_>>();
+    assert_eq!(read_back("languages = [\"zh\", \"en\"]"), [(codes(&["zh", "en"]), None)]);
+    let none = "languages = [\"zh\", \"fi\", \"en\"]\ncounts = { en = 3, zh = 4 }";
+    assert_eq!(read_back(none), [(codes(&["zh", "fi", "en"]), None)], "Finnish has no rows");
+    let replaced =
+        "languages = [\"zh\", \"fi\"]\nmixes = \"per-language\"\nreplace = { rows = 7, with = [\"en\"] }";
+    let expected = ["zh", "fi"].map(|code| (codes(&[code, "en"]), Some(code.to_owned())));
+    assert_eq!(read_back(replaced), expected);
+
+    // A manifest from before either was written down is read; whom it answers is in its name.
+    let made = recipe(replaced).mixes(&sets, &MixOptions::default()).expect("mixes");
+    for (mix, code) in made.iter().zip(["zh", "fi"]) {
+        let mut old = mix.clone();
+        (old.manifest.language_order, old.manifest.answers) = (Vec::new(), None);
+        old.write(folder.path()).expect("written");
+        let text = std::fs::read_to_string(folder.path().join("manifest.json")).expect("text");
+        assert!(!text.contains("language_order") && !text.contains("answers"), "{text}");
+        let read = Mix::read(folder.path()).expect("read");
+        assert_eq!((read.answers, read.languages.len()), (Some(language(code)), 2));
+    }
+}
+
+#[test]
 fn shares_temperature_and_counts_split_a_mix() {
     let sets = sets(&[("en", 160), ("fi", 40), ("zh", 10)]);
     for (text, expected) in [
