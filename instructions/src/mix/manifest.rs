@@ -31,11 +31,11 @@ pub struct Manifest {
     pub updates: Option<u64>,
     /// Rows and tokens by language.
     pub languages: BTreeMap<Language, LanguageCounts>,
-    /// As [`super::Mix::languages`]: in the recipe's order, those without rows too. None in manifests from before it was
-    /// written down.
+    /// As [`Mix::languages`](super::Mix::languages): in the recipe's order, those without rows too. Empty in manifests
+    /// from before it was written down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub language_order: Vec<Language>,
-    /// As [`super::Mix::answers`].
+    /// As [`Mix::answers`](super::Mix::answers).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<Language>,
     /// How validation rows were set apart.
@@ -57,8 +57,11 @@ pub struct Cost {
     pub c: u64,
     /// What the mix was allowed.
     pub budget: u64,
-    /// What it costs. Equal to `budget` in rows and updates; in tokens and FLOPs short of it by less than one row for
-    /// each language, and never above.
+    /// What it costs, never above `budget`, and equal to it in rows and updates. In tokens and FLOPs rows are taken while
+    /// they fit, so each language is short of its part by less than one row; with aligned sampling, where all end with
+    /// the first that does not fit, by less than that row times its part over that row's language's. Replaced and
+    /// cross-lingual rows cost other than those that were drawn: where less, that leaves it short by the difference, and
+    /// where more than the budget, the last rows are left out.
     pub amount: u64,
     /// The amount in units of C.
     pub in_c: f64,

@@ -337,6 +337,21 @@ fn a_mix_of_one_c_is_the_smallest_set_whole() {
 }
 
 #[test]
+fn an_aligned_mix_of_unequal_parts_is_short_by_a_row_in_proportion() {
+    let sets = sets(&[("en", 300), ("fi", 300)]);
+    let tokens = |record: &Record| record.output.len();
+    let budget = Budget { held: Held::Tokens, ..Budget::default() };
+    for seed in 0..20 {
+        let options =
+            MixOptions { seed, budget: budget.clone(), tokens: Some(&tokens), ..MixOptions::default() };
+        let text = "size = 0.8\nenglish_share = 0.9\nsampling = \"aligned\"";
+        let cost = recipe(text).mixes(&sets, &options).expect("a mix").remove(0).manifest.cost;
+        // The longest row has 13 tokens: where it is Finnish's, English is short by nine times as much.
+        assert!(cost.amount <= cost.budget && cost.budget - cost.amount < 13 * (1 + 9), "{cost:?}");
+    }
+}
+
+#[test]
 fn the_example_recipes_make_mixes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/recipes");
     for (name, rows, made) in
