@@ -152,7 +152,7 @@ fn mixes_of_a_recipe_file_are_made_under_its_budget() {
     }
     for (flags, expected) in [
         (["--held", "tokens", "--out", "x"], "needs a tokenizer"),
-        (["--held", "flops", "--out", "x"], "needs a tokenizer"),
+        (["--held", "flops", "--out", "x"], "needs a base model"),
         (["--recipe", "odd", "--out", "x"], "unknown recipe `odd`"),
     ] {
         let output = run(folder, &[&sets[..], &["--recipe", "english"], &flags[..]].concat());

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +129,21 @@ pub(crate) struct Measured {
     pub(crate) tokens: Option<u64>,
     /// Its cost in the budget's unit.
     pub(crate) cost: u64,
+}
+
+/// An amount as budgets are counted: in 64 bits, which rows and tokens never fill, and the FLOPs of a large model on
+/// millions of rows do.
+///
+/// # Errors
+/// Where it is more; `what` says what comes to it.
+pub(crate) fn counted(amount: u128, held: Held, what: impl FnOnce() -> String) -> Result<u64> {
+    u64::try_from(amount).map_err(|_| {
+        anyhow!(
+            "{} comes to {amount} {held}, and budgets are counted up to {}: set a lower C, or hold tokens",
+            what(),
+            u64::MAX
+        )
+    })
 }
 
 /// Splits `total` by weight, exactly: each part is its share rounded down, and what is left goes to the largest

@@ -6,6 +6,7 @@
 mod overlap;
 mod text;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -176,19 +177,18 @@ pub struct CheckReport {
     pub faults: Vec<Fault>,
 }
 
-/// Checks sets. Parallel rows are compared with the first set that shares ids, English before others.
+/// Checks sets. Of sets that share ids the later are compared with the first of another language, where English comes
+/// before others.
 pub fn check(sets: &Sets, options: &CheckOptions) -> CheckReport {
     let mut report = CheckReport::default();
     let prompts = TestPrompts::new(options.prompts);
-    let reference =
-        sets.iter().find(|set| set.language == Language::english()).or_else(|| sets.iter().next());
-    let by_id: BTreeMap<&str, &Record> =
-        reference.iter().flat_map(|set| &set.records).map(|row| (row.id.as_str(), row)).collect();
+    let references = References::new(sets);
+    let mut fertility: BTreeMap<&Language, Fertility> = BTreeMap::new();
     for set in sets.iter() {
         let mut found = Found { language: &set.language, faults: Vec::new() };
         check_rows(set, &prompts, options, &mut found);
-        if reference.is_some_and(|reference| reference.language != set.language) {
-            check_parallel(set, &by_id, options.length_factor, &mut found);
+        if let Some(by_id) = references.of(set) {
+            check_parallel(set, by_id, options.length_factor, &mut found);
         }
         // Rows in order, and the kinds in order within a row: each once.
         found.faults.sort_by_key(|(row, kind, _)| (*row, *kind));
@@ -200,11 +200,41 @@ pub fn check(sets: &Sets, options: &CheckOptions) -> CheckReport {
             report.faults.push(Fault { language: set.language.clone(), origin: set.origin, id, kind, what });
         }
         *report.rows.entry(set.language.clone()).or_default() += set.records.len();
-        if let Some(fertility) = options.tokens.and_then(|tokens| set_fertility(set, tokens)) {
-            report.fertility.insert(set.language.clone(), fertility);
+        if let Some(tokens) = options.tokens {
+            fertility.entry(&set.language).or_default().add_set(set, tokens);
         }
     }
+    report.fertility = fertility
+        .into_iter()
+        .filter_map(|(language, fertility)| Some((language.clone(), fertility.tokens_a_word()?)))
+        .collect();
     report
+}
+
+/// Rows by their ids.
+type ById<'a> = BTreeMap<&'a str, &'a Record>;
+
+/// The sets that others are compared with: English before others, each with its rows by id once they are looked for.
+struct References<'a>(Vec<(&'a Set, OnceCell<ById<'a>>)>);
+
+impl<'a> References<'a> {
+    fn new(sets: &'a Sets) -> Self {
+        let mut all: Vec<&Set> = sets.iter().collect();
+        all.sort_by_key(|set| set.language != Language::english());
+        Self(all.into_iter().map(|set| (set, OnceCell::new())).collect())
+    }
+
+    /// The rows of the first set of another language that shares an id with `set`. Only sets before it count, so that
+    /// of two sets one is held against the other, and not both.
+    fn of(&self, set: &Set) -> Option<&ById<'a>> {
+        let before = self.0.iter().take_while(|(other, _)| !std::ptr::eq(*other, set));
+        let others = before.filter(|(other, _)| other.language != set.language);
+        others
+            .map(|(other, rows)| {
+                rows.get_or_init(|| other.records.iter().map(|row| (row.id.as_str(), row)).collect())
+            })
+            .find(|rows| set.records.iter().any(|row| rows.contains_key(row.id.as_str())))
+    }
 }
 
 /// The faults of one set, by row number.
@@ -293,10 +323,10 @@ fn wrong_language(text: &str, expected: &Language, options: &CheckOptions) -> Op
 /// Outputs shorter than this on both sides vary too much in length to be judged by it.
 const COMPARED_CHARACTERS: usize = 40;
 
-/// Compares outputs with those of the reference language. How much longer a language's texts are is taken from the
+/// Compares outputs with those of another language's rows. How much longer a language's texts are is taken from the
 /// set itself (the median), and how much that varies too (the median of the absolute deviations, times 1.4826: the
 /// standard deviation of a normal distribution); six of those are far.
-fn check_parallel(set: &Set, by_id: &BTreeMap<&str, &Record>, length_factor: f64, found: &mut Found) {
+fn check_parallel(set: &Set, by_id: &ById, length_factor: f64, found: &mut Found) {
     let mut ratios: Vec<(usize, f64)> = Vec::new();
     for (row, record) in set.records.iter().enumerate() {
         let Some(other) = by_id.get(record.id.as_str()) else { continue };
@@ -334,25 +364,40 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn set_fertility(set: &Set, tokens: &(dyn Fn(&str) -> usize + Sync)) -> Option<f64> {
-    let texts: Vec<&str> = set
-        .records
-        .iter()
-        .flat_map(|record| [record.instruction.as_str(), &record.input, &record.output])
-        .collect();
-    let counts: Vec<usize> = texts.par_iter().map(|text| tokens(text)).collect();
-    fertility(texts.into_iter().zip(counts))
+/// Tokens and words of texts.
+#[derive(Default)]
+struct Fertility {
+    tokens: usize,
+    words: usize,
+}
+
+impl Fertility {
+    fn add(&mut self, text: &str, tokens: usize) {
+        self.tokens += tokens;
+        self.words += words(text).len();
+    }
+
+    fn add_set(&mut self, set: &Set, tokens: &(dyn Fn(&str) -> usize + Sync)) {
+        let texts: Vec<&str> = set
+            .records
+            .iter()
+            .flat_map(|record| [record.instruction.as_str(), &record.input, &record.output])
+            .collect();
+        let counts: Vec<usize> = texts.par_iter().map(|text| tokens(text)).collect();
+        texts.into_iter().zip(counts).for_each(|(text, tokens)| self.add(text, tokens));
+    }
+
+    fn tokens_a_word(&self) -> Option<f64> {
+        (self.words > 0).then(|| self.tokens as f64 / self.words as f64)
+    }
 }
 
 /// Tokens a word of texts, each with its number of tokens; a character counts as a word in scripts without spaces. None
 /// without a word.
 pub fn fertility<'t>(texts: impl IntoIterator<Item = (&'t str, usize)>) -> Option<f64> {
-    let (mut all_tokens, mut all_words) = (0, 0);
-    for (text, tokens) in texts {
-        all_tokens += tokens;
-        all_words += words(text).len();
-    }
-    (all_words > 0).then(|| all_tokens as f64 / all_words as f64)
+    let mut sum = Fertility::default();
+    texts.into_iter().for_each(|(text, tokens)| sum.add(text, tokens));
+    sum.tokens_a_word()
 }
 
 /// A row that was dropped from a set, or mended.

@@ -4,6 +4,7 @@
 //! the cache lies, `HF_ENDPOINT` which server is asked, and `HF_TOKEN`, or the token of a log-in, opens private
 //! repositories. What is in the cache is not fetched again.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::{Component, Path, PathBuf};
 
@@ -11,9 +12,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 
-use crate::files::Reading;
+use crate::files::{Place, Problem, Reading, read_bytes};
 use crate::language::Language;
-use crate::record::{Record, read_records};
+use crate::record::{Numbered, Record, read_numbered};
 
 /// Asks again this often when a connection breaks; what has come is kept.
 const RETRIES: usize = 3;
@@ -117,6 +118,9 @@ fn is_name(part: &str) -> bool {
 
 /// Fetches the rows of a dataset; `begin` is told each file's name before it comes.
 ///
+/// Rows without an id get their number, counted through all files. An id that comes again in another file is made
+/// distinct, and noted among the problems.
+///
 /// # Errors
 /// Where the repository cannot be reached or has no such file ([`NotInRepository`]), or a file is no set.
 pub fn fetch_dataset(
@@ -128,23 +132,62 @@ pub fn fetch_dataset(
     let (repo, files, commit) = open(repository, Kind::Dataset)?;
     let (chosen, passed_over) =
         choose(&files, selection).with_context(|| NotInRepository(repository.name.clone()))?;
-    let mut reading = Reading::default();
+    let mut joined = Joined::default();
     for file in &chosen {
         begin(file);
         let path = get(&repo, repository, file)?;
-        let mut part =
-            read_records(&path, language).with_context(|| format!("{}: {file}", repository.name))?;
-        if chosen.len() > 1 {
-            // A row number is an id within its file alone.
-            let own = part.items.iter().enumerate().all(|(row, record)| record.id == row.to_string());
-            let before = reading.items.len();
-            for (row, record) in part.items.iter_mut().enumerate().filter(|_| own) {
-                record.id = (before + row).to_string();
+        let part = read_bytes(&path).and_then(|bytes| read_numbered(&path, bytes, language));
+        joined.add(&path, part.with_context(|| format!("{}: {file}", repository.name))?);
+    }
+    Ok(Fetched { reading: joined.reading, files: chosen, passed_over, commit })
+}
+
+/// The rows of several files as one set, in which no id comes twice.
+#[derive(Default)]
+struct Joined {
+    reading: Reading<Record>,
+    ids: BTreeSet<(Language, String)>,
+    files: usize,
+    /// Rows of the files, those that were left out too.
+    rows: usize,
+}
+
+impl Joined {
+    /// Adds a file's rows. Those without an id have their number, counted through all files. What then has an id of a
+    /// row before it gets the file's number in front, from 0, so that the files of parallel sets stay parallel.
+    fn add(&mut self, path: &Path, part: Numbered) {
+        let Numbered { mut reading, rows, numbered } = part;
+        for (place, number) in numbered {
+            if let Some(record) = reading.items.get_mut(place) {
+                record.id = (self.rows + number).to_string();
             }
         }
-        reading.extend(part);
+        let mut renamed: Vec<(String, String)> = Vec::new();
+        for record in &mut reading.items {
+            let found = record.id.clone();
+            while !self.ids.insert((record.language.clone(), record.id.clone())) {
+                record.id = format!("{}:{}", self.files, record.id);
+            }
+            if record.id != found {
+                renamed.push((found, record.id.clone()));
+            }
+        }
+        if let Some((found, now)) = renamed.first() {
+            reading.problems.push(Problem {
+                file: path.to_path_buf(),
+                place: Place::File,
+                what: format!(
+                    "{} ids were met before, in this or an earlier file, and got this file's number in front: \
+                     the first is {found}, now {now}",
+                    renamed.len()
+                ),
+                dropped: false,
+            });
+        }
+        self.reading.extend(reading);
+        self.files += 1;
+        self.rows += rows;
     }
-    Ok(Fetched { reading, files: chosen, passed_over, commit })
 }
 
 /// Fetches a base model's files, and gives the folder that they lie in: safetensors where there are any, and else its
@@ -315,6 +358,53 @@ mod tests {
         for odd in ["", "a/b/c", "../a", "a/..", "a b/c", "a/b@", "a/b@../x", "/a", "a\\b"] {
             assert!(Repository::parse(odd).is_err(), "{odd}");
         }
+    }
+
+    /// The rows of files of such JSON Lines as one set: ids, and what was noted of each file.
+    fn joined(files: &[&str]) -> (Vec<String>, Vec<String>) {
+        let mut joined = Joined::default();
+        for (number, lines) in files.iter().enumerate() {
+            let path = PathBuf::from(format!("file-{number}"));
+            let bytes = lines.as_bytes().to_vec();
+            joined.add(&path, read_numbered(&path, bytes, &Language::english()).expect("readable"));
+        }
+        let ids = joined.reading.items.iter().map(|record| record.id.clone()).collect();
+        (ids, joined.reading.problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn rows_without_ids_are_numbered_through_all_files() {
+        const ROW: &str = "{\"instruction\": \"a\", \"output\": \"b\"}\n";
+        let (broken, own) = ("{}\n", "{\"id\": \"own\", \"instruction\": \"a\", \"output\": \"b\"}\n");
+        let files = [[ROW, broken, ROW].concat(), [broken, ROW, own, ROW].concat(), ROW.to_owned()];
+        let (ids, problems) = joined(&files.each_ref().map(String::as_str));
+        // A row that was left out keeps its number, as within one file.
+        assert_eq!(ids, ["0", "2", "4", "own", "6", "7"]);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().all(|problem| problem.contains("has no `instruction`")), "{problems:?}");
+    }
+
+    #[test]
+    fn ids_that_come_again_are_made_distinct_and_noted() {
+        let row = |id: &str| format!("{{\"id\": \"{id}\", \"instruction\": \"a\", \"output\": \"b\"}}\n");
+        let numbers =
+            [row("0"), row("1"), "{\"instruction\": \"a\", \"output\": \"b\"}\n".to_owned()].concat();
+        let again = [row("1"), row("1:1"), row("new"), row("0")].concat();
+        let (ids, problems) = joined(&[&numbers, &again, &numbers]);
+        assert_eq!(ids, ["0", "1", "2", "1:1", "1:1:1", "new", "1:0", "2:0", "2:1", "9"]);
+        assert_eq!(
+            problems,
+            [
+                "file-1: 3 ids were met before, in this or an earlier file, and got this file's number in front: \
+                 the first is 1, now 1:1",
+                "file-2: 2 ids were met before, in this or an earlier file, and got this file's number in front: \
+                 the first is 0, now 2:0",
+            ]
+        );
+        // What a row without an id is numbered may be another's own id, in the same file too.
+        let (ids, problems) =
+            joined(&[&row("a"), &[&row("2"), "{\"instruction\": \"a\", \"output\": \"b\"}\n"].concat()]);
+        assert_eq!((ids.join(" "), problems.len()), ("a 2 1:2".to_owned(), 1));
     }
 
     #[test]

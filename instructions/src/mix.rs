@@ -121,53 +121,66 @@ impl Recipe {
                 bail!("recipe `{}`: there is no set in {language} ({})", self.name, language.english_name());
             }
         }
-        let parts: Vec<(String, &[Language], Option<Language>)> = match self.mixes {
-            Mixes::One => vec![(self.name.clone(), languages.as_slice(), None)],
-            Mixes::PerLanguage => languages
-                .iter()
-                .map(|language| {
-                    let name = format!("{}-{language}", self.name);
-                    (name, std::slice::from_ref(language), Some(language.clone()))
-                })
-                .collect(),
-            Mixes::Growing => (1..=languages.len())
-                .map(|number| (format!("{}-{number}", self.name), &languages[..number], None))
-                .collect(),
-        };
-        for (name, languages, answers) in parts {
-            let drawn = draw(self, languages, pools, meter, options)
+        for named in self.named(&languages) {
+            let drawn = draw(self, &named.languages, pools, meter, options)
                 .with_context(|| format!("recipe `{}`", self.name))?;
-            each(self.mix(name, languages, answers, drawn, pools, options))?;
+            each(self.mix(named, drawn, pools, options))?;
         }
         Ok(())
     }
 
-    fn mix(
-        &self,
-        name: String,
-        languages: &[Language],
-        answers: Option<Language>,
-        drawn: Drawn,
-        pools: &Pools,
-        options: &MixOptions,
-    ) -> Mix {
-        let mut in_mix: Vec<Language> = languages.to_vec();
+    /// The mixes that it makes of some languages, before they are drawn.
+    fn named(&self, languages: &[Language]) -> Vec<Named> {
+        match self.mixes {
+            Mixes::One => vec![Named::new(self.name.clone(), languages)],
+            Mixes::PerLanguage => languages
+                .iter()
+                .map(|language| {
+                    let named = Named::new(self.name_in(language), std::slice::from_ref(language));
+                    Named { answers: Some(language.clone()), ..named }
+                })
+                .collect(),
+            Mixes::Growing => (1..=languages.len())
+                .map(|number| Named::new(format!("{}-{number}", self.name), &languages[..number]))
+                .collect(),
+        }
+    }
+
+    /// The name of its mix of one language, where it makes one for each.
+    fn name_in(&self, language: &Language) -> String {
+        format!("{}-{language}", self.name)
+    }
+
+    fn mix(&self, mut named: Named, drawn: Drawn, pools: &Pools, options: &MixOptions) -> Mix {
         for entry in &drawn.entries {
-            if !in_mix.contains(&entry.language) {
-                in_mix.push(entry.language.clone());
+            if !named.languages.contains(&entry.language) {
+                named.languages.push(entry.language.clone());
             }
         }
-        let (validation, validation_entries) = pools.validation(self, &in_mix);
-        let manifest = Manifest::new(self, &name, &drawn, &validation, validation_entries, pools, options);
+        let (validation, validation_entries) = pools.validation(self, &named.languages);
+        let manifest = Manifest::new(self, &named, &drawn, &validation, validation_entries, pools, options);
         Mix {
-            name,
+            name: named.name,
             recipe: self.name.clone(),
-            languages: in_mix,
-            answers,
+            languages: named.languages,
+            answers: named.answers,
             rows: drawn.rows,
             validation,
             manifest,
         }
+    }
+}
+
+/// A mix's name, with what [`Mix::languages`] and [`Mix::answers`] say of it.
+struct Named {
+    name: String,
+    languages: Vec<Language>,
+    answers: Option<Language>,
+}
+
+impl Named {
+    fn new(name: String, languages: &[Language]) -> Self {
+        Self { name, languages: languages.to_vec(), answers: None }
     }
 }
 
@@ -263,11 +276,8 @@ impl Mix {
         Ok(Self {
             name: manifest.name.clone(),
             recipe: manifest.recipe.name.clone(),
-            languages: manifest.languages.keys().cloned().collect(),
-            answers: match manifest.recipe.mixes {
-                Mixes::PerLanguage => manifest.languages.keys().next().cloned(),
-                _ => None,
-            },
+            languages: manifest.languages_in_order(),
+            answers: manifest.answers(),
             rows,
             validation,
             manifest,

@@ -172,7 +172,7 @@ mod tests {
         let english = Language::english();
         let mut reader = RowReader::new(Path::new("golden"), &english);
         golden.rows.into_iter().for_each(|row| reader.add(None, Ok(row)));
-        reader.finish().items
+        reader.finish().reading.items
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl FromStr for Origin {
 }
 
 /// Replaces some rows of a mix by other languages: by the same ids where sampling is `same`, `disjoint` or `aligned`,
-/// else by rows drawn on their own.
+/// else by rows drawn on their own. Rows that the mix has already replace none, unless ids are taken again (`repeat`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replace {

@@ -59,6 +59,20 @@ pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>>
 /// # Errors
 /// As [`read_records`].
 pub fn read_record_bytes(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Reading<Record>> {
+    Ok(read_numbered(path, bytes, language)?.reading)
+}
+
+/// A set, and which ids its file did not give.
+pub(crate) struct Numbered {
+    pub(crate) reading: Reading<Record>,
+    /// The file's rows, those that were left out too.
+    pub(crate) rows: usize,
+    /// The items whose id is their row's number, in order: the item's place and that number.
+    pub(crate) numbered: Vec<(usize, usize)>,
+}
+
+/// As [`read_record_bytes`], with which ids are the rows' numbers.
+pub(crate) fn read_numbered(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Numbered> {
     let mut reader = RowReader::new(path, language);
     if bytes.starts_with(parquet_file::MAGIC) {
         parquet_file::read_rows(path, bytes, &mut reader)?;
@@ -141,6 +155,7 @@ pub(crate) struct RowReader<'a> {
     reading: Reading<Record>,
     seen: BTreeSet<(Language, String)>,
     row: usize,
+    numbered: Vec<(usize, usize)>,
     later_turns: usize,
     system_messages: usize,
 }
@@ -153,6 +168,7 @@ impl<'a> RowReader<'a> {
             reading: Reading::default(),
             seen: BTreeSet::new(),
             row: 0,
+            numbered: Vec::new(),
             later_turns: 0,
             system_messages: 0,
         }
@@ -160,14 +176,19 @@ impl<'a> RowReader<'a> {
 
     /// One JSON array of rows.
     fn read_array(&mut self, bytes: &[u8]) -> Result<()> {
-        let path = self.path;
-        let bytes = without_byte_order_mark(bytes, path, &mut self.reading.problems);
+        let bytes = without_byte_order_mark(bytes, self.path, &mut self.reading.problems);
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let line = count_line_feeds(&bytes[..error.valid_up_to()]) + 1;
-            anyhow!("{}, line {line}: not UTF-8", path.display())
+            anyhow!("{}, line {line}: not UTF-8", self.path.display())
         })?;
-        let mut lines = LineCounter { text, at: 0, line: 1 };
-        let mut deserializer = serde_json::Deserializer::from_str(text);
+        self.read_array_in(bytes, text)
+    }
+
+    /// One JSON array of rows, a part of the file's bytes, from whose beginning lines are counted.
+    fn read_array_in(&mut self, file: &[u8], array: &str) -> Result<()> {
+        let path = self.path;
+        let mut lines = LineCounter { bytes: file, at: 0, line: 1 };
+        let mut deserializer = serde_json::Deserializer::from_str(array);
         deserializer
             .deserialize_seq(Rows(|row: &RawValue| {
                 let line = lines.line_of(row.get());
@@ -187,9 +208,9 @@ impl<'a> RowReader<'a> {
             #[serde(borrow)]
             data: &'a RawValue,
         }
-        let whole = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-        if let Ok(Wrapped { data }) = serde_json::from_slice(whole) {
-            return self.read_array(data.get().as_bytes());
+        let bytes = without_byte_order_mark(bytes, self.path, &mut self.reading.problems);
+        if let Ok(Wrapped { data }) = serde_json::from_slice(bytes) {
+            return self.read_array_in(bytes, data.get());
         }
         let mut problems = std::mem::take(&mut self.reading.problems);
         for_each_line(bytes, self.path, &mut problems, |line, text, problems| {
@@ -213,9 +234,13 @@ impl<'a> RowReader<'a> {
     pub(crate) fn add(&mut self, line: Option<usize>, row: Result<Row, String>) {
         let number = self.row;
         self.row += 1;
+        let has_no_id = row.as_ref().is_ok_and(|row| row.id.is_none());
         let what = match row.and_then(|row| self.record(number, row)) {
             Ok(record) => {
                 if self.seen.insert((record.language.clone(), record.id.clone())) {
+                    if has_no_id {
+                        self.numbered.push((self.reading.items.len(), number));
+                    }
                     return self.reading.items.push(record);
                 }
                 format!("the id {} was met before", record.id)
@@ -276,7 +301,7 @@ impl<'a> RowReader<'a> {
         Err("the chat has no user turn with an answer to it".to_owned())
     }
 
-    pub(crate) fn finish(mut self) -> Reading<Record> {
+    pub(crate) fn finish(mut self) -> Numbered {
         let file = self.path.to_path_buf();
         let mut note = |count: usize, what: &str| {
             if count > 0 {
@@ -291,7 +316,7 @@ impl<'a> RowReader<'a> {
         };
         note(self.later_turns, "chats go on after the first answer: their later turns were left out");
         note(self.system_messages, "system messages of chats were left out");
-        self.reading
+        Numbered { reading: self.reading, rows: self.row, numbered: self.numbered }
     }
 }
 
@@ -323,16 +348,16 @@ impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Rows<F> {
 
 /// Counts lines as the rows go by, each line feed once.
 struct LineCounter<'a> {
-    text: &'a str,
+    bytes: &'a [u8],
     at: usize,
     line: usize,
 }
 
 impl LineCounter<'_> {
-    /// The line on which `part`, a slice of the text behind the last one asked for, starts.
+    /// The line on which `part`, a slice of the bytes behind the last one asked for, starts.
     fn line_of(&mut self, part: &str) -> usize {
-        let offset = (part.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
-        if let Some(between) = self.text.as_bytes().get(self.at..offset) {
+        let offset = (part.as_ptr() as usize).saturating_sub(self.bytes.as_ptr() as usize);
+        if let Some(between) = self.bytes.get(self.at..offset) {
             self.line += count_line_feeds(between);
             self.at = offset;
         }
@@ -381,6 +406,22 @@ mod tests {
                 "1/3 has no `output`",
                 "2/5 `instruction` must be a text, found the number 3",
                 "3/5 invalid type: integer `5`, expected a record's object in braces",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_under_data_have_the_files_lines_and_a_byte_order_mark_is_noted() {
+        let reading = read(
+            b"\xEF\xBB\xBF{\n  \"version\": 1,\n  \"data\": [\n    {\"instruction\": \"a\", \"output\": \"b\"},\n    5\n  ]\n}\n",
+        )
+        .expect("readable");
+        assert_eq!(reading.items.len(), 1);
+        assert_eq!(
+            said(&reading),
+            [
+                "starts with a byte-order mark, which was passed over",
+                "1/5 invalid type: integer `5`, expected a record's object in braces",
             ]
         );
     }

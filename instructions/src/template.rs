@@ -194,18 +194,18 @@ impl Template {
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = String::from_utf8(read_bytes(path)?)
             .with_context(|| format!("{}: a template must be UTF-8", path.display()))?;
-        let (with_input, without_input) =
-            if text.trim_start().starts_with("{\"") || text.trim_start().starts_with("{\n") {
-                let file: TemplateFile = serde_json::from_str(&text).with_context(|| {
+        let (with_input, without_input) = match as_json(&text) {
+            Some(json) => {
+                let file: TemplateFile = serde_json::from_str(json).with_context(|| {
                     format!(
                         "{}: begins as JSON, but is no object with `prompt_input` and `prompt_no_input`",
                         path.display()
                     )
                 })?;
                 (file.prompt_input, file.prompt_no_input)
-            } else {
-                (text.clone(), text)
-            };
+            }
+            None => (text.clone(), text),
+        };
         for (form, name) in [(&with_input, "prompt_input"), (&without_input, "prompt_no_input")] {
             if !form.contains("{instruction}") {
                 bail!("{}: the template ({name}) lacks the placeholder {{instruction}}", path.display());
@@ -233,6 +233,14 @@ impl Template {
             Self::Chat(renderer) => renderer.render(&format!("{instruction}\n\n{input}")),
         }
     }
+}
+
+/// The JSON of a template's file, behind a byte-order mark where there is one; none where the file is a text, which may
+/// begin with a brace too: an object's first key is quoted.
+fn as_json(text: &str) -> Option<&str> {
+    let json = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim_start();
+    let first = json.strip_prefix('{')?.trim_start();
+    first.starts_with('"').then_some(json)
 }
 
 /// Fills both placeholders in one pass: an instruction that itself says `{input}` stays as it is.
@@ -297,14 +305,16 @@ mod tests {
         std::fs::write(&path, "{x} {instruction}|{input}>\n").expect("written");
         let template = TemplateChoice::from(path.display().to_string()).load(None).expect("loaded");
         assert_eq!(template.render(&record("a{input}", "b")).expect("text"), "{x} a{input}|b>\n");
-        std::fs::write(
-            &path,
-            r#"{"prompt_input": "{instruction}+{input}", "prompt_no_input": "{instruction}"}"#,
-        )
-        .expect("written");
-        let template = Template::from_file(&path).expect("loaded");
-        assert_eq!(template.render(&record("a", "")).expect("text"), "a");
-        assert_eq!(template.render(&record("a", "b")).expect("text"), "a+b");
+        for beginning in ["{", "{ ", "\n{\n    ", "{\r\n\t", "\u{FEFF}{\r\n"] {
+            let keys = r#""prompt_input": "{instruction}+{input}", "prompt_no_input": "{instruction}"}"#;
+            std::fs::write(&path, format!("{beginning}{keys}")).expect("written");
+            let template = Template::from_file(&path).expect("loaded");
+            assert_eq!(template.render(&record("a", "")).expect("text"), "a", "{beginning:?}");
+            assert_eq!(template.render(&record("a", "b")).expect("text"), "a+b", "{beginning:?}");
+        }
+        std::fs::write(&path, "{ \"prompt\": \"{instruction}{input}\" }").expect("written");
+        let error = Template::from_file(&path).expect_err("other keys");
+        assert!(error.to_string().contains("begins as JSON"), "{error}");
         std::fs::write(&path, "nothing").expect("written");
         let error = Template::from_file(&path).expect_err("no placeholder");
         assert!(error.to_string().contains("{instruction}"), "{error}");

@@ -62,7 +62,7 @@ pub(crate) struct Identify {
     set_aside_quotations: bool,
 
     /// Instead, how many responses pass in each language at each of these thresholds
-    #[arg(long, value_name = "P", num_args = 1.., group = "instead", value_parser = probability::<f32>)]
+    #[arg(long, value_name = "P", num_args = 1.., group = "instead")]
     sweep: Vec<f32>,
 
     /// Instead, the responses on which this identifier disagrees: further fastText models, or `lingua`

@@ -227,6 +227,52 @@ fn known_oddities_of_real_sets_are_counted() {
     }
 }
 
+/// Rows of a language from an id on; their outputs are long enough to be compared.
+fn numbered(code: &str, ids: std::ops::Range<usize>, output: impl Fn(usize) -> String) -> Set {
+    let records = ids.map(|id| Record {
+        id: id.to_string(),
+        language: language(code),
+        instruction: format!("{code} asks {id}"),
+        input: String::new(),
+        output: output(id),
+    });
+    Set { language: language(code), origin: Origin::Native, records: records.collect() }
+}
+
+#[test]
+fn sets_are_compared_with_the_first_that_shares_ids() {
+    let output = |id: usize| "x".repeat(if id == 103 { 600 } else { 60 });
+    let faults = |all: Vec<Set>| -> Vec<(String, String, FaultKind)> {
+        let report = check(&sets(all), &CheckOptions::default());
+        let faults = report.faults.into_iter();
+        let parallel = faults.filter(|fault| {
+            matches!(fault.kind, FaultKind::TooLong | FaultKind::TooShort | FaultKind::SameOutput)
+        });
+        parallel.map(|fault| (fault.language.to_string(), fault.id, fault.kind)).collect()
+    };
+    let too_long = |code: &str| vec![(code.to_owned(), "103".to_owned(), FaultKind::TooLong)];
+    let even = |code: &'static str, ids| numbered(code, ids, move |_| code.repeat(30));
+    let finnish = || numbered("fi", 100..110, output);
+    // English shares no id with them, and does not hide that they share theirs.
+    assert_eq!(faults(vec![even("en", 0..10), even("ru", 100..110), finnish()]), too_long("fi"));
+    assert_eq!(faults(vec![even("en", 100..110), even("ru", 0..10), finnish()]), too_long("fi"));
+    assert_eq!(faults(vec![finnish(), even("en", 100..110)]), too_long("fi"), "English before others");
+    let short = vec![("ru".to_owned(), "103".to_owned(), FaultKind::TooShort)];
+    assert_eq!(faults(vec![finnish(), even("ru", 100..110)]), short, "one is held against the other");
+}
+
+#[test]
+fn the_fertility_of_a_language_is_that_of_all_its_sets() {
+    let long = numbered("fi", 0..3, |_| "word ".repeat(97));
+    let translated = Set { origin: Origin::Translated, ..numbered("fi", 0..1, |_| "w".to_owned()) };
+    let tokens = |text: &str| text.split(' ').filter(|word| !word.is_empty()).map(str::len).sum();
+    let options = CheckOptions { tokens: Some(&tokens), ..CheckOptions::default() };
+    let report = check(&sets([long, translated]), &options);
+    // Three times 97 words of four letters, one of one, and four times `fi asks 0`.
+    let expected = f64::from(3 * 97 * 4 + 1 + 4 * 7) / f64::from(3 * 97 + 1 + 4 * 3);
+    assert_eq!(report.fertility[&language("fi")], expected);
+}
+
 #[test]
 fn a_cleaned_copy_lists_what_it_dropped_and_mended() {
     let record = |id: &str, input: &str, output: &str| Record {

@@ -169,10 +169,19 @@ pub(super) fn is_placeholder(input: &str) -> bool {
     PLACEHOLDERS.contains(&bare.as_str())
 }
 
-/// Vowel signs of Indic scripts, which are part of words and no letters.
+/// Vowel signs of Indic scripts, which are part of words and no letters. Dandas and other signs that lie in the same
+/// blocks are part of no word.
 fn is_mark(c: char) -> bool {
-    matches!(c as u32, 0x0900..=0x0DFF)
+    matches!(c as u32, 0x0900..=0x0DFF) && !INDIC_SIGNS.contains(&c)
 }
+
+/// What Unicode's blocks of Indic scripts have beside letters, digits and marks (general categories other than L, N
+/// and M): dandas, signs of abbreviation, of money, of weights and of the calendar.
+const INDIC_SIGNS: [char; 26] = [
+    '\u{964}', '\u{965}', '\u{970}', '\u{9F2}', '\u{9F3}', '\u{9FA}', '\u{9FB}', '\u{9FD}', '\u{A76}',
+    '\u{AF0}', '\u{AF1}', '\u{B70}', '\u{BF3}', '\u{BF4}', '\u{BF5}', '\u{BF6}', '\u{BF7}', '\u{BF8}',
+    '\u{BF9}', '\u{BFA}', '\u{C77}', '\u{C7F}', '\u{C84}', '\u{D4F}', '\u{D79}', '\u{DF4}',
+];
 
 /// The words of a text in lower case; in scripts without spaces every character is one.
 pub(super) fn words(text: &str) -> Vec<String> {
@@ -224,9 +233,17 @@ mod tests {
 
     #[test]
     fn placeholders_are_told_from_inputs() {
-        for placeholder in
-            ["无输入", "&lt;无输入&gt;", "“&lt;无输入&gt;”", "没有输入。", "<no input>", "N/A", "None."]
-        {
+        for placeholder in [
+            "无输入",
+            "&lt;无输入&gt;",
+            "“&lt;无输入&gt;”",
+            "没有输入。",
+            "<no input>",
+            "N/A",
+            "None.",
+            "कोई इनपुट नहीं।",
+            "কোনো ইনপুট নেই।",
+        ] {
             assert!(is_placeholder(placeholder), "{placeholder}");
         }
         for input in ["", "春天", "Nathan", "no inputs were harmed", "[1, 2, 3]", "-", "0"] {
@@ -237,5 +254,12 @@ mod tests {
     #[test]
     fn words_are_characters_where_there_are_no_spaces() {
         assert_eq!(words("Hello, World2! 你好。 हिन्दी"), ["hello", "world2", "你", "好", "हिन्दी"]);
+    }
+
+    #[test]
+    fn a_danda_ends_a_word_and_a_vowel_sign_does_not() {
+        assert_eq!(words("यह अच्छा है। डॉ॰ सिंह॥"), ["यह", "अच्छा", "है", "डॉ", "सिंह"]);
+        assert_eq!(words("এটা ভালো। দাম ৳৫০, ৫০৲।"), ["এটা", "ভালো", "দাম", "৫০", "৫০"]);
+        assert_eq!(words("తెలుగు ௹൫"), ["తెలుగు", "൫"]);
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::MixOptions;
 use super::manifest::{LeftOut, RowEntry};
 use super::split::{Candidate, Pools, rank};
-use crate::budget::{Measured, Meter, apportion, weight};
+use crate::budget::{Held, Measured, Meter, apportion, counted, weight};
 use crate::language::Language;
 use crate::recipe::{CrossLingual, Recipe, Replace, Sampling};
 use crate::record::Record;
@@ -20,6 +20,8 @@ pub(super) struct Drawn {
     pub(super) left_out: Vec<LeftOut>,
     /// What the mix was allowed, in the unit that rows are drawn by.
     pub(super) budget: u64,
+    /// What its rows cost in that unit.
+    pub(super) amount: u64,
 }
 
 /// One language of a mix.
@@ -64,8 +66,10 @@ pub(super) fn draw(
         left_out.extend(reasons);
         candidates.push(training);
     }
-    let budgets = budgets(recipe, languages, &candidates, pools)?;
-    let budget = total(&budgets);
+    let held = options.budget.held;
+    let budgets = budgets(recipe, languages, &candidates, pools, held)?;
+    let all = budgets.iter().map(|budget| u128::from(*budget)).sum();
+    let budget = counted(all, held, || "the mix".to_owned())?;
     let parts: Vec<Part> = languages
         .iter()
         .zip(candidates)
@@ -79,7 +83,7 @@ pub(super) fn draw(
     let draw = Draw { recipe, seed: options.seed, meter, pools };
     let mut rows = match recipe.sampling {
         Sampling::Same | Sampling::Independent | Sampling::Disjoint => draw.by_language(&parts)?,
-        Sampling::Aligned => draw.aligned(&parts, &mut left_out)?,
+        Sampling::Aligned => draw.aligned(&parts, budget, &mut left_out)?,
     };
     if let Some(replace) = &recipe.replace {
         draw.replace(&mut rows, replace)?;
@@ -92,22 +96,17 @@ pub(super) fn draw(
         let copy = row.copy.to_string();
         (draw.rank(&["order", record.language.code(), &record.id, &copy]), record.id.clone(), row.copy)
     });
-    draw.cut_to(budget, &mut rows, &mut left_out);
+    let amount = cut_to(budget, &mut rows, &mut left_out);
     list_not_drawn(&parts, &rows, &mut left_out);
     if rows.is_empty() {
-        bail!("the mix has no rows: not even one fits into its budget of {budget} {}", options.budget.held);
+        bail!("the mix has no rows: not even one fits into its budget of {budget} {held}");
     }
     let measured = rows.iter().map(|row| row.measured).collect();
     let (rows, entries) = rows
         .into_iter()
         .map(|row| (row.record.unwrap_or_else(|| row.candidate.record.clone()), row.entry))
         .unzip();
-    Ok(Drawn { rows, entries, measured, left_out, budget })
-}
-
-/// Counts of a recipe file may add up to more than any set has, and than a number holds.
-fn total(budgets: &[u64]) -> u64 {
-    budgets.iter().fold(0, |sum, budget| sum.saturating_add(*budget))
+    Ok(Drawn { rows, entries, measured, left_out, budget, amount })
 }
 
 /// Each language's budget, in the unit that rows are drawn by.
@@ -116,6 +115,7 @@ fn budgets(
     languages: &[Language],
     candidates: &[Vec<Candidate>],
     pools: &Pools,
+    held: Held,
 ) -> Result<Vec<u64>> {
     if !recipe.counts.is_empty() {
         names_only(recipe.counts.keys(), languages, "counts")?;
@@ -124,12 +124,12 @@ fn budgets(
             .map(|language| recipe.counts.get(language).copied().unwrap_or(0))
             .collect());
     }
-    let in_c = |size: f64| (size * pools.drawn_c as f64).round() as u64;
     let total = match (recipe.rows, recipe.size_per_language, recipe.size) {
-        (Some(rows), _, _) => rows,
-        (_, Some(size), _) => in_c(size).saturating_mul(languages.len() as u64),
-        (_, _, size) => in_c(size.unwrap_or(1.0)),
+        (Some(rows), _, _) => u128::from(rows),
+        (_, Some(size), _) => in_c(size, pools.drawn_c).saturating_mul(languages.len() as u128),
+        (_, _, size) => in_c(size.unwrap_or(1.0), pools.drawn_c),
     };
+    let total = counted(total, held, || "the mix".to_owned())?;
     let weights: Vec<u64> = if !recipe.shares.is_empty() {
         names_only(recipe.shares.keys(), languages, "shares")?;
         languages.iter().map(|language| weight(recipe.shares.get(language).copied().unwrap_or(0.0))).collect()
@@ -149,6 +149,15 @@ fn budgets(
         bail!("none of this mix's languages has a share");
     }
     Ok(apportion(total, &weights))
+}
+
+/// A size in C. Whole sizes are exact: a C in FLOPs may be a number that floating point has not.
+fn in_c(size: f64, c: u64) -> u128 {
+    if size.fract() == 0.0 {
+        (size as u128).saturating_mul(u128::from(c))
+    } else {
+        (size * c as f64).round() as u128
+    }
 }
 
 fn names_only<'a>(
@@ -178,10 +187,8 @@ fn english_weights(share: f64, languages: &[Language]) -> Result<Vec<u64>> {
     Ok(languages.iter().map(|language| if *language == english { of_english } else { of_others }).collect())
 }
 
-/// What the parts of a mix come to.
-fn wanted(parts: &[Part]) -> u64 {
-    total(&parts.iter().map(|part| part.budget).collect::<Vec<_>>())
-}
+/// A language's rows by id, whose outputs cross-lingual rows take.
+type Outputs<'l, 'a> = (&'l Language, BTreeMap<&'a str, &'a Record>);
 
 /// A set that is gone through more often than this is a slip in a recipe, and would fill the memory.
 const MOST_COPIES: u64 = 1000;
@@ -273,7 +280,12 @@ impl<'a> Draw<'a> {
     }
 
     /// Each id that all languages have, once, in a drawn language.
-    fn aligned<'c>(&self, parts: &[Part<'c>], left_out: &mut Vec<LeftOut>) -> Result<Vec<Row<'c>>> {
+    fn aligned<'c>(
+        &self,
+        parts: &[Part<'c>],
+        wanted: u64,
+        left_out: &mut Vec<LeftOut>,
+    ) -> Result<Vec<Row<'c>>> {
         let by_id: Vec<BTreeMap<&str, Candidate<'c>>> = parts
             .iter()
             .map(|part| part.candidates.iter().map(|row| (row.record.id.as_str(), *row)).collect())
@@ -291,7 +303,6 @@ impl<'a> Draw<'a> {
         let mut common: Vec<&str> = first.keys().copied().filter(|id| is_common(id)).collect();
         common.sort_by_cached_key(|id| (self.rank(&["rows", id]), *id));
         let rows = if self.meter.counts_rows() {
-            let wanted = wanted(parts);
             if (common.len() as u64) < wanted {
                 bail!(
                     "needs {wanted} ids that all its languages have, and there are {}: lower C",
@@ -308,7 +319,7 @@ impl<'a> Draw<'a> {
             }
             rows
         } else {
-            self.aligned_by_cost(parts, &by_id, &common)?
+            self.aligned_by_cost(parts, wanted, &by_id, &common)?
         };
         Ok(rows)
     }
@@ -317,6 +328,7 @@ impl<'a> Draw<'a> {
     fn aligned_by_cost<'c>(
         &self,
         parts: &[Part<'c>],
+        wanted: u64,
         by_id: &[BTreeMap<&str, Candidate<'c>>],
         common: &[&str],
     ) -> Result<Vec<Row<'c>>> {
@@ -332,13 +344,13 @@ impl<'a> Draw<'a> {
             });
             let Some(index) = next else { break };
             let Some(candidate) = by_id[index].get(id) else { continue };
-            if spent[index] + candidate.measured.cost > parts[index].budget {
+            if candidate.measured.cost > parts[index].budget - spent[index] {
                 return Ok(rows);
             }
             spent[index] += candidate.measured.cost;
             rows.push(Row::new(*candidate, 0));
         }
-        let (wanted, found) = (wanted(parts), spent.iter().sum::<u64>());
+        let found: u64 = spent.iter().sum();
         if found < wanted {
             bail!(
                 "needs {wanted} tokens or FLOPs in ids that all its languages have, and there are {found}: lower C"
@@ -347,63 +359,62 @@ impl<'a> Draw<'a> {
         Ok(rows)
     }
 
+    /// The rows' places by rank, for one purpose.
+    fn order(&self, purpose: &str, rows: &[Row]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_cached_key(|index| {
+            let record = rows[*index].record();
+            (self.rank(&[purpose, record.language.code(), &record.id]), rows[*index].copy)
+        });
+        order
+    }
+
     /// Replaces rows, by rank, by the same ids (or by drawn rows) of other languages.
     fn replace<'c>(&self, rows: &mut [Row<'c>], replace: &Replace) -> Result<()>
     where
         'a: 'c,
     {
-        let count = replace.rows;
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_cached_key(|index| {
-            let record = rows[*index].record();
-            (self.rank(&["replace", record.language.code(), &record.id]), rows[*index].copy)
-        });
-        let mut order: Vec<usize> = order
-            .into_iter()
-            .filter(|index| !replace.with.contains(&rows[*index].record().language))
-            .collect();
-        for (language, part) in replace.with.iter().zip(apportion(count, &vec![1; replace.with.len()])) {
-            let mut others = self.pools.training(self.recipe, language).0;
-            let mut left = part;
-            if self.recipe.sampling == Sampling::Independent {
-                let in_mix: BTreeSet<String> = rows
-                    .iter()
-                    .filter(|row| row.record().language == *language)
-                    .map(|row| row.record().id.clone())
-                    .collect();
-                others.retain(|candidate| !in_mix.contains(&candidate.record.id));
-                self.sort(&mut others, language);
-                for candidate in others.into_iter().take(part as usize) {
-                    if order.is_empty() {
-                        break;
-                    }
-                    rows[order.remove(0)] = Row::new(candidate, 0);
-                    left -= 1;
-                }
+        let mut order = self.order("replace", rows);
+        order.retain(|index| !replace.with.contains(&rows[*index].record().language));
+        let parts = apportion(replace.rows, &vec![1; replace.with.len()]);
+        for (language, part) in replace.with.iter().zip(parts) {
+            let others = self.pools.training(self.recipe, language).0;
+            let replaced = if self.recipe.sampling == Sampling::Independent {
+                self.replace_by_rank(rows, &mut order, language, others, part)
             } else {
-                let by_id: BTreeMap<&str, Candidate> =
-                    others.iter().map(|candidate| (candidate.record.id.as_str(), *candidate)).collect();
-                let mut unused = Vec::new();
-                for index in order {
-                    match by_id.get(rows[index].candidate.record.id.as_str()) {
-                        Some(candidate) if left > 0 => {
-                            rows[index] = Row::new(*candidate, rows[index].copy);
-                            left -= 1;
-                        }
-                        _ => unused.push(index),
-                    }
-                }
-                order = unused;
-            }
-            if left > 0 {
+                // The mix has no id of a language twice, unless the recipe takes rows again.
+                let there = if self.recipe.repeat { None } else { Some(ids_in(rows, language)) };
+                replace_by_id(rows, &mut order, &others, there, part)
+            };
+            if replaced < part {
                 bail!(
-                    "{part} rows are to be replaced by {language}, and only {} could be: the set in {language} has no \
-                     more rows that fit (by id, unless sampling is `independent`)",
-                    part - left
+                    "{part} rows are to be replaced by {language}, and only {replaced} could be: the set in {language} \
+                     has no more rows that fit (by id, unless sampling is `independent`) and are not in the mix"
                 );
             }
         }
         Ok(())
+    }
+
+    /// Replaces the first rows of `order`, which goes on behind them, by rows of another language that the mix does not
+    /// have, by their own rank. How many there were, `wanted` at most.
+    fn replace_by_rank<'c>(
+        &self,
+        rows: &mut [Row<'c>],
+        order: &mut Vec<usize>,
+        language: &Language,
+        mut others: Vec<Candidate<'c>>,
+        wanted: u64,
+    ) -> u64 {
+        let there = ids_in(rows, language);
+        others.retain(|candidate| !there.contains(candidate.record.id.as_str()));
+        self.sort(&mut others, language);
+        others.truncate(wanted as usize);
+        let replaced = others.len().min(order.len());
+        for (index, candidate) in order.drain(..replaced).zip(others) {
+            rows[index] = Row::new(candidate, 0);
+        }
+        replaced as u64
     }
 
     /// Makes rows, by rank, ask for a response in another language, and gives them that language's output.
@@ -414,53 +425,16 @@ impl<'a> Draw<'a> {
         languages: &[Language],
     ) -> Result<()> {
         let wanted = (cross_lingual.share * rows.len() as f64).round() as usize;
-        let response_languages = if cross_lingual.response_languages.is_empty() {
-            languages
-        } else {
-            cross_lingual.response_languages.as_slice()
-        };
-        let mut outputs: Vec<(&Language, BTreeMap<&str, &Record>)> = Vec::new();
-        for language in response_languages {
-            if !self.pools.has(language) {
-                bail!("cross-lingual rows ask for {language}, and there is no set in it");
-            }
-            let training = self.pools.training(self.recipe, language).0;
-            outputs
-                .push((language, training.iter().map(|row| (row.record.id.as_str(), row.record)).collect()));
-        }
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_cached_key(|index| {
-            let record = rows[*index].record();
-            (self.rank(&["cross-lingual", record.language.code(), &record.id]), rows[*index].copy)
-        });
+        let outputs = self.outputs_by_language(cross_lingual, languages)?;
         let mut made = 0;
-        for index in order {
+        for index in self.order("cross-lingual", rows) {
             if made == wanted {
                 break;
             }
-            let record = rows[index].record();
-            // The languages take turns from a drawn one on, so that they come out even and none is skipped for good.
-            let fitting: Vec<_> = outputs
-                .iter()
-                .filter_map(|(language, by_id)| Some((*language, *by_id.get(record.id.as_str())?)))
-                .filter(|(language, _)| **language != record.language)
-                .collect();
-            if fitting.is_empty() {
+            let Some((language, new)) = self.crossed(rows[index].record(), cross_lingual, &outputs)? else {
                 continue;
-            }
-            let turn = self.rank(&["response language", record.language.code(), &record.id]);
-            let (language, other) = fitting[(turn % fitting.len() as u128) as usize];
-            let Some(ask) = cross_lingual.templates.get(&record.language).and_then(|ask| ask.ask(language))
-            else {
-                bail!(
-                    "cross-lingual rows need a template that asks in {} for a response in {language}",
-                    record.language
-                );
             };
-            let mut new = record.clone();
-            new.instruction = format!("{}\n{ask}", record.instruction.trim_end());
-            new.output = other.output.clone();
-            rows[index].entry.response_language = Some(language.clone());
+            rows[index].entry.response_language = Some(language);
             rows[index].measured = self.meter.measure(&new);
             rows[index].record = Some(new);
             made += 1;
@@ -471,19 +445,110 @@ impl<'a> Draw<'a> {
         Ok(())
     }
 
-    /// Replaced and cross-lingual rows cost other than what was drawn: rows from the end go, until the budget holds.
-    fn cut_to(&self, budget: u64, rows: &mut Vec<Row>, left_out: &mut Vec<LeftOut>) {
-        let mut amount: u64 = rows.iter().map(|row| row.measured.cost).sum();
-        while amount > budget {
-            let Some(row) = rows.pop() else { return };
-            amount -= row.measured.cost;
-            left_out.push(LeftOut {
-                language: row.record().language.clone(),
-                reason: "over the budget after replacing".to_owned(),
-                ids: vec![row.record().id.clone()],
-            });
+    /// The rows of each response language by id, in the recipe's order.
+    fn outputs_by_language<'l>(
+        &self,
+        cross_lingual: &'l CrossLingual,
+        languages: &'l [Language],
+    ) -> Result<Vec<Outputs<'l, 'a>>> {
+        let response_languages = if cross_lingual.response_languages.is_empty() {
+            languages
+        } else {
+            cross_lingual.response_languages.as_slice()
+        };
+        let mut outputs = Vec::new();
+        for language in response_languages {
+            if !self.pools.has(language) {
+                bail!("cross-lingual rows ask for {language}, and there is no set in it");
+            }
+            let training = self.pools.training(self.recipe, language).0;
+            outputs
+                .push((language, training.iter().map(|row| (row.record.id.as_str(), row.record)).collect()));
         }
+        Ok(outputs)
     }
+
+    /// A record that asks for a response in another language and has that language's output, and which it is; none
+    /// where no other language has its id.
+    fn crossed(
+        &self,
+        record: &Record,
+        cross_lingual: &CrossLingual,
+        outputs: &[Outputs],
+    ) -> Result<Option<(Language, Record)>> {
+        let fitting: Vec<_> = outputs
+            .iter()
+            .filter_map(|(language, by_id)| Some((*language, *by_id.get(record.id.as_str())?)))
+            .filter(|(language, _)| **language != record.language)
+            .collect();
+        if fitting.is_empty() {
+            return Ok(None);
+        }
+        // The languages take turns from a drawn one on, so that they come out even and none is skipped for good.
+        let turn = self.rank(&["response language", record.language.code(), &record.id]);
+        let (language, other) = fitting[(turn % fitting.len() as u128) as usize];
+        let Some(ask) = cross_lingual.templates.get(&record.language).and_then(|ask| ask.ask(language))
+        else {
+            bail!(
+                "cross-lingual rows need a template that asks in {} for a response in {language}",
+                record.language
+            );
+        };
+        let mut new = record.clone();
+        new.instruction = format!("{}\n{ask}", record.instruction.trim_end());
+        new.output = other.output.clone();
+        Ok(Some((language.clone(), new)))
+    }
+}
+
+/// Replaced and cross-lingual rows cost other than what was drawn: rows from the end go, until the budget holds. Gives
+/// what the rest costs.
+fn cut_to(budget: u64, rows: &mut Vec<Row>, left_out: &mut Vec<LeftOut>) -> u64 {
+    let mut amount: u128 = rows.iter().map(|row| u128::from(row.measured.cost)).sum();
+    while amount > u128::from(budget) {
+        let Some(row) = rows.pop() else { break };
+        amount -= u128::from(row.measured.cost);
+        left_out.push(LeftOut {
+            language: row.record().language.clone(),
+            reason: "over the budget after replacing".to_owned(),
+            ids: vec![row.record().id.clone()],
+        });
+    }
+    // Not above the budget, so it fits.
+    amount as u64
+}
+
+/// Replaces rows, in order, by the same ids of another language, and takes them out of `order`; where the ids that are
+/// `there` already are given, by none of them, and each once. How many there were, `wanted` at most.
+fn replace_by_id<'c>(
+    rows: &mut [Row<'c>],
+    order: &mut Vec<usize>,
+    others: &[Candidate<'c>],
+    mut there: Option<BTreeSet<&'c str>>,
+    wanted: u64,
+) -> u64 {
+    let by_id: BTreeMap<&str, Candidate> =
+        others.iter().map(|candidate| (candidate.record.id.as_str(), *candidate)).collect();
+    let mut replaced = 0;
+    order.retain(|index| {
+        let row = &mut rows[*index];
+        let id = row.candidate.record.id.as_str();
+        let Some(candidate) = by_id.get(id).filter(|_| replaced < wanted) else { return true };
+        let is_new = there.as_mut().is_none_or(|there| there.insert(id));
+        if is_new {
+            *row = Row::new(*candidate, row.copy);
+            replaced += 1;
+        }
+        !is_new
+    });
+    replaced
+}
+
+/// The ids that a mix has in a language.
+fn ids_in<'c>(rows: &[Row<'c>], language: &Language) -> BTreeSet<&'c str> {
+    let of_language =
+        rows.iter().map(|row| row.candidate.record).filter(|record| record.language == *language);
+    of_language.map(|record| record.id.as_str()).collect()
 }
 
 /// Lists the rows of each language that were there and not needed.

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::draw::Drawn;
 use super::split::Pools;
-use super::{MixOptions, Split};
+use super::{MixOptions, Named, Split};
 use crate::budget::Held;
 use crate::files::{Place, Problem};
 use crate::language::Language;
-use crate::recipe::{Origin, Recipe};
+use crate::recipe::{Mixes, Origin, Recipe};
 use crate::record::Record;
 
 /// Everything about a mix but the text of its rows.
@@ -32,6 +32,13 @@ pub struct Manifest {
     pub updates: Option<u64>,
     /// Rows and tokens by language.
     pub languages: BTreeMap<Language, LanguageCounts>,
+    /// As [`Mix::languages`](super::Mix::languages): in the recipe's order, those without rows too. Empty in manifests
+    /// from before it was written down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub language_order: Vec<Language>,
+    /// As [`Mix::answers`](super::Mix::answers).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Language>,
     /// How validation rows were set apart.
     pub split: Split,
     /// Each row, in order.
@@ -51,8 +58,11 @@ pub struct Cost {
     pub c: u64,
     /// What the mix was allowed.
     pub budget: u64,
-    /// What it costs. Equal to `budget` in rows and updates; in tokens and FLOPs short of it by less than one row for
-    /// each language, and never above.
+    /// What it costs, never above `budget`, and equal to it in rows and updates. In tokens and FLOPs rows are taken while
+    /// they fit, so each language is short of its part by less than one row; with aligned sampling, where all end with
+    /// the first that does not fit, by less than that row times its part over that row's language's. Replaced and
+    /// cross-lingual rows cost other than those that were drawn: where less, that leaves it short by the difference, and
+    /// where more than the budget, the last rows are left out.
     pub amount: u64,
     /// The amount in units of C.
     pub in_c: f64,
@@ -119,7 +129,7 @@ impl Manifest {
 
     pub(super) fn new(
         recipe: &Recipe,
-        name: &str,
+        named: &Named,
         drawn: &Drawn,
         validation: &[Record],
         validation_entries: Vec<RowEntry>,
@@ -141,9 +151,9 @@ impl Manifest {
         // Rows say how much of C a mix is; its updates follow.
         let updates = (held == Held::Updates).then(|| {
             let exact = u128::from(pools.c) * u128::from(drawn.budget) / u128::from(pools.drawn_c.max(1));
-            (exact as u64).max(1)
+            u64::try_from(exact).unwrap_or(u64::MAX).max(1)
         });
-        let amount = updates.unwrap_or_else(|| drawn.measured.iter().map(|measured| measured.cost).sum());
+        let amount = updates.unwrap_or(drawn.amount);
         let cost = Cost {
             held,
             c: pools.c,
@@ -152,18 +162,36 @@ impl Manifest {
             in_c: amount as f64 / pools.c as f64,
         };
         Self {
-            name: name.to_owned(),
+            name: named.name.clone(),
             recipe: recipe.clone(),
             seed: options.seed,
             hash: content_hash(&drawn.rows, validation),
             cost,
             updates,
             languages,
+            language_order: named.languages.clone(),
+            answers: named.answers.clone(),
             split: options.split,
             rows: drawn.entries.clone(),
             validation: validation_entries,
             left_out: drawn.left_out.clone(),
         }
+    }
+
+    /// The mix's languages; where the manifest does not say their order, those with rows, by code.
+    pub(super) fn languages_in_order(&self) -> Vec<Language> {
+        if self.language_order.is_empty() {
+            return self.languages.keys().cloned().collect();
+        }
+        self.language_order.clone()
+    }
+
+    /// The one language that the mix's system answers. A manifest that does not say it has it in its name.
+    pub(super) fn answers(&self) -> Option<Language> {
+        let in_name = |language: &&Language| self.name == self.recipe.name_in(language);
+        let named =
+            || self.languages.keys().find(in_name).filter(|_| self.recipe.mixes == Mixes::PerLanguage);
+        self.answers.clone().or_else(|| named().cloned())
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 
 use super::manifest::{LeftOut, RowEntry};
-use super::{MixOptions, Sets, Split};
-use crate::budget::{Held, Measured, Meter};
+use super::{MixOptions, Set, Sets, Split};
+use crate::budget::{Held, Measured, Meter, counted};
 use crate::language::Language;
 use crate::recipe::{Origin, Recipe};
 use crate::record::Record;
@@ -78,47 +78,10 @@ impl<'a> Pools<'a> {
         }
         let mut pools = Vec::new();
         for set in sets.iter().filter(|set| languages.contains(&set.language)) {
-            let mut pool = Pool {
-                language: set.language.clone(),
-                origin: set.origin,
-                training: Vec::with_capacity(set.records.len()),
-                validation: Vec::new(),
-                left_out: Vec::new(),
-            };
-            let mut seen = BTreeSet::new();
-            let mut repeated = Vec::new();
-            let mut records = Vec::with_capacity(set.records.len());
-            for record in &set.records {
-                if record.language != set.language {
-                    bail!(
-                        "the set in {} has a record in {} (id {}): a set is of one language",
-                        set.language,
-                        record.language,
-                        record.id
-                    );
-                }
-                if seen.insert(record.id.as_str()) {
-                    records.push(record);
-                } else {
-                    repeated.push(record.id.clone());
-                }
-            }
-            let measured = meter.measure_all(&records);
-            pool.training.extend(records.into_iter().zip(measured).map(|(record, measured)| Candidate {
-                record,
-                origin: set.origin,
-                measured,
-            }));
-            pool.leave_out("the id was met before in the set", repeated);
-            pools.push(pool);
+            pools.push(Pool::of(set, meter)?);
         }
         hold_out(&mut pools, options)?;
-        let smallest = pools
-            .iter()
-            .map(|pool| pool.training.iter().map(|candidate| candidate.measured.cost).sum())
-            .min();
-        let Some(smallest) = smallest else { bail!("there are no sets") };
-        let (c, drawn_c) = c(smallest, options)?;
+        let (c, drawn_c) = c(&pools, options)?;
         Ok(Self { pools, languages, c, drawn_c })
     }
 
@@ -185,7 +148,45 @@ impl<'a> Pools<'a> {
     }
 }
 
-impl Pool<'_> {
+impl<'a> Pool<'a> {
+    /// A set's rows, each id once, none of them held out yet.
+    fn of(set: &'a Set, meter: &Meter) -> Result<Self> {
+        let mut seen = BTreeSet::new();
+        let mut repeated = Vec::new();
+        let mut records = Vec::with_capacity(set.records.len());
+        for record in &set.records {
+            if record.language != set.language {
+                bail!(
+                    "the set in {} has a record in {} (id {}): a set is of one language",
+                    set.language,
+                    record.language,
+                    record.id
+                );
+            }
+            if seen.insert(record.id.as_str()) {
+                records.push(record);
+            } else {
+                repeated.push(record.id.clone());
+            }
+        }
+        let measured = meter.measure_all(&records);
+        let candidate = |(record, measured)| Candidate { record, origin: set.origin, measured };
+        let mut pool = Self {
+            language: set.language.clone(),
+            origin: set.origin,
+            training: records.into_iter().zip(measured).map(candidate).collect(),
+            validation: Vec::new(),
+            left_out: Vec::new(),
+        };
+        pool.leave_out("the id was met before in the set", repeated);
+        Ok(pool)
+    }
+
+    /// What one pass over its training rows costs.
+    fn cost(&self) -> u128 {
+        self.training.iter().map(|candidate| u128::from(candidate.measured.cost)).sum()
+    }
+
     fn leave_out(&mut self, reason: &str, ids: Vec<String>) {
         if !ids.is_empty() {
             self.left_out.push(LeftOut { language: self.language.clone(), reason: reason.to_owned(), ids });
@@ -247,19 +248,26 @@ fn hold_out(pools: &mut [Pool], options: &MixOptions) -> Result<()> {
 }
 
 /// C in the budget's unit, and in the unit that rows are drawn by.
-fn c(smallest: u64, options: &MixOptions) -> Result<(u64, u64)> {
+fn c(pools: &[Pool], options: &MixOptions) -> Result<(u64, u64)> {
     let budget = &options.budget;
-    if smallest == 0 {
+    let costs = pools.iter().map(|pool| (pool.cost(), &pool.language));
+    let Some((cost, language)) = costs.min_by_key(|(cost, _)| *cost) else { bail!("there are no sets") };
+    if cost == 0 {
         bail!("a set has no rows to train on");
     }
+    let smallest = || counted(cost, budget.held, || format!("the set in {language}"));
     match (budget.held, budget.c) {
         (_, Some(0)) => bail!("the budget's C is 0: expected at least 1"),
         (Held::Updates, _) if budget.batch == 0 => bail!("the budget's `batch` is 0: expected at least 1"),
-        (Held::Updates, Some(c)) => Ok((c, smallest)),
+        (Held::Updates, Some(c)) => Ok((c, smallest()?)),
         (Held::Updates, None) => {
-            Ok((smallest.saturating_mul(budget.epochs).div_ceil(budget.batch).max(1), smallest))
+            let rows = smallest()?;
+            Ok((rows.saturating_mul(budget.epochs).div_ceil(budget.batch).max(1), rows))
         }
         (_, Some(c)) => Ok((c, c)),
-        (_, None) => Ok((smallest, smallest)),
+        (_, None) => {
+            let c = smallest()?;
+            Ok((c, c))
+        }
     }
 }

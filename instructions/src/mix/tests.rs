@@ -126,6 +126,43 @@ fn a_mix_is_written_and_read_back_and_a_change_is_seen() {
 }
 
 #[test]
+fn languages_keep_their_order_and_answers_their_language_when_read_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sets = sets(&[("en", 50), ("fi", 50), ("zh", 50)]);
+    let read_back = |text: &str| -> Vec<(Vec<String>, Option<String>)> {
+        let made = recipe(text).mixes(&sets, &MixOptions::default()).expect(text);
+        let read = made.iter().map(|mix| {
+            mix.write(folder.path()).expect("written");
+            let read = Mix::read(folder.path()).expect("read");
+            assert_eq!(read, *mix, "{text}");
+            let codes = read.languages.iter().map(ToString::to_string).collect();
+            (codes, read.answers.map(|language| language.to_string()))
+        });
+        read.collect()
+    };
+    let codes = |codes: &[&str]| codes.iter().map(|code| (*code).to_owned()).collect::<Vec<_>>();
+    assert_eq!(read_back("languages = [\"zh\", \"en\"]"), [(codes(&["zh", "en"]), None)]);
+    let none = "languages = [\"zh\", \"fi\", \"en\"]\ncounts = { en = 3, zh = 4 }";
+    assert_eq!(read_back(none), [(codes(&["zh", "fi", "en"]), None)], "Finnish has no rows");
+    let replaced =
+        "languages = [\"zh\", \"fi\"]\nmixes = \"per-language\"\nreplace = { rows = 7, with = [\"en\"] }";
+    let expected = ["zh", "fi"].map(|code| (codes(&[code, "en"]), Some(code.to_owned())));
+    assert_eq!(read_back(replaced), expected);
+
+    // A manifest from before either was written down is read; whom it answers is in its name.
+    let made = recipe(replaced).mixes(&sets, &MixOptions::default()).expect("mixes");
+    for (mix, code) in made.iter().zip(["zh", "fi"]) {
+        let mut old = mix.clone();
+        (old.manifest.language_order, old.manifest.answers) = (Vec::new(), None);
+        old.write(folder.path()).expect("written");
+        let text = std::fs::read_to_string(folder.path().join("manifest.json")).expect("text");
+        assert!(!text.contains("language_order") && !text.contains("answers"), "{text}");
+        let read = Mix::read(folder.path()).expect("read");
+        assert_eq!((read.answers, read.languages.len()), (Some(language(code)), 2));
+    }
+}
+
+#[test]
 fn shares_temperature_and_counts_split_a_mix() {
     let sets = sets(&[("en", 160), ("fi", 40), ("zh", 10)]);
     for (text, expected) in [
@@ -155,6 +192,37 @@ fn rows_are_replaced_by_the_same_ids() {
     assert_eq!(counts(&mix), [("en", 43), ("fi", 4), ("zh", 3)]);
     let ids: BTreeSet<&str> = mix.rows.iter().map(|row| row.id.as_str()).collect();
     assert_eq!(ids.len(), 50);
+}
+
+#[test]
+fn rows_replace_none_that_are_in_the_mix_already() {
+    let sets = sets(&[("en", 50), ("fi", 50), ("zh", 50)]);
+    let mix = |text: &str| recipe(text).mixes(&sets, &MixOptions::default()).map(|mut mixes| mixes.remove(0));
+    let distinct = |mix: &Mix| {
+        let rows: BTreeSet<_> = mix.rows.iter().map(|row| (&row.language, &row.id)).collect();
+        rows.len()
+    };
+    // English and Chinese have the same ids: each can become Finnish once.
+    let both = mix("languages = [\"en\", \"zh\"]\nrows = 80\nreplace = { rows = 40, with = [\"fi\"] }");
+    let both = both.expect("a mix");
+    assert_eq!((both.rows.len(), distinct(&both)), (80, 80));
+    assert_eq!(both.manifest.languages[&language("fi")].rows, 40);
+    // Ten of the English ids are not among the Finnish rows.
+    let part = |rows: u64| {
+        format!(
+            "languages = [\"en\", \"fi\"]\ncounts = {{ en = 30, fi = 20 }}\nreplace = {{ rows = {rows}, with = [\"fi\"] }}"
+        )
+    };
+    let mixed = mix(&part(10)).expect("a mix");
+    assert_eq!((counts(&mixed), distinct(&mixed)), (vec![("en", 20), ("fi", 30)], 50));
+    let error = mix(&part(11)).expect_err("one too many");
+    assert!(
+        format!("{error:#}").contains("11 rows are to be replaced by fi, and only 10 could be"),
+        "{error:#}"
+    );
+    let again = mix(&format!("{}\nrepeat = true", part(11))).expect("ids are taken again");
+    assert_eq!(counts(&again), [("en", 19), ("fi", 31)]);
+    assert!(distinct(&again) < 50);
 }
 
 #[test]
@@ -202,6 +270,85 @@ fn updates_are_held_by_the_manifest() {
     let made = mixes(&paper(), &sets(&[("en", 10), ("fi", 20)]), &options).expect("mixes");
     let updates: Vec<_> = made.iter().map(|mix| (mix.rows.len(), mix.manifest.updates)).collect();
     assert_eq!(updates, [(10, Some(8)), (10, Some(8)), (20, Some(16)), (10, Some(8)), (10, Some(8))]);
+}
+
+/// C in FLOPs, which a row's tokens tell.
+fn flops_options<'a>(
+    c: Option<u64>,
+    tokens: &'a (dyn Fn(&Record) -> usize + Sync),
+    flops: &'a (dyn Fn(usize) -> u64 + Sync),
+) -> MixOptions<'a> {
+    let budget = Budget { held: Held::Flops, c, ..Budget::default() };
+    MixOptions { budget, tokens: Some(tokens), flops: Some(flops), ..MixOptions::default() }
+}
+
+#[test]
+fn flops_that_fill_64_bits_are_counted_or_refused() {
+    let even = sets(&[("en", 10), ("fi", 10)]);
+    let (one, flops) = (|_: &Record| 1, |_: usize| 1 << 61);
+    let error = recipe("size = 1").mixes(&even, &flops_options(None, &one, &flops)).expect_err("10 × 2^61");
+    let said = "the set in en comes to 23058430092136939520 FLOPs, and budgets are counted up to";
+    assert!(format!("{error:#}").contains(said), "{error:#}");
+    let mix = |text: &str, c| recipe(text).mixes(&even, &flops_options(Some(c), &one, &flops));
+    assert_eq!(mix("size = 1", 6 << 61).expect("given C")[0].rows.len(), 6);
+    for text in ["size_per_language = 1", "size = 2", "size = 1.5", "size = 1e300"] {
+        let error = mix(text, 6 << 61).expect_err(text);
+        assert!(format!("{error:#}").contains("the mix comes to"), "{text}: {error:#}");
+    }
+}
+
+#[test]
+fn a_row_beyond_what_is_left_is_not_drawn_however_much_it_costs() {
+    let with_large = |is_large: &dyn Fn(&Record) -> bool| {
+        let mut all = Sets::new();
+        for set in sets(&[("en", 10), ("fi", 10)]).iter() {
+            let mut set = set.clone();
+            let large = set.records.iter_mut().filter(|row| is_large(row));
+            large.for_each(|row| row.output = "large".to_owned());
+            all.add(set);
+        }
+        all
+    };
+    let large = |row: &Record| if row.output == "large" { 2 } else { 1 };
+    let flops = |tokens: usize| if tokens == 2 { u64::MAX } else { 1 << 61 };
+    let options = flops_options(Some(7 << 61), &large, &flops);
+    // By its rank, 7 comes when each language has rows already.
+    let sets = with_large(&|row| row.id == "7");
+    let mix = recipe("sampling = \"aligned\"").mixes(&sets, &options).expect("a mix").remove(0);
+    assert!(!mix.rows.is_empty() && mix.rows.iter().all(|row| row.id != "7"));
+    assert_eq!(mix.manifest.cost.amount, (mix.rows.len() as u64) << 61);
+    // Rows that became cross-lingual come to more than the budget, and than a number of 64 bits.
+    let sets = with_large(&|row| row.language == language("fi"));
+    let text = "languages = [\"en\"]\n[recipe.cross_lingual]\nshare = 1\nresponse_languages = [\"fi\"]\n\
+                templates.en = \"Answer in {language}.\"";
+    let flops = |tokens: usize| if tokens == 2 { 5 << 61 } else { 1 << 61 };
+    let options = flops_options(Some(6 << 61), &large, &flops);
+    let mix = recipe(text).mixes(&sets, &options).expect("a mix").remove(0);
+    assert_eq!((mix.rows.len(), mix.manifest.cost.amount), (1, 5 << 61));
+}
+
+#[test]
+fn a_mix_of_one_c_is_the_smallest_set_whole() {
+    // Three of these are a number that floating point rounds up.
+    let (one, flops) = (|_: &Record| 1, |_: usize| (1 << 52) + 1);
+    let options = flops_options(None, &one, &flops);
+    let mix = recipe("size = 1").mixes(&sets(&[("en", 3)]), &options).expect("a mix").remove(0);
+    assert_eq!((mix.rows.len(), mix.manifest.cost.amount), (3, mix.manifest.cost.c));
+}
+
+#[test]
+fn an_aligned_mix_of_unequal_parts_is_short_by_a_row_in_proportion() {
+    let sets = sets(&[("en", 300), ("fi", 300)]);
+    let tokens = |record: &Record| record.output.len();
+    let budget = Budget { held: Held::Tokens, ..Budget::default() };
+    for seed in 0..20 {
+        let options =
+            MixOptions { seed, budget: budget.clone(), tokens: Some(&tokens), ..MixOptions::default() };
+        let text = "size = 0.8\nenglish_share = 0.9\nsampling = \"aligned\"";
+        let cost = recipe(text).mixes(&sets, &options).expect("a mix").remove(0).manifest.cost;
+        // The longest row has 13 tokens: where it is Finnish's, English is short by nine times as much.
+        assert!(cost.amount <= cost.budget && cost.budget - cost.amount < 13 * (1 + 9), "{cost:?}");
+    }
 }
 
 #[test]
