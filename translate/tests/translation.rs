@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use endpoint::cache::Cache;
@@ -351,6 +351,55 @@ impl Translator for Mirror {
     ) -> anyhow::Result<()> {
         texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok(text.clone())))
     }
+}
+
+/// Makes headings of what it is given, which shows in no piece, until it is told to stop; then it writes backwards.
+struct Headings(AtomicBool);
+
+impl Translator for Headings {
+    fn name(&self) -> String {
+        "headings".into()
+    }
+
+    fn setting(&self) -> String {
+        "headings".into()
+    }
+
+    fn split(&self) -> Split {
+        Split { sentences: false, longest: 2000 }
+    }
+
+    fn translate(
+        &self,
+        texts: &[String],
+        _: &Direction,
+        _: u32,
+        _: &dyn Progress,
+        give: &mut Give<'_>,
+    ) -> anyhow::Result<()> {
+        let heading = if self.0.load(Ordering::Relaxed) { "# " } else { "" };
+        let answer = |text: &String| format!("{heading}{}", backwards(text));
+        texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok(answer(text))))
+    }
+}
+
+#[test]
+fn of_a_row_with_two_wrong_fields_both_are_asked_for_again() {
+    let cache = Cache::in_memory().unwrap();
+    let translator = Headings(AtomicBool::new(true));
+    let row = Record {
+        instruction: "Tell everybody something pleasant.".into(),
+        input: String::new(),
+        output: "Everybody in town was rather fond of snow.".into(),
+        ..record(1)
+    };
+    let rows = [row];
+    let first = run(&translator, &cache, &rows);
+    assert_eq!(first.dropped[0].fault, Some(FaultKind::Structure), "{:?}", first.dropped);
+    translator.0.store(false, Ordering::Relaxed);
+    let second = run(&translator, &cache, &rows);
+    assert_eq!(second.rows.len(), 1, "{:?}", second.dropped);
+    assert_eq!((second.known, second.asked), (0, 2));
 }
 
 /// Real material, where it lies.
