@@ -325,6 +325,23 @@ fn an_estimate_asks_nothing_and_a_cap_holds() {
     assert_eq!(estimate(&records, &room, &settings).unwrap().characters, 0);
 }
 
+#[test]
+fn what_a_filter_held_back_counts_as_spent() {
+    let server = StandIn::start(Box::new(|_, _| Reaction::Filter));
+    let cache = Arc::new(Cache::in_memory().unwrap());
+    let price = Some(Price { prompt: 1.0, completion: 2.0 });
+    let priced = EndpointSettings { price, ..settings() };
+    let translator =
+        OpenAiTranslator::new(&server.url(), "m", None, 2000, priced, Arc::clone(&cache)).unwrap();
+    let row = Record { input: String::new(), output: String::new(), ..record(1) };
+    let room = Room { translator: &translator, cache: &cache, identify: None, progress: &Silent };
+    let settings = TranslateSettings::new(direction());
+    let most = estimate(std::slice::from_ref(&row), &room, &settings).unwrap().dollars_at_most.unwrap();
+    let translated = translate_records(&[row], &room, &settings).unwrap();
+    assert!(translated.dropped[0].reason.contains("filter"), "{:?}", translated.dropped);
+    assert_eq!(cache.spent("").unwrap(), (most * 1e9).round() as i64);
+}
+
 /// A translator that returns its input.
 struct Mirror(Split);
 
