@@ -128,7 +128,7 @@ mod tests {
         let (decoding, draws) = (Decoding::greedy(), Draws::new(1, "a"));
         for temperature in [1e-40, f32::MIN_POSITIVE, 1e-20] {
             let sampling = Sampling { temperature, ..Sampling::default() };
-            for logits in [[5.0, 20.0, -3.0], [-20.0, -5.0, f32::NEG_INFINITY]] {
+            for logits in [[5.0, 20.0, 3.0], [-20.0, -5.0, f32::NEG_INFINITY]] {
                 let chosen = choose(&decoding, &sampling, &draws, 0, &[], &mut logits.clone());
                 assert_eq!(chosen.first().map(|chosen| chosen.token), Some(1), "{temperature} {logits:?}");
                 assert!(chosen[0].score.is_finite());
