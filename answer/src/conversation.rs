@@ -168,6 +168,11 @@ fn turns(template: &Template, messages: &[Message]) -> Result<String> {
     if !asked {
         return Err(anyhow!("the last message is not the user's"));
     }
+    if !before.is_empty() {
+        return Err(anyhow!(
+            "a system message is behind the user's last; expected it before, as the template has no place for it there"
+        ));
+    }
     Ok(text)
 }
 
@@ -255,6 +260,16 @@ mod tests {
         let mut text = String::new();
         dump(&serde_json::json!({"a": [1, "ü"], "b": {}}), Some(2), 0, &mut text);
         assert_eq!(text, "{\n  \"a\": [\n    1,\n    \"ü\"\n  ],\n  \"b\": {}\n}");
+    }
+
+    #[test]
+    fn what_the_system_says_stands_before_a_turn_or_is_refused() {
+        let alpaca = Conversation::Instruction(Template::alpaca());
+        let (system, user) = (Message::new("system", "Be brief."), Message::new("user", "Name a sea."));
+        let one = alpaca.text(std::slice::from_ref(&user)).unwrap();
+        assert_eq!(alpaca.text(&[system.clone(), user.clone()]).unwrap(), format!("Be brief.\n\n{one}"));
+        let error = alpaca.text(&[user, system]).unwrap_err().to_string();
+        assert!(error.contains("behind the user's last"), "{error}");
     }
 
     #[test]

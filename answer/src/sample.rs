@@ -38,9 +38,17 @@ pub(crate) fn choose(
     logits: &mut [f32],
 ) -> Vec<Candidate> {
     process(decoding, history, logits);
-    logits.iter_mut().for_each(|logit| *logit /= sampling.temperature);
+    heat(sampling.temperature, logits);
     let kept = keep_probability(sampling.top_p, keep_best(sampling.top_k, logits));
     draw(&kept, draws.uniform(step)).into_iter().collect()
+}
+
+/// Divides by the temperature. Where that would leave no number for the highest logit, as at a temperature below about
+/// 1e-37, it is subtracted first, which changes no probability; elsewhere not, as it can make two logits level.
+fn heat(temperature: f32, logits: &mut [f32]) {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let less = if (highest / temperature).is_finite() { 0.0 } else { highest };
+    logits.iter_mut().for_each(|logit| *logit = (*logit - less) / temperature);
 }
 
 /// The `top_k` best tokens, and those level with the last of them, by id.
@@ -113,6 +121,19 @@ mod tests {
         // p is of what k left: 0.4 / 0.65 = 0.615.
         assert_eq!(kept(2, 0.6, &probabilities), [1]);
         assert_eq!(kept(1, 1.0, &[0.5, 0.5]), [0, 1]);
+    }
+
+    #[test]
+    fn at_the_lowest_temperatures_the_best_is_drawn() {
+        let (decoding, draws) = (Decoding::greedy(), Draws::new(1, "a"));
+        for temperature in [1e-40, f32::MIN_POSITIVE, 1e-20] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            for logits in [[5.0, 20.0, 3.0], [-20.0, -5.0, f32::NEG_INFINITY]] {
+                let chosen = choose(&decoding, &sampling, &draws, 0, &[], &mut logits.clone());
+                assert_eq!(chosen.first().map(|chosen| chosen.token), Some(1), "{temperature} {logits:?}");
+                assert!(chosen[0].score.is_finite());
+            }
+        }
     }
 
     #[test]

@@ -160,17 +160,22 @@ pub enum Outcome {
         billed: Billed,
     },
     /// This one will never be answered.
-    Refused(String),
+    Refused {
+        /// Why.
+        reason: String,
+        /// Whether it may have been billed all the same.
+        billed: Billed,
+    },
     /// None will.
     Fatal(EndpointError),
 }
 
-/// Whether a failed request may have been billed.
+/// Whether a request without an answer may have been billed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billed {
     /// It never was answered.
     No,
-    /// It may have been worked on.
+    /// It may have been worked on, or its answer held back.
     Perhaps,
 }
 
@@ -223,7 +228,7 @@ impl Asking {
             self.settle(question, reservation, &outcome)?;
             let (reason, wait) = match outcome {
                 Outcome::Fatal(error) => return Err(error),
-                Outcome::Refused(reason) => return Ok(Reply::Unanswered { reason, said }),
+                Outcome::Refused { reason, .. } => return Ok(Reply::Unanswered { reason, said }),
                 Outcome::Failed { reason, wait, .. } => (reason, wait),
                 Outcome::Answered(answer) => {
                     let Err(fault) = (self.check)(index, &answer.text) else {
@@ -260,12 +265,15 @@ impl Asking {
     async fn reserve(&self, question: &Question) -> Result<Option<Option<i64>>, EndpointError> {
         let Some(most) = question.most else { return Ok(Some(None)) };
         loop {
-            self.reserving.fetch_add(1, Ordering::SeqCst);
+            // Both are asked first: what comes back later has room in the next round.
+            let awaited = self.others_are_asked()?;
+            let own = self.reserving.fetch_add(1, Ordering::SeqCst) > 0;
             match self.endpoint.cache.reserve(&self.endpoint.settings.scope, most, self.cap) {
                 Ok(Reservation::Granted(number)) => return Ok(Some(Some(number))),
                 Ok(Reservation::Refused(_)) => {
                     // Requests under way mostly cost less than was set aside for them: wait for them.
-                    if self.reserving.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    self.reserving.fetch_sub(1, Ordering::SeqCst);
+                    if !own && !awaited {
                         return Ok(None);
                     }
                     let short = Duration::from_millis(20)
@@ -278,6 +286,13 @@ impl Asking {
                 }
             }
         }
+    }
+
+    /// Whether another asking, as another program's with the same cap, waits for an answer. What was set aside longer
+    /// ago than a request may take belongs to a program that has ended.
+    fn others_are_asked(&self) -> Result<bool, EndpointError> {
+        let EndpointSettings { scope, timeout, .. } = &self.endpoint.settings;
+        Ok(self.cap.is_some() && self.endpoint.cache.is_set_aside(scope, *timeout)?)
     }
 
     /// Replaces what was set aside by what the request cost.
@@ -296,8 +311,10 @@ impl Asking {
                 ..
             }) => price.of(*prompt, *completion),
             // Whoever does not tell its usage is taken to have used the most.
-            Outcome::Answered(_) | Outcome::Failed { billed: Billed::Perhaps, .. } => most,
-            Outcome::Failed { .. } | Outcome::Refused(_) | Outcome::Fatal(_) => 0,
+            Outcome::Answered(_)
+            | Outcome::Failed { billed: Billed::Perhaps, .. }
+            | Outcome::Refused { billed: Billed::Perhaps, .. } => most,
+            Outcome::Failed { .. } | Outcome::Refused { .. } | Outcome::Fatal(_) => 0,
         };
         if spent > most {
             tracing::warn!("a request cost more than its size allows: {spent} nano-dollars against {most}");
@@ -348,14 +365,21 @@ impl Asking {
                 Outcome::Failed {
                     reason: format!("the endpoint answered {status}"),
                     wait,
-                    billed: Billed::No,
+                    // A gateway's words, at least at Cloudflare (520 to 524): who works behind it may go on, and bill.
+                    billed: match status.as_u16() {
+                        502 | 504 | 520..=524 => Billed::Perhaps,
+                        _ => Billed::No,
+                    },
                 }
             }
             // The key, the account or the address is wrong, for every request alike.
             300..=399 | 401 | 402 | 404 | 405 | 407 => {
                 Outcome::Fatal(EndpointError::Refused { url: self.endpoint.url.to_string(), status, said })
             }
-            _ => Outcome::Refused(format!("the endpoint answered {status}: {said}")),
+            _ => Outcome::Refused {
+                reason: format!("the endpoint answered {status}: {said}"),
+                billed: Billed::No,
+            },
         }
     }
 }
@@ -385,4 +409,75 @@ pub fn excerpt(body: &[u8]) -> String {
         .and_then(|value| value["error"]["message"].as_str().map(str::to_string))
         .unwrap_or(text);
     message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::price::Price;
+
+    static QUESTION: Question = Question { key: String::new(), body: String::new(), most: Some(60) };
+
+    /// An asking that has a cap of 100 nano-dollars.
+    fn asking() -> Asking {
+        let price = Some(Price { prompt: 1.0, completion: 1.0 });
+        let settings = EndpointSettings { price, cap: Some(100e-9), ..EndpointSettings::default() };
+        let url: reqwest::Url = "http://127.0.0.1:9".parse().unwrap();
+        let client = settings.client(&url).unwrap();
+        let cap = settings.counted_cap();
+        let cache = Arc::new(Cache::in_memory().unwrap());
+        let read = crate::chat::read_answer;
+        Asking {
+            endpoint: Endpoint { settings, url, client, read, cache, keep: false },
+            cap,
+            check: Arc::new(|_, _| Ok(())),
+            pace: Pace::new(None),
+            waiting: Mutex::default(),
+            reserving: AtomicUsize::new(0),
+            halted: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn what_a_gateway_gave_up_or_a_filter_held_back_stays_set_aside() {
+        let spent = |outcome: &Outcome, asking: &Asking| {
+            let reserved = asking.endpoint.cache.reserve("", 60, None).unwrap();
+            let Reservation::Granted(number) = reserved else { panic!("{reserved:?}") };
+            let before = asking.endpoint.cache.spent("").unwrap() - 60;
+            asking.reserving.fetch_add(1, Ordering::SeqCst);
+            asking.settle(&QUESTION, Some(number), outcome).unwrap();
+            asking.endpoint.cache.spent("").unwrap() - before
+        };
+        let asking = asking();
+        for (status, expected) in
+            [(429, 0), (500, 0), (503, 0), (400, 0), (502, 60), (504, 60), (520, 60), (524, 60)]
+        {
+            let status = StatusCode::from_u16(status).unwrap();
+            let outcome = asking.read_status(status, &HeaderMap::new(), b"");
+            assert_eq!(spent(&outcome, &asking), expected, "{status}");
+        }
+        let held_back = Outcome::Refused { reason: String::new(), billed: Billed::Perhaps };
+        assert_eq!(spent(&held_back, &asking), 60);
+    }
+
+    #[test]
+    fn another_askings_requests_are_waited_for_before_the_cap_is_reached() {
+        let asking = asking();
+        let cache = Arc::clone(&asking.endpoint.cache);
+        let Reservation::Granted(number) = cache.reserve("", 60, None).unwrap() else { panic!() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let reserved = runtime.block_on(async {
+            let settle = async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                cache.settle(number, 10).unwrap();
+            };
+            tokio::join!(asking.reserve(&QUESTION), settle).0
+        });
+        assert!(matches!(reserved, Ok(Some(Some(_)))), "{reserved:?}");
+        // All that is left is settled: nothing comes back.
+        cache.settle(number, 60).unwrap();
+        let Some(own) = reserved.unwrap().unwrap() else { panic!() };
+        asking.settle(&QUESTION, Some(own), &failed("", Billed::Perhaps)).unwrap();
+        assert!(matches!(runtime.block_on(asking.reserve(&QUESTION)), Ok(None)));
+    }
 }

@@ -201,6 +201,17 @@ impl Cache {
         reserve().map_err(self.at_path())
     }
 
+    /// Whether a sum in `scope` was set aside at most `since` ago, to the second, and not settled yet.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn is_set_aside(&self, scope: &str, since: Duration) -> Result<bool, CacheError> {
+        let select = "select exists (select 1 from spending
+                      where scope = ?1 and settled = 0 and at >= datetime('now', ?2))";
+        let ago = format!("-{} seconds", since.as_secs() + 1);
+        self.connection().query_row(select, [scope, &ago], |row| row.get(0)).map_err(self.at_path())
+    }
+
     /// Replaces what was set aside by what was spent.
     ///
     /// # Errors
@@ -294,6 +305,21 @@ mod tests {
         cache.settle(number, 40).unwrap();
         assert!(matches!(cache.reserve("run", 60, Some(100)).unwrap(), Reservation::Granted(_)));
         assert_eq!(cache.spent("run").unwrap(), 100);
+    }
+
+    #[test]
+    fn what_an_ended_program_set_aside_is_not_waited_for() {
+        let (cache, minute) = (Cache::in_memory().unwrap(), Duration::from_secs(60));
+        assert!(!cache.is_set_aside("run", minute).unwrap());
+        let Reservation::Granted(number) = cache.reserve("run", 60, None).unwrap() else { panic!() };
+        assert!(cache.is_set_aside("run", minute).unwrap());
+        assert!(!cache.is_set_aside("other run", minute).unwrap());
+        let earlier = "update spending set at = datetime('now', '-70 seconds')";
+        cache.connection().execute(earlier, []).unwrap();
+        assert!(!cache.is_set_aside("run", minute).unwrap());
+        assert!(cache.is_set_aside("run", 2 * minute).unwrap());
+        cache.settle(number, 60).unwrap();
+        assert!(!cache.is_set_aside("run", 2 * minute).unwrap());
     }
 
     #[test]

@@ -382,7 +382,7 @@ fn read_line(line: &[u8]) -> Option<(String, Result<Answer, String>)> {
         key,
         match read_answer(response["body"].to_string().as_bytes()) {
             Outcome::Answered(answer) => Ok(answer),
-            Outcome::Failed { reason, .. } | Outcome::Refused(reason) => Err(reason),
+            Outcome::Failed { reason, .. } | Outcome::Refused { reason, .. } => Err(reason),
             Outcome::Fatal(error) => Err(error.to_string()),
         },
     ))

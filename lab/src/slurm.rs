@@ -500,10 +500,10 @@ impl Cluster<'_> {
             parents.insert(*made_by.get(need)?);
         }
         let estimate = self.estimates.get(place)?;
-        let seconds = (estimate.seconds * 2.0 / 60.0).ceil() as u64;
+        let minutes = (estimate.seconds * 2.0 / 60.0).ceil() as u64;
         let first = Wish {
             memory: self.settings.memory.map_or(estimate.memory, |memory| memory.mebibytes),
-            minutes: self.settings.time.map_or(seconds.max(LEAST_MINUTES), |time| time.minutes),
+            minutes: self.settings.time.map_or(minutes.max(LEAST_MINUTES), |time| time.minutes),
             tries: 0,
         };
         let wish = state.wishes.get(&place).map_or(first, |wish| Wish {

@@ -235,14 +235,11 @@ impl Finder<'_> {
             .filter_map(|case| {
                 let line = self.line(base, Some(method), &case.leader)?;
                 let gated = line.cell(&case.language)?.gated?;
-                Some(format!(
-                    "{}: {} {} [{}, {}]",
-                    self.name(&case.language),
-                    case.leader,
-                    one_digit(gated.value),
-                    one_digit(gated.low),
-                    one_digit(gated.high)
-                ))
+                let interval = gated.interval().map_or_else(String::new, |(low, high)| {
+                    format!(" [{}, {}]", one_digit(low), one_digit(high))
+                });
+                let (language, value) = (self.name(&case.language), one_digit(gated.value));
+                Some(format!("{language}: {} {value}{interval}", case.leader))
             })
             .collect();
         Finding::new(format!("{}, {base} by {method}: {}.", self.rows(), clauses.join("; ")),

@@ -208,8 +208,9 @@ fn methods(records: &Records, options: &Options) -> Vec<String> {
             experiment.gate.identifier
         ),
         format!(
-            "Intervals are percentiles 2.5 and 97.5 of {} bootstrap resamples (seed {}) of prompts and of seeds. Two \
-             recipes are told apart where the interval of their paired difference leaves zero out; p (Holm) beside it is \
+            "Intervals are percentiles 2.5 and 97.5 of {} bootstrap resamples (seed {}) of prompts and of seeds; where \
+             two systems have no seeds in common, as with an untuned base model, a difference is of the means over the \
+             seeds, and only prompts are drawn. One rated prompt has no interval. Two recipes are told apart where the interval of their paired difference leaves zero out; p (Holm) beside it is \
              corrected for all comparisons together. A recipe reaches a minimum score ({}) if its gated total is that high in every seen \
              language. english and monolingual in English are one tuning; monolingual has no system for a language that \
              was not tuned on.",

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::Options;
 use crate::read::Records;
 use crate::records::{Score, ScoreStatus, SystemKind, SystemStatus};
-use crate::statistics::{Difference, Estimate, Resamples, Table, holm, subtract, total};
+use crate::statistics::{Difference, Estimate, Resamples, Table, Total, has_spread, holm, subtract, total};
 
 /// The name under which an untuned base model stands among the recipes.
 pub const UNTUNED: &str = "untuned";
@@ -45,9 +45,9 @@ pub struct Line {
     /// A cell a language, in the experiment's order.
     pub cells: Vec<Cell>,
     /// The mean gated total over the seen languages; none unless all of them have one.
-    pub seen_mean: Option<Estimate>,
+    pub seen_mean: Option<Total>,
     /// The mean of what the gate took over the seen languages; none unless all of them have totals.
-    pub seen_dropped: Option<Estimate>,
+    pub seen_dropped: Option<Total>,
     /// What its tunings took, all languages' together, the mean over seeds.
     pub cost: Option<LineCost>,
 }
@@ -97,7 +97,7 @@ pub struct Cell {
     /// Its prompts.
     pub prompts: usize,
     /// Gated total: the mean over seeds, with its interval.
-    pub gated: Option<Estimate>,
+    pub gated: Option<Total>,
     /// Total without the gate: the mean over seeds.
     pub raw: Option<f64>,
     /// Raw minus gated.
@@ -216,7 +216,7 @@ pub struct Pooled {
     pub left: String,
     /// The other.
     pub right: String,
-    /// How many base models have a total of both.
+    /// How many base models have two prompts at least that are rated for both.
     pub base_models: usize,
     /// Gated total of the left minus that of the right, the mean over those base models. A resample draws the same
     /// prompts, and seeds of the same place, for all of them.
@@ -495,7 +495,7 @@ fn line(
 }
 
 /// The mean over the seen languages of a table's totals; none unless every seen language has one.
-fn seen_mean(cells: &[Cell], resamples: &Drawn, table: fn(&Cell) -> &Table) -> Option<Estimate> {
+fn seen_mean(cells: &[Cell], resamples: &Drawn, table: fn(&Cell) -> &Table) -> Option<Total> {
     let parts: Vec<(&Resamples, &Table, usize)> = cells
         .iter()
         .filter(|cell| cell.seen)
@@ -768,7 +768,7 @@ fn pooled(records: &Records, lines: &[Line], resamples: &Drawn) -> Vec<Pooled> {
                     let (left, right) = (cell(&base.name, &left.name)?, cell(&base.name, &right.name)?);
                     // What is one tuning has no difference.
                     let table = differences(left, right).filter(|_| !same_runs(left, right))?;
-                    (!total(&table, left.prompts, None, None).is_nan()).then_some((table, left.prompts))
+                    has_spread(&table).then_some((table, left.prompts))
                 })
                 .collect();
             let parts: Vec<(&Resamples, &Table, usize)> = tables
@@ -784,7 +784,7 @@ fn pooled(records: &Records, lines: &[Line], resamples: &Drawn) -> Vec<Pooled> {
                 left: left.name.clone(),
                 right: right.name.clone(),
                 base_models: parts.len(),
-                difference: Resamples::mean_of_totals(&parts)?,
+                difference: Resamples::mean_of_totals(&parts)?.estimate()?,
             })
         })
         .collect()

@@ -30,6 +30,30 @@ impl Estimate {
     }
 }
 
+/// A total with its 95 % interval, if it has one: over fewer than two rated prompts every resample that counts is the
+/// same, and says nothing of other prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Total {
+    /// The total itself, over the prompts and seeds as they are.
+    pub value: f64,
+    /// Percentile 2.5 of the resamples.
+    pub low: Option<f64>,
+    /// Percentile 97.5 of the resamples.
+    pub high: Option<f64>,
+}
+
+impl Total {
+    /// The ends of the interval.
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        self.low.zip(self.high)
+    }
+
+    /// The total, if it has an interval.
+    pub fn estimate(&self) -> Option<Estimate> {
+        self.interval().map(|(low, high)| Estimate { value: self.value, low, high })
+    }
+}
+
 /// The difference of two totals, with how sure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Difference {
@@ -98,19 +122,25 @@ impl Resamples {
         Self { prompts: draw(prompts, 2 * prompts as u64), seeds: draw(seeds, 2 * seeds as u64 + 1) }
     }
 
-    /// The total of a cell over `prompts` prompts, with its interval; none if nothing was rated.
-    pub fn total(&self, table: &Table, prompts: usize) -> Option<Estimate> {
-        self.estimate(|prompt_weights, seed_weights| total(table, prompts, prompt_weights, seed_weights))
+    /// The total of a cell over `prompts` prompts; none if nothing was rated.
+    pub fn total(&self, table: &Table, prompts: usize) -> Option<Total> {
+        Self::mean_of_totals(&[(self, table, prompts)])
     }
 
-    /// The total of a table of differences over `prompts` prompts, with how sure it is.
+    /// The total of a table of differences over `prompts` prompts, with how sure it is; none unless two prompts have
+    /// a difference, as one says nothing of how others would differ.
     pub fn difference(&self, differences: &Table, prompts: usize) -> Option<Difference> {
-        self.spread(|prompt_weights, seed_weights| total(differences, prompts, prompt_weights, seed_weights))
+        let statistic =
+            |prompt_weights, seed_weights| total(differences, prompts, prompt_weights, seed_weights);
+        let drawn = self.prompts.iter().zip(&self.seeds);
+        let resampled = drawn.map(|(prompts, seeds)| statistic(Some(prompts), Some(seeds)));
+        if has_spread(differences) { spread(statistic(None, None), resampled) } else { None }
     }
 
-    /// The mean of several cells' totals, with its interval: the same place in the order of resamples draws all of
-    /// them. Each part is a cell's resamples, scores and number of prompts.
-    pub fn mean_of_totals(parts: &[(&Self, &Table, usize)]) -> Option<Estimate> {
+    /// The mean of several cells' totals: the same place in the order of resamples draws all of them. Each part is a
+    /// cell's resamples, scores and number of prompts. None unless every part has a total, without an interval unless
+    /// every part has two rated prompts.
+    pub fn mean_of_totals(parts: &[(&Self, &Table, usize)]) -> Option<Total> {
         let mean = |place: Option<usize>| {
             let totals = parts.iter().map(|(resamples, table, prompts)| {
                 total(
@@ -123,33 +153,32 @@ impl Resamples {
             totals.sum::<f64>() / parts.len() as f64
         };
         let count = parts.iter().map(|(resamples, ..)| resamples.prompts.len()).min()?;
-        interval(mean(None), (0..count).map(|place| mean(Some(place)))).map(|found| found.estimate)
-    }
-
-    fn estimate(&self, statistic: impl Fn(Option<&[f64]>, Option<&[f64]>) -> f64) -> Option<Estimate> {
-        self.spread(statistic).map(|found| found.estimate)
-    }
-
-    fn spread(&self, statistic: impl Fn(Option<&[f64]>, Option<&[f64]>) -> f64) -> Option<Difference> {
-        let resampled = self
-            .prompts
-            .iter()
-            .zip(&self.seeds)
-            .map(|(prompts, seeds)| statistic(Some(prompts), Some(seeds)));
-        interval(statistic(None, None), resampled)
+        let value = Some(mean(None)).filter(|value| !value.is_nan())?;
+        let found = if parts.iter().all(|(_, table, _)| has_spread(table)) {
+            spread(value, (0..count).map(|place| mean(Some(place))))
+        } else {
+            None
+        };
+        let estimate = found.map(|found| found.estimate);
+        Some(Total { value, low: estimate.map(|found| found.low), high: estimate.map(|found| found.high) })
     }
 }
 
-/// A value with the percentiles and the standard deviation of its resamples; none if there is no value.
-fn interval(value: f64, resampled: impl Iterator<Item = f64>) -> Option<Difference> {
-    if value.is_nan() {
-        return None;
-    }
+/// Whether two prompts at least have a number, so that resamples can differ.
+pub fn has_spread(table: &Table) -> bool {
+    let columns = table.iter().map(Vec::len).max().unwrap_or(0);
+    let rated =
+        |column: &usize| table.iter().any(|row| row.get(*column).is_some_and(|score| !score.is_nan()));
+    (0..columns).filter(rated).nth(1).is_some()
+}
+
+/// A value with the percentiles and the standard deviation of its resamples; none if no resample counts.
+fn spread(value: f64, resampled: impl Iterator<Item = f64>) -> Option<Difference> {
     // A resample may draw none of the few rated prompts: it says nothing, and is left out.
     let mut values: Vec<f64> = resampled.filter(|value| !value.is_nan()).collect();
     values.sort_by(f64::total_cmp);
     if values.is_empty() {
-        return Some(Difference { estimate: Estimate { value, low: value, high: value }, error: 0.0 });
+        return None;
     }
     let estimate = Estimate { value, low: percentile(&values, 0.025), high: percentile(&values, 0.975) };
     let mean = values.iter().sum::<f64>() / values.len() as f64;
@@ -271,6 +300,26 @@ mod tests {
         assert!(gap.excludes_zero());
     }
 
+    /// With one prompt every resample that draws it is the same, as if there were no doubt.
+    #[test]
+    fn one_rated_prompt_has_a_total_and_tells_nothing_apart() {
+        let resamples = Resamples::draw(500, 3, 2, 7);
+        let one = vec![vec![f64::NAN, 2.0, f64::NAN], vec![f64::NAN, 2.0, f64::NAN]];
+        assert_eq!(resamples.difference(&one, 3), None);
+        let value_alone = Some(Total { value: 6.0, low: None, high: None });
+        assert_eq!(resamples.total(&one, 3), value_alone);
+        let two = vec![vec![f64::NAN, 2.0, f64::NAN], vec![1.0, f64::NAN, f64::NAN]];
+        let parts = [(&resamples, &two, 3), (&resamples, &one, 3)];
+        let mean = Resamples::mean_of_totals(&parts).unwrap();
+        assert_eq!((mean.value, mean.interval()), (5.25, None));
+        assert_eq!(resamples.total(&vec![vec![f64::NAN; 3]], 3), None);
+        // Two prompts may be rated for two seeds.
+        let found = resamples.difference(&two, 3).unwrap();
+        assert_eq!((found.estimate.low, found.estimate.high), (3.0, 6.0));
+        assert!(found.error > 0.0 && found.p() > 0.0);
+        assert_eq!(resamples.total(&two, 3).unwrap().interval(), Some((3.0, 6.0)));
+    }
+
     #[test]
     fn holm_as_in_the_textbook() {
         let corrected = holm(&[0.01, 0.04, 0.03, 0.005]);
@@ -300,7 +349,7 @@ mod tests {
     fn an_interval_is_as_wide_as_theory_says() {
         let resamples = Resamples::draw(2000, 400, 1, 3);
         let table = vec![(0..400).map(|prompt| if prompt % 2 == 0 { 3.0 } else { 0.0 }).collect::<Vec<_>>()];
-        let estimate = resamples.total(&table, 400).unwrap();
+        let estimate = resamples.total(&table, 400).and_then(|total| total.estimate()).unwrap();
         assert_eq!(estimate.value, 600.0);
         assert!((estimate.low - (600.0 - 1.96 * 30.0)).abs() < 6.0, "{estimate:?}");
         assert!((estimate.high - (600.0 + 1.96 * 30.0)).abs() < 6.0, "{estimate:?}");

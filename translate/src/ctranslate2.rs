@@ -9,7 +9,7 @@ use ct2rs::{Config, Tokenizer, TranslationOptions};
 
 use crate::layout::Split;
 use crate::mask::MaskForm;
-use crate::translator::{Direction, Give, Progress, Translator, hash};
+use crate::translator::{Direction, Give, Progress, Translator, hash, hash_of_files};
 
 /// The end of a sentence, which some models want written out.
 const END: &str = "</s>";
@@ -62,9 +62,10 @@ impl ModelTranslator {
     pub fn open(folder: &Path, settings: ModelSettings) -> Result<ModelTranslator> {
         // CTranslate2's own message names neither the folder nor what it expects.
         let file = folder.join("model.bin");
-        let bytes = std::fs::read(&file)
-            .with_context(|| format!("{}: expected a CTranslate2 model", file.display()))?;
-        let contents = blake3::hash(&bytes).to_hex().to_string();
+        if !file.is_file() {
+            bail!("{}: expected a CTranslate2 model, found no such file", file.display());
+        }
+        let contents = hash_of_files(folder)?;
         let tokens = Tokens::open(folder, &settings)?;
         let config = Config { num_threads_per_replica: settings.threads, ..Config::default() };
         let model = ct2rs::Translator::with_tokenizer(folder, tokens, &config)

@@ -54,9 +54,9 @@ static PREFIX: LazyLock<Regex> = LazyLock::new(|| {
     .expect("a constant pattern")
 });
 
-/// The start or end of a block of code.
+/// What may start or end a block of code, and what stands behind it.
 static FENCE: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"^[\s>]*(```+|~~~+)").expect("a constant pattern"));
+    LazyLock::new(|| Regex::new(r"^[\s>]*(```+|~~~+)(.*)").expect("a constant pattern"));
 
 /// A line of code without a fence: statements and declarations as no prose has them.
 static CODE: LazyLock<Regex> = LazyLock::new(|| {
@@ -87,18 +87,13 @@ impl Layout {
         let mut layout = Layout { parts: Vec::new(), skeleton: Skeleton::default() };
         let mut fence: Option<String> = None;
         for line in field.split_inclusive('\n') {
-            let marks = FENCE.captures(line).and_then(|captures| captures.get(1)).map(|marks| marks.as_str());
-            match (&fence, marks) {
-                (None, None) if !CODE.is_match(line.trim_end()) => layout.add_line(line, split),
-                (open, marks) => {
-                    layout.keep(line);
-                    layout.skeleton.lines.push(line.to_owned());
-                    fence = match (open, marks) {
-                        (None, Some(marks)) => Some(marks.to_owned()),
-                        (Some(open), Some(marks)) if marks.starts_with(open.as_str()) => None,
-                        (open, _) => (*open).clone(),
-                    };
-                }
+            let in_code = fence.is_some();
+            fence = fence_behind(line, fence);
+            if in_code || fence.is_some() || CODE.is_match(line.trim_end()) {
+                layout.keep(line);
+                layout.skeleton.lines.push(line.to_owned());
+            } else {
+                layout.add_line(line, split);
             }
         }
         layout.skeleton.masked.sort_unstable();
@@ -187,6 +182,20 @@ impl Layout {
             }
             self.keep(&text[end..range.end]);
         }
+    }
+}
+
+/// The fence of the block of code that goes on behind a line, given that in which the line is. As in CommonMark 0.31
+/// (section 4.5) a fence that opens has no backquote behind its own, so that code within a line opens nothing, and one
+/// that closes has nothing behind it.
+fn fence_behind(line: &str, open: Option<String>) -> Option<String> {
+    let Some((_, [marks, info])) = FENCE.captures(line).map(|captures| captures.extract()) else {
+        return open;
+    };
+    match open {
+        None => (marks.starts_with('~') || !info.contains('`')).then(|| marks.to_owned()),
+        Some(open) if marks.starts_with(open.as_str()) && info.trim().is_empty() => None,
+        open => open,
     }
 }
 
@@ -339,6 +348,19 @@ mod tests {
         assert_eq!(unchanged(field, SENTENCES), field);
         let whole = Split { sentences: false, longest: 400 };
         assert!(pieces(field, whole).contains(&"First point. Second one?".to_owned()));
+    }
+
+    #[test]
+    fn a_block_of_code_begins_and_ends_where_commonmark_says() {
+        for (field, expected) in [
+            ("```ls -l``` lists the files.\nNext line.", &["```ls -l``` lists the files.", "Next line."][..]),
+            ("```sh\nls words\n``` not yet\nmore words\n`````\t\nNext line.", &["Next line."]),
+            ("~~~ a `b`\nwords\n```\nwords\n~~~\r\nNext line.", &["Next line."]),
+            ("````\nwords\n```\nwords\n````\nNext line.", &["Next line."]),
+        ] {
+            assert_eq!(pieces(field, SENTENCES), expected, "{field}");
+            assert_eq!(unchanged(field, SENTENCES), field);
+        }
     }
 
     #[test]

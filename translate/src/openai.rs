@@ -125,9 +125,10 @@ fn read_whole_answer(body: &[u8]) -> Outcome {
                 .and_then(|body| body["choices"][0]["finish_reason"].as_str().map(str::to_owned));
             match finish.as_deref() {
                 Some("length") => failed("the answer was cut off", Billed::Perhaps),
-                Some("content_filter") => {
-                    Outcome::Refused("the endpoint's filter held the answer back".into())
-                }
+                Some("content_filter") => Outcome::Refused {
+                    reason: "the endpoint's filter held the answer back".into(),
+                    billed: Billed::Perhaps,
+                },
                 _ => Outcome::Answered(answer),
             }
         }

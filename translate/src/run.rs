@@ -316,8 +316,8 @@ fn translate_rows(
     for (mut row, states) in rows.into_iter().zip(fields.chunks(FIELDS.len())) {
         let failed = states.iter().zip(FIELDS).find(|(state, _)| state.done.is_none());
         if let Some((state, field)) = failed {
-            // Nothing of it is kept that was found wrong, so that another run asks for it again.
-            for key in &state.doubtful {
+            // Nothing of the row is kept that was found wrong, in whichever field, so that another run asks for it again.
+            for key in states.iter().flat_map(|state| &state.doubtful) {
                 room.cache.forget(key)?;
             }
             translated.dropped.push(state.dropped(&row.id, field, direction));

@@ -1,7 +1,9 @@
 //! What every translator is.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use endpoint::cache::NanoDollars;
 use instructions::language::Language;
 
@@ -89,6 +91,30 @@ pub trait Translator: Sync {
     ) -> anyhow::Result<()>;
 }
 
+/// A hash of the files in a folder, names and contents: whatever a model reads, its translations depend on. What lies
+/// in folders within it is left out.
+///
+/// # Errors
+/// Where the folder cannot be listed, or a file of it cannot be read.
+pub fn hash_of_files(folder: &Path) -> anyhow::Result<String> {
+    let list = || format!("cannot list {}", folder.display());
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(list)? {
+        paths.push(entry.with_context(list)?.path());
+    }
+    paths.retain(|path| path.is_file());
+    paths.sort_unstable();
+    let mut parts = Vec::new();
+    for path in &paths {
+        let read = || format!("cannot read {}", path.display());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(std::fs::File::open(path).with_context(read)?).with_context(read)?;
+        parts.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        parts.push(hasher.finalize().to_hex().to_string());
+    }
+    Ok(hash(&parts.iter().map(String::as_str).collect::<Vec<_>>()))
+}
+
 /// A short hash of parts, each with its length, so that no two lists of parts look alike.
 pub(crate) fn hash(parts: &[&str]) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -97,4 +123,27 @@ pub(crate) fn hash(parts: &[&str]) -> String {
         hasher.update(part.as_bytes());
     }
     hasher.finalize().to_hex()[..32].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_a_folder_and_its_name_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let hash = || hash_of_files(folder.path()).unwrap();
+        write("model.bin", "weights");
+        write("source.spm", "pieces");
+        let first = hash();
+        assert_eq!(hash(), first);
+        write("source.spm", "other pieces");
+        assert_ne!(hash(), first);
+        write("source.spm", "pieces");
+        std::fs::rename(folder.path().join("source.spm"), folder.path().join("target.spm")).unwrap();
+        assert_ne!(hash(), first);
+        let nowhere = folder.path().join("nowhere");
+        assert!(hash_of_files(&nowhere).unwrap_err().to_string().contains("nowhere"));
+    }
 }

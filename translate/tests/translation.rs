@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use endpoint::cache::Cache;
@@ -325,6 +325,23 @@ fn an_estimate_asks_nothing_and_a_cap_holds() {
     assert_eq!(estimate(&records, &room, &settings).unwrap().characters, 0);
 }
 
+#[test]
+fn what_a_filter_held_back_counts_as_spent() {
+    let server = StandIn::start(Box::new(|_, _| Reaction::Filter));
+    let cache = Arc::new(Cache::in_memory().unwrap());
+    let price = Some(Price { prompt: 1.0, completion: 2.0 });
+    let priced = EndpointSettings { price, ..settings() };
+    let translator =
+        OpenAiTranslator::new(&server.url(), "m", None, 2000, priced, Arc::clone(&cache)).unwrap();
+    let row = Record { input: String::new(), output: String::new(), ..record(1) };
+    let room = Room { translator: &translator, cache: &cache, identify: None, progress: &Silent };
+    let settings = TranslateSettings::new(direction());
+    let most = estimate(std::slice::from_ref(&row), &room, &settings).unwrap().dollars_at_most.unwrap();
+    let translated = translate_records(&[row], &room, &settings).unwrap();
+    assert!(translated.dropped[0].reason.contains("filter"), "{:?}", translated.dropped);
+    assert_eq!(cache.spent("").unwrap(), (most * 1e9).round() as i64);
+}
+
 /// A translator that returns its input.
 struct Mirror(Split);
 
@@ -351,6 +368,55 @@ impl Translator for Mirror {
     ) -> anyhow::Result<()> {
         texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok(text.clone())))
     }
+}
+
+/// Makes headings of what it is given, which shows in no piece, until it is told to stop; then it writes backwards.
+struct Headings(AtomicBool);
+
+impl Translator for Headings {
+    fn name(&self) -> String {
+        "headings".into()
+    }
+
+    fn setting(&self) -> String {
+        "headings".into()
+    }
+
+    fn split(&self) -> Split {
+        Split { sentences: false, longest: 2000 }
+    }
+
+    fn translate(
+        &self,
+        texts: &[String],
+        _: &Direction,
+        _: u32,
+        _: &dyn Progress,
+        give: &mut Give<'_>,
+    ) -> anyhow::Result<()> {
+        let heading = if self.0.load(Ordering::Relaxed) { "# " } else { "" };
+        let answer = |text: &String| format!("{heading}{}", backwards(text));
+        texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok(answer(text))))
+    }
+}
+
+#[test]
+fn of_a_row_with_two_wrong_fields_both_are_asked_for_again() {
+    let cache = Cache::in_memory().unwrap();
+    let translator = Headings(AtomicBool::new(true));
+    let row = Record {
+        instruction: "Tell everybody something pleasant.".into(),
+        input: String::new(),
+        output: "Everybody in town was rather fond of snow.".into(),
+        ..record(1)
+    };
+    let rows = [row];
+    let first = run(&translator, &cache, &rows);
+    assert_eq!(first.dropped[0].fault, Some(FaultKind::Structure), "{:?}", first.dropped);
+    translator.0.store(false, Ordering::Relaxed);
+    let second = run(&translator, &cache, &rows);
+    assert_eq!(second.rows.len(), 1, "{:?}", second.dropped);
+    assert_eq!((second.known, second.asked), (0, 2));
 }
 
 /// Real material, where it lies.

@@ -75,7 +75,8 @@ impl Run {
         }
     }
 
-    /// Whether a cell is missing that is done here and takes a device. Who submits to a cluster does none of them.
+    /// Whether a cell is missing or corrupted that is done here and takes a device: either is done anew. Who submits to a
+    /// cluster does none of them.
     fn computes(&self, prepared: &Prepared, places: &Places) -> bool {
         if self.runner == Runner::Slurm && self.cells.is_empty() {
             return false;
@@ -88,7 +89,7 @@ impl Run {
                 Work::Answers { answerer, .. } => matches!(answerer, Answerer::Model { .. }),
                 Work::Mix { .. } | Work::Scores { .. } => false,
             };
-            takes_one && !store.has(&cell.key)
+            takes_one && !matches!(store.finished(&cell.key), Ok(Some(_)))
         })
     }
 

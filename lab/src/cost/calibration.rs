@@ -167,7 +167,8 @@ impl Estimator<'_> {
         // Enough for what is measured, in the mix's own proportions: its rows are shuffled.
         let enough = settings.batch.saturating_mul(UPDATES as usize).min(mix.rows.len()).min(1024);
         let rows = Rows::encode(&mix.rows[..enough], &template, base.model.tokenizer(), settings)?;
-        if self.at_once(number) == 1 {
+        let at_once = self.at_once(number);
+        if at_once == 1 {
             return measure(kernels, &base.model, &rows, settings);
         }
         // As many side by side as there will be, a thread each.
@@ -176,7 +177,7 @@ impl Estimator<'_> {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
                 pool.install(|| measure(kernels, &base.model, &rows, settings))
             };
-            let threads: Vec<_> = (0..self.threads).map(|_| scope.spawn(measuring)).collect();
+            let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(measuring)).collect();
             let joined = threads.into_iter().map(|thread| {
                 thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a measurement broke off")))
             });

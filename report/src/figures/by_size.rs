@@ -71,8 +71,12 @@ impl Composer<'_> {
 
     /// What the gate takes, a panel a method and family: lines over sizes, and bars for the families of one size.
     pub(super) fn gate(&self) -> Vec<Figure> {
-        let highest =
-            self.results.lines.iter().filter_map(|line| line.seen_dropped.map(|dropped| dropped.high));
+        let highest = self
+            .results
+            .lines
+            .iter()
+            .filter_map(|line| line.seen_dropped)
+            .map(|dropped| dropped.high.unwrap_or(dropped.value));
         let y = Axis::from_zero(highest.fold(1.0, f64::max) * 1.08);
         let (families, alone) = (self.sized_families(), self.alone_in_family());
         let mut names = Names::default();
@@ -201,7 +205,7 @@ impl Composer<'_> {
 /// What the gate takes from a line, the mean over the seen languages.
 fn dropped_mark(line: &Line, _language: &str) -> Mark {
     let state = seen_state(line, line.seen_dropped.is_some());
-    let interval = line.seen_dropped.map(|dropped| (dropped.low, dropped.high));
+    let interval = line.seen_dropped.and_then(|dropped| dropped.interval());
     (state, line.seen_dropped.map(|dropped| dropped.value), interval)
 }
 

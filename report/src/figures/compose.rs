@@ -221,7 +221,7 @@ impl Names {
 /// A cell's mark.
 pub(super) fn cell_mark(cell: Option<&Cell>) -> Mark {
     cell.map_or((CellState::Absent, None, None), |cell| {
-        (cell.state, cell.value(), cell.gated.map(|gated| (gated.low, gated.high)))
+        (cell.state, cell.value(), cell.gated.and_then(|gated| gated.interval()))
     })
 }
 

@@ -86,7 +86,7 @@ impl Composer<'_> {
             let point = Point {
                 x: unit.place(line),
                 y: mean.map(|mean| mean.value),
-                interval: mean.map(|mean| (mean.low, mean.high)),
+                interval: mean.and_then(|mean| mean.interval()),
                 partial: seen_state(line, mean.is_some()) == CellState::Partial,
                 source: Some(line.source(method, "")),
             };

@@ -88,7 +88,7 @@ impl Composer<'_> {
         let mean = Point {
             x: place,
             y: cell.value(),
-            interval: cell.gated.map(|gated| (gated.low, gated.high)),
+            interval: cell.gated.and_then(|gated| gated.interval()),
             partial: cell.state == CellState::Partial,
             source: Some(source.clone()),
         };

@@ -85,7 +85,7 @@ pub fn totals(results: &Results) -> Result<String> {
         (
             (&line.base_model, &line.family, line.parameters, &line.method, &line.recipe),
             (&cell.language, cell.seen, cell.state, cell.prompts),
-            (cell.value(), cell.gated.map(|gated| gated.low), cell.gated.map(|gated| gated.high)),
+            (cell.value(), cell.gated.and_then(|gated| gated.low), cell.gated.and_then(|gated| gated.high)),
             (
                 cell.raw,
                 cell.dropped,
@@ -128,7 +128,7 @@ pub fn costs(results: &Results) -> Result<String> {
             (&line.base_model, &line.method, &line.recipe, cost.map(|cost| cost.systems)),
             (cost.map(|cost| cost.in_c), cost.map(|cost| cost.rows), cost.map(|cost| cost.tokens)),
             (cost.map(|cost| cost.updates), cost.map(|cost| cost.flops), cost.map(|cost| cost.seconds)),
-            (mean.map(|mean| mean.value), mean.map(|mean| mean.low), mean.map(|mean| mean.high)),
+            (mean.map(|mean| mean.value), mean.and_then(|mean| mean.low), mean.and_then(|mean| mean.high)),
         )
     })
 }

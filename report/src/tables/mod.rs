@@ -181,7 +181,8 @@ fn grid_cell(cell: &Cell, best: bool) -> GridCell {
         },
         interval: cell
             .gated
-            .map(|gated| format!("{}–{}", one_digit(gated.low), one_digit(gated.high)))
+            .and_then(|gated| gated.interval())
+            .map(|(low, high)| format!("{}–{}", one_digit(low), one_digit(high)))
             .unwrap_or_default(),
         raw: number(cell.raw),
         dropped: number(cell.dropped),

@@ -37,6 +37,8 @@ pub(crate) enum Reaction {
     DropMasks,
     /// Nothing.
     Empty,
+    /// Nothing, told as held back by a filter where the protocol can.
+    Filter,
     /// JSON that breaks off.
     Malformed,
     /// No answer in time.
@@ -130,7 +132,7 @@ fn react(text: &str, reaction: Reaction) -> String {
         Reaction::Loop => "eht tac tas ".repeat(20),
         Reaction::Swap => "這是另一種語言的文字。".repeat(characters.len().div_ceil(33).max(1)),
         Reaction::DropMasks => without_masks(&translation),
-        Reaction::Empty => String::new(),
+        Reaction::Empty | Reaction::Filter => String::new(),
         _ => translation,
     }
 }
@@ -164,7 +166,11 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     if let Some(refusal) = refusal(reaction).await {
         return refusal;
     }
-    let finish = if reaction == Reaction::Truncate { "length" } else { "stop" };
+    let finish = match reaction {
+        Reaction::Truncate => "length",
+        Reaction::Filter => "content_filter",
+        _ => "stop",
+    };
     axum::Json(json!({
         "choices": [{"message": {"role": "assistant", "content": react(text, reaction)}, "finish_reason": finish}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 10},
