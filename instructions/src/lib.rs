@@ -1,6 +1,6 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
 //!
-//! This room knows nothing of tensors. Read in this order: [`language`], [`text`], [`files`], [`record`],
+//! This room knows nothing of tensors. Read in this order: [`language`], [`text`], [`files`], [`lock`], [`record`],
 //! [`hub`], [`prompt`], [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
 
 pub mod budget;
@@ -8,6 +8,7 @@ pub mod check;
 pub mod files;
 pub mod hub;
 pub mod language;
+pub mod lock;
 pub mod mix;
 pub mod parallel;
 mod parquet_file;

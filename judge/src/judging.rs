@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use instructions::prompt::Response;
 
-use crate::lock::Lock;
+use crate::lock::lock;
 use crate::parse::{self, NoRating};
 use crate::prompt_template::PromptTemplate;
 use crate::rating::{self, FileLine, HIGHEST_RATING, Rating, RatingError, RatingLog, ResponseKey};
@@ -130,7 +130,7 @@ pub fn judge_by_all(
         );
         work.push(work_of_judge);
     }
-    let _lock = Lock::take(out)?;
+    let _lock = lock(out)?;
     let mut others = Others::default();
     let partials: Vec<PathBuf> = work.iter().map(|work| work.partial.clone()).collect();
     for path in std::iter::once(out).chain(partials.iter().map(PathBuf::as_path)) {

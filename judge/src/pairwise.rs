@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::asking::{Asker, Check, Reply};
 use crate::judging::{Progress, check_unique, short_hash};
-use crate::lock::Lock;
+use crate::lock::lock;
 use crate::parse::{self, Better, after_thinking, defuse};
 use crate::prompt_template::PromptTemplate;
 use crate::rating::{LineLog, RatingError, beside, read_lines, response_hash, write_lines};
@@ -116,7 +116,7 @@ pub fn compare_responses(
     if pairs.is_empty() {
         return Err(RatingError::NoPair.into());
     }
-    let _lock = Lock::take(out)?;
+    let _lock = lock(out)?;
     let setting = short_hash(&["pair", &asker.setting(), template.text()]);
     let blank: Vec<Preference> =
         pairs.iter().map(|(first, second)| preference(asker, &setting, first, second)).collect();

@@ -116,6 +116,9 @@ pub struct Grid {
     /// The unseen languages: prompts alone.
     #[serde(default)]
     pub unseen_languages: Vec<String>,
+    /// Further languages of the mixes: instructions alone, and nobody is asked in them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub training_languages: Vec<String>,
     /// Recipes by name: the paper's four unless given.
     #[serde(default = "paper_recipes")]
     pub recipes: Vec<String>,
@@ -167,6 +170,9 @@ pub struct BaseModel {
     /// A Hugging Face folder or a GGUF file.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// The methods that it is tuned by; all of the experiment's unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub methods: Option<Vec<Method>>,
     /// From scratch: a Hugging Face `config.json`; its `vocab_size` is replaced by the tokenizer's.
     #[serde(default)]
     pub config: Option<PathBuf>,
@@ -331,7 +337,7 @@ pub struct Tune {
     pub rank: Option<usize>,
     /// An adapter's product is scaled by this over the rank.
     pub alpha: Option<f64>,
-    /// The modules that have an adapter, by the names that the base model has for them: `q_proj`, `k_proj`, ...
+    /// The modules that have an adapter: `query`, `key`, `value` of any base model, or its own names: `o_proj`, ...
     pub modules: Option<Vec<String>>,
     /// Whether an adapter's product is scaled by alpha over the rank's square root.
     pub rslora: Option<bool>,
@@ -550,6 +556,18 @@ impl Experiment {
     /// All languages with prompts: the seen ones, then the unseen.
     pub fn all_languages(&self) -> impl Iterator<Item = &str> {
         self.experiment.languages.iter().chain(&self.experiment.unseen_languages).map(String::as_str)
+    }
+
+    /// All languages with instructions: those that are asked in, then those of the mixes alone.
+    pub fn tuned_languages(&self) -> impl Iterator<Item = &str> {
+        self.experiment.languages.iter().chain(&self.experiment.training_languages).map(String::as_str)
+    }
+
+    /// The methods that a base model is tuned by, in the experiment's order.
+    pub fn methods_of(&self, model: &BaseModel) -> impl Iterator<Item = Method> {
+        let own = model.methods.clone();
+        let all = self.experiment.methods.iter().copied();
+        all.filter(move |method| own.as_ref().is_none_or(|own| own.contains(method)))
     }
 
     /// The recipe of this name: the file's own, or one of the paper's four.

@@ -38,7 +38,7 @@ impl Inputs {
     /// A file that cannot be read, or a language that is left with no row or no prompt.
     pub fn read(experiment: &Experiment) -> Result<Self> {
         let mut inputs = Self::default();
-        for code in &experiment.experiment.languages {
+        for code in experiment.tuned_languages() {
             let language: Language = code.parse()?;
             let records = inputs.records(&language, &experiment.instructions[code])?;
             inputs.sets.add(Set { language, origin: Origin::Native, records });

@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::records::{self, ModelFacts};
 use crate::run::{INCOMPLETE_FILE, Outcome, Run};
 use crate::stop::Stop;
-use crate::store::{Lock, Store, StoreError};
+use crate::store::{FolderLock, Store, StoreError};
 use crate::work::{AnswerRoom, MODEL_FOLDER, Rooms, Tuner};
 
 /// Where an experiment's results go.
@@ -141,13 +141,13 @@ pub fn ready<'a>(prepared: &'a Prepared, places: &Places, machinery: &'a Machine
 ///
 /// # Errors
 /// [`StoreError::InUse`] where another program holds them; [`StoreError::File`].
-pub fn hold(places: &Places) -> Result<Lock, StoreError> {
+pub fn hold(places: &Places) -> Result<FolderLock, StoreError> {
     std::fs::create_dir_all(&places.out).map_err(|error| StoreError::File {
         action: "make the folder",
         path: places.out.clone(),
         error,
     })?;
-    Lock::alone(&places.out)
+    FolderLock::alone(&places.out)
 }
 
 /// Opens what some cells alone need: the judge where one of them is rated, and no base model beforehand.

@@ -47,8 +47,7 @@ impl Mixing {
     /// # Errors
     /// A language code that is none; a base model that cannot be opened.
     pub fn new(experiment: &Experiment) -> Result<Self> {
-        let languages: Result<Vec<Language>, _> =
-            experiment.experiment.languages.iter().map(|code| code.parse()).collect();
+        let languages: Result<Vec<Language>, _> = experiment.tuned_languages().map(str::parse).collect();
         let given = &experiment.budget;
         let budget = Budget {
             held: held(given.held),

@@ -201,7 +201,7 @@ impl Plan {
             if experiment.experiment.include_base {
                 plan.untuned(experiment, base, &hashes)?;
             }
-            for &method in &experiment.experiment.methods {
+            for method in experiment.methods_of(&experiment.base_model[base.number]) {
                 for (seed, mixes) in &mixes {
                     for mix in mixes {
                         plan.tuned(experiment, base, method, *seed, mix, &hashes)?;
@@ -329,6 +329,11 @@ impl Plan {
         mix: &PlannedMix,
         hashes: &Hashes,
     ) -> Result<()> {
+        let asked = languages(experiment)?;
+        // Nobody asks a system of a language that is trained on alone.
+        if mix.answers.as_ref().is_some_and(|language| !asked.contains(language)) {
+            return Ok(());
+        }
         let id = format!("{}/{}/{}/seed-{seed}", base.name, method.name(), mix.name);
         let mut determinants = Determinants::new("tuning", TUNING_VERSION, &format!("tuning/{id}"));
         determinants.add("base_model", &base.determinant);
@@ -360,7 +365,7 @@ impl Plan {
         };
         let languages = match &mix.answers {
             Some(language) => vec![language.clone()],
-            None => languages(experiment)?,
+            None => asked,
         };
         let determinant = ("tuning", self.cells[tuning].key.to_string());
         let mut answering: Vec<usize> = base.cell.into_iter().collect();

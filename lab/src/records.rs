@@ -196,6 +196,12 @@ impl Sources<'_> {
         settings.insert("preset".to_owned(), serde_json::to_value(self.experiment.experiment.preset)?);
         settings.extend(flattened("tune", &serde_json::to_value(&self.experiment.tune)?));
         settings.extend(flattened("answer", &serde_json::to_value(&self.experiment.answer)?));
+        // A template is one of the program's by its name, or a file, of which its name is enough.
+        for (_, value) in settings.iter_mut().filter(|(name, _)| name.ends_with("template")) {
+            if let Some(file) = value.as_str().and_then(|path| Path::new(path).file_name()) {
+                *value = file.to_string_lossy().into_owned().into();
+            }
+        }
         for model in self.experiment.base_model.iter().filter(|model| model.pretraining.is_some()) {
             let name = format!("base_model.{}.pretraining", model.name);
             settings.extend(flattened(&name, &serde_json::to_value(&model.pretraining)?));

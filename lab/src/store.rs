@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use claim::{Claim, Claimed, Lock};
+pub use claim::{Claim, Claimed, FolderLock};
 pub use manifest::{Determinants, FileHash, Key, Manifest};
 
 /// The name of a finished cell's manifest.
@@ -39,7 +39,7 @@ pub struct Store {
     folder: PathBuf,
     // What was verified once need not be read again by the same program.
     verified: Mutex<BTreeSet<Key>>,
-    lock: Option<Lock>,
+    lock: Option<FolderLock>,
 }
 
 /// Why a store could not be used.
@@ -92,7 +92,7 @@ impl Store {
     /// [`StoreError::InUse`] where another program writes into it; [`StoreError::File`].
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         Self::make(folder)?;
-        let lock = Lock::alone(folder)?;
+        let lock = FolderLock::alone(folder)?;
         Ok(Self { folder: folder.to_owned(), verified: Mutex::default(), lock: Some(lock) })
     }
 
@@ -103,7 +103,7 @@ impl Store {
     /// [`StoreError::InUse`] where another program holds the store alone; [`StoreError::File`].
     pub fn share(folder: &Path) -> Result<Self, StoreError> {
         Self::make(folder)?;
-        let lock = Lock::shared(folder)?;
+        let lock = FolderLock::shared(folder)?;
         Ok(Self { folder: folder.to_owned(), verified: Mutex::default(), lock: Some(lock) })
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use engine::decoder::config::DecoderConfig;
-use engine::decoder::lora::HostLora;
+use engine::decoder::lora::{HostLora, Linear};
 use engine::decoder::weights::HostTensor;
 use regex::Regex;
 use safetensors::Dtype;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::base_model::read_json;
 use crate::error::{Error, Result};
-use crate::families::{Family, Module};
+use crate::families::{Family, Module, Order};
 use crate::init::{stream, unit};
 use crate::keys::Keys;
 use crate::safetensors_file::SafeTensorsFile;
@@ -26,10 +26,15 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// Stands before each module's name in the weights.
 const PREFIX: &str = "base_model.model.";
 
+/// Names of the parts of attention's first product that every family's adapters can be asked for by, whether the family
+/// keeps their weights apart or fused. PEFT knows them by the family's own names, or not at all.
+const ATTENTION_PARTS: [&str; 3] = ["query", "key", "value"];
+
 /// Which modules LoRA is put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Modules whose path is one of these or ends in one of these.
+    /// Modules whose path is one of these or ends in one of these; in an adapter that is begun here `query`, `key` and
+    /// `value` too, of any family.
     Names(Vec<String>),
     /// Modules whose whole path matches this regular expression.
     Expression(String),
@@ -79,7 +84,12 @@ impl AdapterConfig {
     /// # Errors
     /// The targets name no module, or a name among them names none, or the expression is not one.
     pub fn modules(&self, family: Family, config: &DecoderConfig) -> Result<Vec<Module>> {
-        self.modules_named_by(Path::new(CONFIG), family, config)
+        let targets = match &self.targets {
+            Targets::Names(names) => Targets::Names(own_names(names, family)),
+            other => other.clone(),
+        };
+        let config_with_own_names = Self { targets, ..self.clone() };
+        config_with_own_names.modules_named_by(Path::new(CONFIG), family, config)
     }
 
     /// As [`AdapterConfig::modules`], with the file to name in messages.
@@ -96,14 +106,22 @@ impl AdapterConfig {
                 all.into_iter().filter(|module| expression.is_match(&module.name)).collect()
             }
             Targets::Names(names) => {
-                if let Some(name) = names.iter().find(|name| !all.iter().any(|module| named(module, name))) {
+                let is_part = |name: &str| family.fuses_attention() && ATTENTION_PARTS.contains(&name);
+                let known = |name: &String| is_part(name) || all.iter().any(|module| named(module, name));
+                if let Some(name) = names.iter().find(|name| !known(name)) {
                     let reason = format!(
                         "module `{name}` is none of a {family} model's; expected one of {}",
                         available()
                     );
                     return Err(Error::Adapter { path: path.to_owned(), reason });
                 }
-                all.into_iter().filter(|module| names.iter().any(|name| named(module, name))).collect()
+                let whole = |module: &Module| names.iter().any(|name| named(module, name));
+                let of_module = |module: Module| match module.linear {
+                    _ if whole(&module) => vec![module],
+                    Linear::QueryKeyValue => parts_of(&module, names, config),
+                    _ => Vec::new(),
+                };
+                all.into_iter().flat_map(of_module).collect()
             }
         };
         if chosen.is_empty() {
@@ -202,6 +220,11 @@ impl Adapter {
     /// # Errors
     /// The settings do not fit the model.
     pub fn fresh(config: AdapterConfig, family: Family, model: &DecoderConfig, seed: u64) -> Result<Self> {
+        let targets = match config.targets {
+            Targets::Names(names) => Targets::Names(own_names(&names, family)),
+            other => other,
+        };
+        let config = AdapterConfig { targets, ..config };
         let mut modules = Vec::new();
         for (place, module) in config.modules(family, model)?.into_iter().enumerate() {
             let (rank, scale) = config.rank_and_scale(&module)?;
@@ -228,6 +251,7 @@ impl Adapter {
             return Err(Error::Adapter { path: folder.to_owned(), reason });
         }
         let config = AdapterConfig::read(&config_path, &read_json(&config_path)?)?;
+        refuse_parts(&config_path, &config)?;
         let weights_path = folder.join(WEIGHTS);
         if !weights_path.is_file() && folder.join("adapter_model.bin").is_file() {
             let reason =
@@ -280,11 +304,60 @@ impl Adapter {
         Ok(Self { config, modules })
     }
 
+    /// The same adapter with those on parts of a fused product joined to one on the whole; nothing where there are none.
+    fn fused(&self, family: Family, model: &DecoderConfig) -> Option<Self> {
+        let whole = |layer: usize| {
+            family.modules(model, layer).into_iter().find(|module| module.linear == Linear::QueryKeyValue)
+        };
+        let is_part = |lora: &HostLora| {
+            family.fuses_attention()
+                && lora.linear == Linear::QueryKeyValue
+                && whole(lora.layer).is_some_and(|module| lora.rows < module.rows)
+        };
+        let mut modules: Vec<HostLora> = Vec::new();
+        let mut name = None;
+        for parts in self.modules.chunk_by(|a, b| is_part(a) && is_part(b) && a.layer == b.layer) {
+            let module = whole(parts[0].layer).filter(|_| is_part(&parts[0]));
+            match module {
+                None => modules.extend_from_slice(parts),
+                Some(module) => {
+                    modules.push(joined(&module, parts));
+                    name = Some(last(&module.name).to_owned());
+                }
+            }
+        }
+        let name = name?;
+        let parts =
+            self.modules.iter().filter(|lora| is_part(lora) && lora.layer == self.modules[0].layer).count();
+        let parts = parts.max(1) as f64;
+        let (rank, alpha) = (
+            self.config.rank * parts as usize,
+            self.config.alpha * if self.config.rslora { parts.sqrt() } else { parts },
+        );
+        let mut config = self.config.clone();
+        let Targets::Names(names) = &mut config.targets else { return None };
+        names.retain(|name| !ATTENTION_PARTS.contains(&name.as_str()));
+        names.insert(0, name.clone());
+        if names.len() == 1 {
+            (config.rank, config.alpha) = (rank, alpha);
+        } else {
+            config.rank_pattern.push((name.clone(), rank));
+            config.alpha_pattern.push((name, alpha));
+        }
+        Some(Self { config, modules })
+    }
+
     /// Writes a PEFT folder, in f32: the weights first, the settings last, each under a temporary name until it is whole.
+    ///
+    /// Adapters on parts of a fused product become one on the whole: their A below one another, their B beside one another
+    /// in the rows of their parts, and zeros elsewhere, which computes the same.
     ///
     /// # Errors
     /// The modules are not the model's, or a file could not be written.
     pub fn write(&self, folder: &Path, family: Family, model: &DecoderConfig) -> Result<()> {
+        if let Some(fused) = self.fused(family, model) {
+            return fused.write(folder, family, model);
+        }
         let all: Vec<Module> = (0..model.layers).flat_map(|layer| family.modules(model, layer)).collect();
         let mut tensors = Vec::new();
         for lora in &self.modules {
@@ -329,6 +402,53 @@ impl Adapter {
         write_atomically(&path, &bytes)?;
         let json = format!("{:#}\n", self.config.to_json());
         write_atomically(&folder.join(CONFIG), json.as_bytes())
+    }
+}
+
+/// `query`, `key` and `value` by the names of a family that keeps them apart.
+fn own_names(names: &[String], family: Family) -> Vec<String> {
+    let own = |name: &String| match ATTENTION_PARTS.iter().position(|part| part == name) {
+        Some(part) if !family.fuses_attention() => family.query_key_value_modules()[part].to_owned(),
+        _ => name.clone(),
+    };
+    names.iter().map(own).collect()
+}
+
+/// The parts of a fused product that are named, each a module of its own, whose rows are in the decoder's order.
+fn parts_of(fused: &Module, names: &[String], config: &DecoderConfig) -> Vec<Module> {
+    let (queries, keys) = (config.heads * config.head_size, config.key_value_heads * config.head_size);
+    let places = [(0, queries), (queries, keys), (queries + keys, keys)];
+    let named = |part: &&str| names.iter().any(|name| name == part);
+    let parts = ATTENTION_PARTS.iter().zip(places).filter(|(part, _)| named(part));
+    parts
+        .map(|(_, (first_row, rows))| Module { first_row, rows, order: Order::AsStored, ..fused.clone() })
+        .collect()
+}
+
+/// Adapters on parts of a product as one on the whole of it.
+fn joined(module: &Module, parts: &[HostLora]) -> HostLora {
+    let rank: usize = parts.iter().map(|part| part.rank).sum();
+    let a = parts.iter().flat_map(|part| part.a.iter().copied()).collect();
+    let mut b = vec![0.0; module.rows * rank];
+    let mut column = 0;
+    for part in parts {
+        for (row, values) in part.b.chunks_exact(part.rank).enumerate() {
+            b[(part.first_row + row) * rank + column..][..part.rank].copy_from_slice(values);
+        }
+        column += part.rank;
+    }
+    host(module, rank, parts[0].scale, a, b)
+}
+
+/// A file by PEFT has no parts of fused products.
+fn refuse_parts(path: &Path, config: &AdapterConfig) -> Result<()> {
+    let Targets::Names(names) = &config.targets else { return Ok(()) };
+    match names.iter().find(|name| ATTENTION_PARTS.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let reason = format!("module `{name}` is none that PEFT knows by this name");
+            Err(Error::Adapter { path: path.to_owned(), reason })
+        }
     }
 }
 

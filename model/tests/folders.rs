@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use common::golden;
+use engine::decoder::lora::Linear;
 use engine::decoder::weights::slots;
-use model::adapter::{Adapter, AdapterConfig};
+use model::adapter::{Adapter, AdapterConfig, Targets};
 use model::folder::{Precision, copy, write_sharded};
 use model::test_support::TINY_MODELS;
 use model::{BaseModel, Family};
@@ -221,6 +223,72 @@ fn an_end_token_without_an_embedding_is_refused_and_other_ids_are_forgotten() {
         message.contains("the end token") && message.contains("5000") && message.contains("embeddings"),
         "{message}"
     );
+}
+
+#[test]
+fn parts_of_a_fused_product_are_written_as_one_adapter_that_computes_the_same() {
+    for (name, family) in [
+        ("gpt-neox-parallel", Family::GptNeox),
+        ("bloom-four-heads", Family::Bloom),
+        ("baichuan-7b-like", Family::Baichuan),
+    ] {
+        let model = BaseModel::open(golden(name).join("model")).unwrap();
+        let whole = family.query_key_value_modules()[0];
+        for (targets, others) in [(vec!["value", "query"], 0), (vec!["key", "o_proj", "dense"], 1)] {
+            let targets = targets.into_iter().filter(|target| match *target {
+                "o_proj" => family == Family::Baichuan,
+                "dense" => family != Family::Baichuan,
+                _ => true,
+            });
+            let targets: Vec<String> = targets.map(str::to_owned).collect();
+            let parts = targets.len() - others;
+            let config = AdapterConfig { targets: Targets::Names(targets), ..AdapterConfig::paper(family) };
+            let mut adapter = Adapter::fresh(config, family, model.config(), 7).unwrap();
+            for (place, value) in adapter.modules.iter_mut().flat_map(|module| &mut module.b).enumerate() {
+                *value = ((place * 31) % 17) as f32 - 8.0;
+            }
+            let out = tempfile::tempdir().unwrap();
+            adapter.write(out.path(), family, model.config()).unwrap();
+            let read = Adapter::read(out.path(), family, model.config()).unwrap();
+            assert_eq!(read.modules.len(), model.config().layers * (1 + others), "{name}");
+            let Targets::Names(names) = &read.config.targets else { panic!("names") };
+            assert_eq!(names[0], whole);
+            let attention: Vec<_> = read.modules.iter().filter(|module| module.rank == 8 * parts).collect();
+            assert!(attention.iter().all(|module| module.scale == 2.0), "{name}");
+            for layer in 0..model.config().layers {
+                assert_eq!(change(&read, layer), change(&adapter, layer), "{name}, block {layer}");
+            }
+        }
+        let error =
+            AdapterConfig { targets: Targets::Names(vec!["q_proj".into()]), ..AdapterConfig::paper(family) };
+        assert!(error.modules(family, model.config()).is_err(), "{name}");
+    }
+    // A family that keeps them apart has them by its own names.
+    let model = BaseModel::open(golden("llama-grouped").join("model")).unwrap();
+    let config = AdapterConfig {
+        targets: Targets::Names(vec!["value".into()]),
+        ..AdapterConfig::paper(Family::Llama)
+    };
+    let adapter = Adapter::fresh(config, Family::Llama, model.config(), 7).unwrap();
+    assert_eq!(adapter.config.targets, Targets::Names(vec!["v_proj".into()]));
+}
+
+/// What an adapter adds to attention's first product of a block: `scale B A`.
+fn change(adapter: &Adapter, layer: usize) -> BTreeMap<(usize, usize), f32> {
+    let mut change = BTreeMap::new();
+    let modules = adapter.modules.iter().filter(|module| module.layer == layer);
+    for module in modules.filter(|module| module.linear == Linear::QueryKeyValue) {
+        let inputs = module.a.len() / module.rank;
+        for (row, b) in module.b.chunks_exact(module.rank).enumerate() {
+            for input in 0..inputs {
+                let sum: f32 = b.iter().enumerate().map(|(k, b)| b * module.a[k * inputs + input]).sum();
+                if sum != 0.0 {
+                    change.insert((module.first_row + row, input), module.scale * sum);
+                }
+            }
+        }
+    }
+    change
 }
 
 /// The folder of a model, copied so that it can be damaged.

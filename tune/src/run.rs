@@ -1,7 +1,7 @@
 //! A run: rows in, a tuned system out.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,6 +11,7 @@ use engine::decoder::weights::{HostData, HostTensor};
 use engine::decoder::{Adapter, Decoder, LoadError, LoraModule, Weights};
 use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace, WorkspacePlan};
+use instructions::lock::{Lock, Sharing, Taken};
 use model::BaseModel;
 use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
@@ -186,7 +187,7 @@ struct Run<'a, K: Kernels> {
     updates: u64,
     state: State,
     /// Rank 0's: nobody else tunes into the same place meanwhile.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 impl<'a, K: Kernels + Clone> Run<'a, K> {
@@ -751,7 +752,7 @@ fn write_line(file: &mut Option<File>, places: &Places, line: &impl serde::Seria
 
 /// That the result can be written where it is wanted, before any work is done: the folder takes files, and holds no result
 /// of the other kind. Until the lock is dropped no other tuning goes there.
-fn check_out(places: &Places, method: Method) -> Result<File> {
+fn check_out(places: &Places, method: Method) -> Result<Lock> {
     match method {
         Method::Lora => model::folder::refuse_model(&places.out)?,
         Method::Full => model::folder::refuse_adapter(&places.out)?,
@@ -760,15 +761,12 @@ fn check_out(places: &Places, method: Method) -> Result<File> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     std::fs::create_dir_all(&places.out).map_err(Error::io(&places.out))?;
     let path = folder.join("lock");
-    let lock = File::options().create(true).append(true).open(&path).map_err(Error::io(&path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(Error::Settings(format!(
-            "{}: another tuning is writing here; expected it to end first, or another place",
+    match Lock::hold(&path, Sharing::Alone).map_err(Error::io(&path))? {
+        Taken::Ours(lock) => Ok(lock),
+        Taken::Theirs(process) => Err(Error::Settings(format!(
+            "{}: another tuning is writing here ({process}); expected it to end first, or another place",
             places.out.display()
         ))),
-        // Where the file system knows no locks, nobody is kept out.
-        Err(TryLockError::Error(_)) => Ok(lock),
     }
 }
 

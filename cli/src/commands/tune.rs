@@ -159,7 +159,8 @@ pub(crate) struct Tune {
     #[arg(long, value_name = "X")]
     alpha: Option<f64>,
 
-    /// The modules that have an adapter, by PEFT's names or as query,key,value (the default)
+    /// The modules that have an adapter: query, key, value of any base model (together the default), or PEFT's names of its
+    /// own
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     modules: Option<Vec<String>>,
 

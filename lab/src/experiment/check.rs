@@ -80,21 +80,26 @@ impl Checker<'_> {
         if grid.languages.is_empty() {
             self.problem(&["experiment", "languages"], "no language: expected at least one");
         }
-        self.repeated("languages", experiment.all_languages().map(str::to_owned));
-        for (key, codes) in [("languages", &grid.languages), ("unseen_languages", &grid.unseen_languages)] {
+        let all = experiment.all_languages().chain(grid.training_languages.iter().map(String::as_str));
+        self.repeated("languages", all.map(str::to_owned));
+        for (key, codes) in [
+            ("languages", &grid.languages),
+            ("unseen_languages", &grid.unseen_languages),
+            ("training_languages", &grid.training_languages),
+        ] {
             for (number, code) in codes.iter().enumerate() {
                 self.language(&["experiment", key, &number.to_string()], code);
             }
         }
-        for code in &grid.languages {
+        for code in experiment.tuned_languages() {
             if !experiment.instructions.contains_key(code) {
                 self.problem(&["instructions"], format!("no instructions for the seen language `{code}`"));
             }
         }
         for code in experiment.instructions.keys() {
-            if !grid.languages.contains(code) {
+            if !experiment.tuned_languages().any(|tuned| tuned == code) {
                 let message = format!(
-                    "instructions for `{code}`, which is not among [experiment] languages {:?}",
+                    "instructions for `{code}`, which is neither among [experiment] languages {:?} nor training_languages",
                     grid.languages
                 );
                 self.problem(&["instructions", code], message);
@@ -136,7 +141,7 @@ impl Checker<'_> {
                 }
                 self.problem(&key, message);
             }
-            if name == "english" && !grid.languages.iter().any(|code| code == "en") {
+            if name == "english" && !experiment.tuned_languages().any(|code| code == "en") {
                 self.problem(&key, "the recipe `english` needs `en` among [experiment] languages");
             }
         }
@@ -149,7 +154,7 @@ impl Checker<'_> {
                 self.problem(&["recipe", &number], format!("{error:#}"));
             }
             for language in &recipe.languages {
-                if !grid.languages.iter().any(|code| code == language.code()) {
+                if !experiment.tuned_languages().any(|code| code == language.code()) {
                     let message = format!("`{language}` is not among [experiment] languages");
                     self.problem(&["recipe", &number, "languages"], message);
                 }
@@ -166,12 +171,20 @@ impl Checker<'_> {
         }
         let names: Vec<String> = experiment.base_model.iter().map(|model| model.name.clone()).collect();
         self.repeated_names("base_model", &names);
+        let grid_methods = &experiment.experiment.methods;
         for (number, model) in experiment.base_model.iter().enumerate() {
             let number = number.to_string();
             if !is_file_name(&model.name) {
                 let message =
                     format!("the name {:?}: expected letters, digits, `-`, `_` and `.`", model.name);
                 self.problem(&["base_model", &number, "name"], message);
+            }
+            let own = model.methods.as_deref();
+            if own
+                .is_some_and(|own| own.is_empty() || own.iter().any(|method| !grid_methods.contains(method)))
+            {
+                let message = format!("`{}`: expected some of [experiment] methods", model.name);
+                self.problem(&["base_model", &number, "methods"], message);
             }
             let scratch = model.config.is_some();
             if model.path.is_some() == scratch {
@@ -351,6 +364,10 @@ impl Checker<'_> {
         if tune.modules.as_ref().is_some_and(Vec::is_empty) {
             let message = "modules is empty: expected at least one; left out, it is query, key and value";
             self.problem(&key("modules"), message);
+        }
+        if section.len() > 1 && tune.validation_rows.is_some() {
+            let message = "validation rows are set apart for all methods at once: expected in [tune]";
+            self.problem(&key("validation_rows"), message);
         }
         if let Some(template) = &tune.template {
             self.template(&key("template"), template);

@@ -40,6 +40,39 @@ fn english_and_monolingual_in_english_are_one_tuning() {
 }
 
 #[test]
+fn a_language_that_is_trained_on_alone_is_in_the_mixes_and_asked_by_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), EXPERIMENT);
+    let text = EXPERIMENT
+        .replace(
+            "languages = [\"en\", \"fi\", \"zh\"]",
+            "languages = [\"en\", \"fi\"]\ntraining_languages = [\"zh\"]",
+        )
+        .replace("zh = \"prompts-zh.jsonl\"\n", "");
+    assert_ne!(text.len(), EXPERIMENT.len());
+    fs::write(&path, text).unwrap();
+    let plan = plan(&path);
+    let multilingual =
+        plan.systems.iter().find(|system| system.recipe.as_deref() == Some("multilingual")).unwrap();
+    assert_eq!((multilingual.languages.len(), multilingual.answers.len()), (3, 3));
+    assert!(plan.systems.iter().all(|system| !system.id.contains("monolingual-zh")));
+    // Under each seed: two monolingual ones (English among them), multilingual and downsampled.
+    assert_eq!(count(&plan, "tuning"), 8);
+}
+
+#[test]
+fn a_base_model_may_be_tuned_by_some_of_the_methods() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), EXPERIMENT);
+    let both = EXPERIMENT.replace("seeds = [1, 2]", "seeds = [1]\nmethods = [\"lora\", \"full\"]");
+    fs::write(&path, &both).unwrap();
+    let by_both = count(&plan(&path), "tuning");
+    fs::write(&path, both.replace("path = \"tiny.gguf\"", "path = \"tiny.gguf\"\nmethods = [\"lora\"]"))
+        .unwrap();
+    assert_eq!((by_both, count(&plan(&path), "tuning")), (10, 5));
+}
+
+#[test]
 fn every_cell_stands_after_those_that_it_needs() {
     let folder = tempfile::tempdir().unwrap();
     let plan = plan(&write(folder.path(), EXPERIMENT));

@@ -327,6 +327,11 @@ impl Family {
         }
     }
 
+    /// Whether queries, keys and values come from one matrix in the family's files.
+    pub fn fuses_attention(self) -> bool {
+        self.query_key_value_modules().len() == 1
+    }
+
     /// The prefix that a model saved without its head leaves out of its tensors' names.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
