@@ -3,9 +3,11 @@
 mod tiny;
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
+use serde_json::Value;
 use tiny::{EXPERIMENT, assert_same, polypaca, run, said, write};
 
 #[test]
@@ -119,9 +121,67 @@ fn a_judge_that_is_not_there_fails_its_cells_and_loses_nothing_finished() {
     let output = run(&experiment, &out);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(out.join("report/index.html").exists());
+    assert!(!lines_of(&out.join("responses.jsonl")).is_empty());
+    assert!(lines_of(&out.join("ratings.jsonl")).is_empty());
     // With a judge that is there, no tuning and no answer is made again.
     fs::write(&experiment, EXPERIMENT).unwrap();
     let output = run(&experiment, &out);
     assert!(output.status.success(), "{}", said(&output));
     assert!(!said(&output).contains("tuning/"), "{}", said(&output));
+}
+
+#[test]
+fn what_a_run_leaves_goes_to_people_and_their_marks_stand_beside_the_judges() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let output = run(&write(folder.path()), &out);
+    assert!(output.status.success(), "{}", said(&output));
+    let (responses, ratings) = (out.join("responses.jsonl"), out.join("ratings.jsonl"));
+    let scores = lines_of(&out.join("report/scores.jsonl"));
+    let rated = lines_of(&ratings);
+    assert_eq!(lines_of(&responses).len(), scores.len());
+    let of = |line: &Value, id: &str| {
+        [&line["system"], &line["language"], &line[id], &line["rating"]].map(Value::clone)
+    };
+    let told = |lines: &[Value], id: &str| -> Vec<_> { lines.iter().map(|line| of(line, id)).collect() };
+    assert_eq!(told(&rated, "id"), told(&scores, "prompt_id"));
+
+    let database = folder.path().join("rate.sqlite");
+    let chosen =
+        [scores[0]["system"].as_str().unwrap(), scores[scores.len() - 1]["system"].as_str().unwrap()];
+    let draw = |systems: &[&str]| {
+        let mut command = polypaca();
+        command
+            .args(["--json", "rate", "draw", "--database"])
+            .arg(&database)
+            .arg("--responses")
+            .arg(&responses);
+        command.arg("--system").args(systems).output().unwrap()
+    };
+    let output = draw(&["nobody"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said(&output).contains("no response of the system \"nobody\"; those there are \""),
+        "{}",
+        said(&output)
+    );
+    let output = draw(&chosen);
+    assert!(output.status.success(), "{}", said(&output));
+    let drawn: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of_chosen = scores.iter().filter(|score| chosen.contains(&score["system"].as_str().unwrap()));
+    assert_eq!(drawn["responses"], of_chosen.count());
+
+    // Nobody has marked anything yet: the table is empty, but the ratings are those of the responses drawn.
+    let table = folder.path().join("marks.csv");
+    let mut export = polypaca();
+    export.args(["rate", "export", "--database"]).arg(&database).arg("--ratings").arg(&ratings);
+    let output = export.arg("--out").arg(&table).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let output = polypaca().arg("identify").arg(&responses).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+fn lines_of(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("the run wrote it");
+    text.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
 }

@@ -17,6 +17,7 @@ use crate::files::{
 use crate::language::Language;
 use crate::parquet_file::{self, write_parquet};
 use crate::prompt::kind;
+use crate::recipe::Origin;
 
 /// One instruction row, with Alpaca's keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,32 @@ pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>>
 /// As [`read_records`].
 pub fn read_record_bytes(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Reading<Record>> {
     Ok(read_numbered(path, bytes, language)?.reading)
+}
+
+/// The origin that the bytes of a set's file tell of its rows, one a line with the key `origin`, as `data translate`
+/// writes them; none where no row tells one. Faults of rows are left to [`read_records`]; `path` is for messages.
+///
+/// # Errors
+/// Where they tell an unknown origin, or several, or that of some rows alone.
+pub fn declared_origin(path: &Path, bytes: &[u8]) -> Result<Option<Origin>> {
+    #[derive(Deserialize)]
+    struct Told {
+        origin: Option<String>,
+    }
+    let mut declared = None;
+    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        let Ok(row) = serde_json::from_slice::<Told>(line) else { continue };
+        let origin = row.origin.map(|name| name.parse::<Origin>()).transpose();
+        let origin = origin.map_err(|error| anyhow!("{}: line {}: {error}", path.display(), number + 1))?;
+        if *declared.get_or_insert(origin) != origin {
+            bail!(
+                "{}: line {}: a row of another origin than those before: expected one origin a file",
+                path.display(),
+                number + 1
+            );
+        }
+    }
+    Ok(declared.flatten())
 }
 
 /// A set, and which ids its file did not give.
@@ -387,6 +414,25 @@ mod tests {
             _ => problem.what.clone(),
         };
         reading.problems.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn a_file_tells_one_origin_of_all_its_rows_or_none() {
+        let told = |bytes: &[u8]| declared_origin(Path::new("set"), bytes).map_err(|error| error.to_string());
+        let translated = b"{\"instruction\": \"a\", \"origin\": \"translated\"}\n";
+        let untold = b"{\"instruction\": \"a\"}\n";
+        assert_eq!(told(&translated.repeat(2)), Ok(Some(Origin::Translated)));
+        assert_eq!(told(untold), Ok(None));
+        assert_eq!(told(b"[{\"origin\": \"translated\"}]"), Ok(None));
+        for (first, second) in [(&translated[..], &untold[..]), (untold, translated)] {
+            let error = told(&[first, second].concat()).expect_err("of two origins");
+            assert_eq!(
+                error,
+                "set: line 2: a row of another origin than those before: expected one origin a file"
+            );
+        }
+        let unknown = told(b"{\"origin\": \"dreamt\"}").expect_err("unknown");
+        assert!(unknown.starts_with("set: line 1: unknown origin `dreamt`"), "{unknown}");
     }
 
     #[test]

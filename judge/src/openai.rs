@@ -9,6 +9,7 @@ pub use endpoint::EndpointError as OpenAiError;
 use endpoint::asking::{Endpoint, Told};
 use endpoint::chat::{TOKENS_AROUND, completions_url, read_answer};
 use endpoint::settings::EndpointSettings;
+use instructions::lock::Lock;
 use instructions::prompt::Response;
 use serde_json::{Map, Value, json};
 
@@ -16,8 +17,10 @@ use crate::asking::{Asker, Check, Reply, rate_by_asking};
 use crate::batch::{BatchQuestion, Batches};
 use crate::cache::{Cache, NanoDollars};
 use crate::judging::{self, Judge, Progress, Verdict};
+use crate::lock::lock;
 use crate::price::Price;
 use crate::prompt_template::PromptTemplate;
+use crate::rating::{RatingError, beside};
 
 /// How to reach and ask a judge.
 #[derive(Clone, Debug)]
@@ -231,6 +234,7 @@ impl Asker for OpenAiJudge {
         progress: &dyn Progress,
         give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        let _lock = self.settings.batch.map(|_| self.lock_batches()).transpose()?;
         let mut waiting = VecDeque::new();
         for question in self.questions(prompts) {
             match self.cache.answer(&question.key)? {
@@ -266,6 +270,17 @@ impl Asker for OpenAiJudge {
 }
 
 impl OpenAiJudge {
+    /// Judges of one address and model find each other's batches again.
+    fn asker_of_batches(&self) -> String {
+        format!("{} {}", self.url, self.settings.model)
+    }
+
+    /// A batch that another program is about to send looks like one that never came to be, and would be sent again.
+    fn lock_batches(&self) -> Result<Lock, RatingError> {
+        let suffix = format!(".batches-{}", judging::short_hash(&[&self.asker_of_batches()]));
+        lock(&beside(&self.settings.cache, &suffix))
+    }
+
     fn ask_in_batches(
         &self,
         waiting: &VecDeque<Question>,
@@ -280,7 +295,7 @@ impl OpenAiJudge {
         let batches = Batches {
             url: &self.url,
             client: &self.client,
-            asker: format!("{} {}", self.url, self.settings.model),
+            asker: self.asker_of_batches(),
             cache: &self.cache,
             price: self.settings.price,
             cap: self.cap,

@@ -1,5 +1,6 @@
 //! Two systems' responses to a prompt, compared by a judge in both orders: judges tend to prefer what stands first.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -98,8 +99,8 @@ pub struct PairTotal {
 
 /// Compares every two systems' responses to each prompt in both orders, into the file `out`.
 ///
-/// Each answer is added to `OUT.partial` as soon as it is there, and `out` is written whole at the end. Run again, only
-/// what is missing, unrated or changed is asked for.
+/// Each answer is added to `OUT.partial` as soon as it is there, and `out` is written whole at the end; what it says of
+/// other pairs is kept in front. Run again, only what is missing, unrated or changed is asked for.
 ///
 /// # Errors
 /// Two responses under one key, no prompt that two systems answered, a file that cannot be read or written or that
@@ -121,7 +122,7 @@ pub fn compare_responses(
     let blank: Vec<Preference> =
         pairs.iter().map(|(first, second)| preference(asker, &setting, first, second)).collect();
     let partial = beside(out, ".partial");
-    let mut found = earlier(&[out, &partial], &blank)?;
+    let Earlier { mut found, others } = earlier(&[out, &partial], &blank)?;
     let missing: Vec<usize> = (0..pairs.len()).filter(|&place| found[place].is_none()).collect();
     let kept = pairs.len() - missing.len();
     progress.begin(pairs.len(), kept);
@@ -141,7 +142,7 @@ pub fn compare_responses(
 
     let preferences: Vec<Preference> = found.into_iter().flatten().collect();
     anyhow::ensure!(preferences.len() == pairs.len(), "{} left out pairs that it was asked", asker.name());
-    write_lines(out, &preferences)?;
+    write_lines(out, &[others, preferences.clone()].concat())?;
     std::fs::remove_file(&partial).map_err(|source| RatingError::File { path: partial.clone(), source })?;
     Ok(Compared { table: table(&preferences), preferences, kept })
 }
@@ -182,29 +183,46 @@ fn preference(asker: &dyn Asker, setting: &str, first: &Response, second: &Respo
     }
 }
 
-/// Earlier preferences that still hold, in the places of what is to be asked.
-fn earlier(paths: &[&Path], blank: &[Preference]) -> Result<Vec<Option<Preference>>, RatingError> {
+/// What was said before.
+struct Earlier {
+    /// What still holds, in the places of what is to be asked.
+    found: Vec<Option<Preference>>,
+    /// Of other pairs, each once.
+    others: Vec<Preference>,
+}
+
+fn earlier(paths: &[&Path], blank: &[Preference]) -> Result<Earlier, RatingError> {
     let places: HashMap<Key, usize> = blank.iter().map(Preference::key).zip(0..).collect();
     let mut found = vec![None; blank.len()];
+    let mut others: Vec<Preference> = Vec::new();
+    let mut place_among_others = HashMap::new();
     for path in paths {
         if !path.try_exists().map_err(|source| RatingError::File { path: path.to_path_buf(), source })? {
             continue;
         }
         for earlier in read_lines::<Preference>(path)?.ratings {
-            let place = places.get(&earlier.key()).copied();
             if earlier.judge != blank[0].judge {
                 let (path, expected) = (path.to_path_buf(), blank[0].judge.clone());
                 return Err(RatingError::OtherJudge { path, expected, found: earlier.judge });
             }
-            if let Some(place) = place.filter(|&place| {
-                let wanted = &blank[place];
-                earlier.better.is_some() && earlier.setting == wanted.setting && earlier.rated == wanted.rated
-            }) {
+            let Some(&place) = places.get(&earlier.key()) else {
+                match place_among_others.entry(earlier.key()) {
+                    Entry::Occupied(place) => others[*place.get()] = earlier,
+                    Entry::Vacant(place) => {
+                        place.insert(others.len());
+                        others.push(earlier);
+                    }
+                }
+                continue;
+            };
+            let wanted = &blank[place];
+            if earlier.better.is_some() && earlier.setting == wanted.setting && earlier.rated == wanted.rated
+            {
                 found[place] = Some(earlier);
             }
         }
     }
-    Ok(found)
+    Ok(Earlier { found, others })
 }
 
 fn shown(template: &PromptTemplate, (first, second): (&Response, &Response)) -> String {
@@ -337,8 +355,10 @@ mod tests {
         let asker = LocalAsker { name: "long".into(), setting: String::new(), answer, batch: 3 };
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("pairs.jsonl");
-        let compare =
-            || compare_responses(&asker, &PromptTemplate::pair(), &responses, &out, &Silent).unwrap();
+        let compare_all = |responses: &[Response]| {
+            compare_responses(&asker, &PromptTemplate::pair(), responses, &out, &Silent).unwrap()
+        };
+        let compare = || compare_all(&responses);
         let compared = compare();
         let expected = PairTotal {
             language: responses[0].prompt.language.clone(),
@@ -355,5 +375,15 @@ mod tests {
         assert_eq!((compared.preferences.len(), asked.load(Ordering::Relaxed)), (8, 8));
         assert_eq!(compare().kept, 6);
         assert_eq!(asked.load(Ordering::Relaxed), 10, "only what is unrated is asked again");
+
+        // Other pairs into the same file: the first ones stay there, each once, and are not counted.
+        let others = [response("x", "6", "short"), response("z", "6", "long long")];
+        for kept in [0, 2] {
+            let compared = compare_all(&others);
+            assert_eq!((compared.kept, compared.preferences.len(), compared.table.len()), (kept, 2, 1));
+            assert_eq!(read_lines::<Preference>(&out).unwrap().ratings.len(), 10);
+        }
+        assert_eq!(compare().kept, 6);
+        assert_eq!(read_lines::<Preference>(&out).unwrap().ratings.len(), 10);
     }
 }

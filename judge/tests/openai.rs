@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use instructions::prompt::Response;
@@ -155,16 +156,20 @@ fn a_batch_is_found_again_and_asks_nothing_twice() {
     settings.cap = Some(1.0);
     let responses = responses(20);
 
-    // Given up while the batch is under way, as by a kill; its id was never told.
-    struct Impatient;
-    impl judge::judging::Progress for Impatient {
+    // Given up while the batch is under way, as by a kill; its id was never told. Before that, another program would ask.
+    struct Impatient<'a>(&'a (dyn Fn() -> String + Sync), Mutex<String>);
+    impl judge::judging::Progress for Impatient<'_> {
         fn note(&self, _: &str) {
+            *self.1.lock().unwrap() = (self.0)();
             panic!("given up");
         }
     }
+    let another = || run(&settings, &responses, &place.out.with_extension("other")).unwrap_err().to_string();
+    let impatient = Impatient(&another, Mutex::default());
     let judge = OpenAiJudge::new(settings.clone()).unwrap();
-    let ended = judge_responses(&judge, &responses, &place.out, &Impatient).unwrap_err();
+    let ended = judge_responses(&judge, &responses, &place.out, &impatient).unwrap_err();
     assert!(ended.to_string().contains("panic"), "{ended}");
+    assert!(impatient.1.lock().unwrap().contains("is in use by another program"), "{:?}", impatient.1);
     assert_eq!((server.batches(), server.asked().len()), (1, 0));
 
     let first = run(&settings, &responses, &place.out).unwrap();

@@ -365,6 +365,10 @@ pub struct Answer {
     pub no_repeat_ngram: Option<usize>,
     /// Tokens met before are made less likely by this; 1 is off.
     pub repetition_penalty: Option<f64>,
+    /// The power of its length by which a beam's score is divided; 1 unless given.
+    pub length_penalty: Option<f64>,
+    /// A response ends in front of the first of these texts.
+    pub stop: Option<Vec<String>>,
     /// Tokens of the longest response; the paper's 256 unless given.
     pub new_tokens: Option<usize>,
     /// Draws tokens instead of taking the likeliest.
@@ -405,7 +409,7 @@ pub struct Tracking {
 }
 
 /// `[judge]`: who rates.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Judge {
     /// `openai`, `local` or `reference`; `reference` unless given.
@@ -427,8 +431,8 @@ pub struct Judge {
     #[serde(default)]
     pub prompt_template: Option<PathBuf>,
     /// `openai`: requests at the same time; 8 unless given.
-    #[serde(default = "eight")]
-    pub concurrency: usize,
+    #[serde(default)]
+    pub concurrency: Option<usize>,
     /// `openai`: how often a response is asked for before it is left unrated; 6 unless given.
     #[serde(default)]
     pub tries: Option<u32>,
@@ -483,6 +487,17 @@ pub enum JudgeKind {
     /// chrF++ against the reference answer, cut into 1..3: no network, and no model of quality.
     #[default]
     Reference,
+}
+
+impl JudgeKind {
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Openai => "openai",
+            Self::Local => "local",
+            Self::Reference => "reference",
+        }
+    }
 }
 
 /// `[[system]]`: an existing adapter (`base_model`, `adapter`), or an OpenAI-compatible endpoint (`endpoint`,
@@ -635,27 +650,6 @@ impl Tune {
     }
 }
 
-impl Default for Judge {
-    fn default() -> Self {
-        Self {
-            kind: JudgeKind::default(),
-            endpoint: None,
-            model: None,
-            path: None,
-            key_variable: None,
-            prompt_template: None,
-            concurrency: eight(),
-            tries: None,
-            backoff: None,
-            price: None,
-            cap: None,
-            thresholds: None,
-            stand_in: false,
-            caption: None,
-        }
-    }
-}
-
 /// What is no template's name is a path.
 fn resolve_template(template: &mut String, folder: &Path) {
     if !TEMPLATES.contains(&template.as_str()) {
@@ -688,8 +682,4 @@ fn cosine() -> Schedule {
 
 fn one() -> f64 {
     1.0
-}
-
-fn eight() -> usize {
-    8
 }

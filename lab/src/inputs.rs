@@ -1,16 +1,16 @@
 //! What an experiment reads before it plans: instruction sets and prompts, with every problem of theirs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use instructions::files::{Place, Problem};
+use instructions::files::{Place, Problem, read_bytes};
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::parallel::prompt_differences;
 use instructions::prompt::{Prompt, read_prompts};
 use instructions::recipe::Origin;
-use instructions::record::{Record, read_records};
+use instructions::record::{Record, declared_origin, read_record_bytes};
 
 use crate::experiment::{Experiment, Files};
 use crate::store::{StoreError, files_below, hash_file};
@@ -25,7 +25,9 @@ pub struct Inputs {
     pub sets: Sets,
     /// The prompts of each language.
     pub prompts: Prompts,
-    /// What was wrong with them, and did not stop the experiment.
+    /// What was wrong with the instruction files of each language, and did not stop the experiment; among `problems` too.
+    pub unread: Vec<(Language, Vec<Problem>)>,
+    /// What was wrong with all of them, and did not stop the experiment.
     pub problems: Vec<Problem>,
     /// Languages whose prompts differ in their ids from most others', in words.
     pub differences: Vec<String>,
@@ -40,8 +42,11 @@ impl Inputs {
         let mut inputs = Self::default();
         for code in experiment.tuned_languages() {
             let language: Language = code.parse()?;
-            let records = inputs.records(&language, &experiment.instructions[code])?;
-            inputs.sets.add(Set { language, origin: Origin::Native, records });
+            let before = inputs.problems.len();
+            for (origin, records) in inputs.records(&language, &experiment.instructions[code])? {
+                inputs.sets.add(Set { language: language.clone(), origin, records });
+            }
+            inputs.unread.push((language, inputs.problems[before..].to_vec()));
         }
         for code in experiment.all_languages() {
             let language: Language = code.parse()?;
@@ -53,12 +58,16 @@ impl Inputs {
         Ok(inputs)
     }
 
-    fn records(&mut self, language: &Language, files: &Files) -> Result<Vec<Record>> {
-        let mut records: Vec<Record> = Vec::new();
+    /// The rows of a language by their origin. Rows of several origins may share their ids: they are parallel.
+    fn records(&mut self, language: &Language, files: &Files) -> Result<Vec<(Origin, Vec<Record>)>> {
+        let mut sets: Vec<(Origin, Vec<Record>)> = Vec::new();
         let before = self.problems.len();
-        let mut ids = HashSet::new();
+        let mut ids = BTreeSet::new();
         for path in files.iter() {
-            let reading = read_records(path, language)?;
+            let bytes = read_bytes(path)?;
+            let origin = declared_origin(path, &bytes)?.unwrap_or_default();
+            let reading = read_record_bytes(path, bytes, language)?;
+            let mut records = Vec::new();
             self.problems.extend(reading.problems);
             for (row, mut record) in reading.items.into_iter().enumerate() {
                 if record.language != *language {
@@ -69,21 +78,24 @@ impl Inputs {
                     self.dropped(path, Place::Row { row, line: None }, what);
                 } else {
                     // Files without ids number their rows alike: the file's name tells them apart.
-                    if ids.contains(&record.id) {
+                    if ids.contains(&(origin, record.id.clone())) {
                         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
                         record.id = format!("{stem}:{}", record.id);
                     }
-                    if !ids.insert(record.id.clone()) {
+                    if !ids.insert((origin, record.id.clone())) {
                         bail!("{}: the id {:?} occurs twice in `{language}`", path.display(), record.id);
                     }
                     records.push(record);
                 }
             }
+            if !records.is_empty() {
+                sets.push((origin, records));
+            }
         }
-        if records.is_empty() {
+        if sets.is_empty() {
             bail!("no instruction row in `{language}` ({}) could be used{}", list(files), self.why(before));
         }
-        Ok(records)
+        Ok(sets)
     }
 
     fn prompts(&mut self, language: &Language, files: &Files) -> Result<Vec<Prompt>> {

@@ -251,6 +251,7 @@ impl Ready<'_> {
             judge: &self.judge.name(),
         };
         records::write(&sources, &report)?;
+        records::write_responses(&sources, &places.out)?;
         let summary = report::build(&report, &report, &report::Options::default()).context("the report")?;
         let failed = outcome
             .failed
@@ -301,7 +302,7 @@ fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge>
                 places.store.join("judge.sqlite"),
             );
             settings.key_variable.clone_from(&wanted.key_variable);
-            settings.concurrency = wanted.concurrency;
+            settings.concurrency = wanted.concurrency.unwrap_or(settings.concurrency);
             settings.price = wanted.price;
             settings.cap = wanted.cap;
             settings.scope.clone_from(&experiment.experiment.name);

@@ -1,13 +1,14 @@
 //! The report's records, from what a run came to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use instructions::language::Language;
-use instructions::prompt::Prompt;
+use instructions::prompt::{Prompt, Response, read_responses};
 use instructions::recipe::Mixes;
+use judge::rating::read_ratings;
 use report::records::{
     self, Budget, Cost, EXPERIMENT_FILE, Gate, JudgeKind, SCORES_FILE, SYSTEMS_FILE, Score, ScoreStatus,
     SystemStatus,
@@ -18,7 +19,7 @@ use crate::inputs::Inputs;
 use crate::plan::{Plan, System, flattened};
 use crate::run::Outcome;
 use crate::store::{hash_file, write_atomically};
-use crate::work::{read_scores, read_tuning};
+use crate::work::{RATINGS_FILE, RESPONSES_FILE, read_scores, read_tuning};
 
 /// What is known of a base model beside its name.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +71,41 @@ pub fn write(sources: &Sources, folder: &Path) -> Result<()> {
     write_atomically(&folder.join(SCORES_FILE), &scores)?;
     write_atomically(&folder.join(SYSTEMS_FILE), &systems)?;
     write_atomically(&folder.join(EXPERIMENT_FILE), &experiment)?;
+    Ok(())
+}
+
+/// Writes the responses and the ratings of all systems into a folder, `responses.jsonl` and `ratings.jsonl`, in the forms
+/// of `answer` and `judge`, which the gate, other judges and people's rating read. Systems have their names of the
+/// records.
+///
+/// # Errors
+/// A cell's file that cannot be read, or a file that cannot be written.
+pub fn write_responses(sources: &Sources, folder: &Path) -> Result<()> {
+    let mut responses = Vec::new();
+    let mut ratings = Vec::new();
+    for system in &sources.plan.systems {
+        for (language, answers, cell) in &system.answers {
+            let prompts = sources.inputs.prompts.get(language).map(Vec::as_slice).unwrap_or_default();
+            let asked: BTreeSet<&str> = prompts.iter().map(|prompt| prompt.id.as_str()).collect();
+            if let Some(folder) = sources.outcome.finished.get(answers) {
+                for response in read_responses(&folder.join(RESPONSES_FILE))?.items {
+                    if asked.contains(response.prompt.id.as_str()) {
+                        line(&mut responses, &Response { system: system.id.clone(), ..response })?;
+                    }
+                }
+            }
+            if let Some(folder) = sources.outcome.finished.get(cell) {
+                for mut rating in read_ratings(&folder.join(RATINGS_FILE))?.ratings {
+                    if asked.contains(rating.key.id.as_str()) {
+                        rating.key.system.clone_from(&system.id);
+                        line(&mut ratings, &rating)?;
+                    }
+                }
+            }
+        }
+    }
+    write_atomically(&folder.join(RESPONSES_FILE), &responses)?;
+    write_atomically(&folder.join(RATINGS_FILE), &ratings)?;
     Ok(())
 }
 
@@ -171,12 +207,21 @@ impl Sources<'_> {
         records::Judge { name: self.judge.to_owned(), kind, caption: judge.caption.clone() }
     }
 
-    /// The base models, and every file of instructions and prompts, by content. Files of one language are numbered:
-    /// they may have one name in several folders.
+    /// The base models, the gate's model, the judge's wording, and every file of instructions and prompts, by content.
+    /// Files of one language are numbered: they may have one name in several folders.
     fn hashes(&self) -> Result<BTreeMap<String, String>> {
         let bases = self.plan.base_hashes.iter();
         let mut hashes: BTreeMap<String, String> =
             bases.map(|(name, hash)| (format!("base model {name}"), format!("blake3:{hash}"))).collect();
+        let named = [
+            ("the gate's model", self.experiment.gate.lid.as_deref()),
+            ("the judge's wording", self.experiment.judge.prompt_template.as_deref()),
+        ];
+        for (name, path) in named {
+            if let Some(path) = path {
+                hashes.insert(name.to_owned(), format!("blake3:{}", hash_file(path)?.blake3));
+            }
+        }
         let kinds = [("instructions", &self.experiment.instructions), ("prompts", &self.experiment.prompts)];
         for (kind, by_language) in kinds {
             for (code, files) in by_language {
@@ -190,21 +235,41 @@ impl Sources<'_> {
         Ok(hashes)
     }
 
-    /// The settings that were given, without paths: what lies behind those is told by its hash.
+    /// The settings that were given, and under `resolved` all that they come to, without paths: what lies behind those is
+    /// told by its hash.
     fn settings(&self) -> Result<BTreeMap<String, serde_json::Value>> {
         let mut settings = BTreeMap::new();
         settings.insert("preset".to_owned(), serde_json::to_value(self.experiment.experiment.preset)?);
         settings.extend(flattened("tune", &serde_json::to_value(&self.experiment.tune)?));
         settings.extend(flattened("answer", &serde_json::to_value(&self.experiment.answer)?));
+        let grid = &self.experiment.experiment;
+        for &method in &grid.methods {
+            // What the preset says beside it, which whoever repeats the run needs as well.
+            let given = self.experiment.tune.for_method(method);
+            let mut resolved = serde_json::to_value(crate::settings::tuning(grid.preset, method, &given, 0))?;
+            if let Some(resolved) = resolved.as_object_mut() {
+                resolved.retain(|name, _| name != "seed" && name != "method");
+            }
+            settings.extend(flattened(&format!("resolved.{}", method.name()), &resolved));
+        }
+        let decoding = crate::settings::decoding(grid.preset, None, &self.experiment.answer);
+        settings.extend(flattened("resolved.answer", &serde_json::to_value(decoding)?));
+        for model in self.experiment.base_model.iter().filter(|model| model.pretraining.is_some()) {
+            let name = format!("base_model.{}.pretraining", model.name);
+            settings.extend(flattened(&name, &serde_json::to_value(&model.pretraining)?));
+        }
+        for recipe in grid.recipes.iter().filter_map(|name| self.experiment.recipe(name)) {
+            let mut told = serde_json::to_value(&recipe)?;
+            if let Some(told) = told.as_object_mut() {
+                told.retain(|key, _| key != "name" && key != "description");
+            }
+            settings.extend(flattened(&format!("recipe.{}", recipe.name), &told));
+        }
         // A template is one of the program's by its name, or a file, of which its name is enough.
         for (_, value) in settings.iter_mut().filter(|(name, _)| name.ends_with("template")) {
             if let Some(file) = value.as_str().and_then(|path| Path::new(path).file_name()) {
                 *value = file.to_string_lossy().into_owned().into();
             }
-        }
-        for model in self.experiment.base_model.iter().filter(|model| model.pretraining.is_some()) {
-            let name = format!("base_model.{}.pretraining", model.name);
-            settings.extend(flattened(&name, &serde_json::to_value(&model.pretraining)?));
         }
         Ok(settings)
     }

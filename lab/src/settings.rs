@@ -81,6 +81,8 @@ pub fn decoding(preset: Preset, method: Option<Method>, given: &Answer) -> Decod
         beams: given.beams.unwrap_or(if sample.is_some() { 1 } else { base.beams }),
         no_repeat_ngram: given.no_repeat_ngram.unwrap_or(base.no_repeat_ngram),
         repetition_penalty: given.repetition_penalty.map_or(penalty, |penalty| penalty as f32),
+        length_penalty: given.length_penalty.unwrap_or(base.length_penalty),
+        stops: given.stop.clone().unwrap_or_default(),
         new_tokens: given.new_tokens.unwrap_or(base.new_tokens),
         batch_tokens: given.batch_tokens.unwrap_or(base.batch_tokens),
         sample,

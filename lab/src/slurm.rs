@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -518,7 +518,10 @@ impl Cluster<'_> {
 
     fn submit(&self, stage: &str, jobs: Vec<Job>, group: &pack::Group, state: &mut State) -> Result<()> {
         let number = state.arrays.iter().map(|array| array.number).max().unwrap_or(0) + 1;
-        let name = format!("{}-{number:04}-{stage}", self.name);
+        // Where what was submitted is forgotten, numbers begin again, and the cluster may still know their first jobs.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let when = blake3::hash(&now.to_le_bytes()).to_hex();
+        let name = format!("{}-{number:04}-{}-{stage}", self.name, &when[..6]);
         let mut array = Array { name, number, id: None, stage: stage.to_owned(), jobs };
         let script = self.journal.script(&array, &self.script(&array))?;
         let options = self.options(&array, group, &state.arrays)?;

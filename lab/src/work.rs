@@ -20,7 +20,7 @@ use instructions::language::Language;
 use instructions::mix::Mix;
 use instructions::prompt::{Prompt, Response, write_responses};
 
-pub use scores::{SCORES_FILE, read_scores};
+pub use scores::{RATINGS_FILE, SCORES_FILE, read_scores};
 pub use seams::{AnswerJob, Answerer as AnswerRoom, Tuner, TuningJob, TuningRecord};
 
 use crate::experiment::{Experiment, Method};
@@ -154,7 +154,13 @@ impl Rooms<'_> {
         let recipe = self.experiment.recipe(recipe).with_context(|| format!("unknown recipe `{recipe}`"))?;
         let mixes = self.mixing.of(&recipe, &self.inputs.sets, seed)?;
         let found = mixes.into_iter().find(|mix| mix.name == name);
-        found.with_context(|| format!("the recipe `{}` makes no mix `{name}`", recipe.name))
+        let mut mix = found.with_context(|| format!("the recipe `{}` makes no mix `{name}`", recipe.name))?;
+        for (language, problems) in &self.inputs.unread {
+            if mix.manifest.languages.contains_key(language) {
+                mix.manifest.add_unread(language, problems);
+            }
+        }
+        Ok(mix)
     }
 
     fn prompts(&self, language: &Language) -> Result<&[Prompt]> {

@@ -69,6 +69,10 @@ pub(crate) struct Answer {
     #[arg(long, value_name = "N", default_value_t = Decoding::default().new_tokens)]
     new_tokens: usize,
 
+    /// A response ends in front of the first of these texts
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    stop: Vec<String>,
+
     #[command(flatten)]
     drawing: Drawing,
 
@@ -229,6 +233,7 @@ impl Answer {
             repetition_penalty: self.repetition_penalty,
             length_penalty: self.length_penalty,
             new_tokens: self.new_tokens,
+            stops: self.stop.clone(),
             sample,
             batch_tokens: self.batch_tokens,
             ..Decoding::default()

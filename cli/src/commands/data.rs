@@ -14,11 +14,11 @@ use std::str::FromStr;
 use anyhow::anyhow;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use instructions::files::Problem;
+use instructions::files::{Problem, read_bytes};
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::recipe::Origin;
-use instructions::record::read_records;
+use instructions::record::{declared_origin, read_record_bytes};
 use model::{BaseModel, Tokenizer};
 
 use super::tune::open;
@@ -56,7 +56,8 @@ impl Data {
 #[derive(Debug, Clone)]
 struct SetFile {
     language: Language,
-    origin: Origin,
+    /// What the file's rows tell unless given, and else native.
+    origin: Option<Origin>,
     path: PathBuf,
 }
 
@@ -65,9 +66,10 @@ impl FromStr for SetFile {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (set, path) = text.split_once('=').ok_or("expected LANGUAGE=FILE, as in fi=alpaca_fi.json")?;
-        let (code, origin) = set.split_once(':').unwrap_or((set, Origin::Native.name()));
+        let (code, origin) = set.split_once(':').map_or((set, None), |(code, origin)| (code, Some(origin)));
         let language = code.parse::<Language>().map_err(|error| error.to_string())?;
-        Ok(Self { language, origin: origin.parse()?, path: PathBuf::from(path) })
+        let origin = origin.map(str::parse).transpose()?;
+        Ok(Self { language, origin, path: PathBuf::from(path) })
     }
 }
 
@@ -85,7 +87,13 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
     let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
     for file in files {
-        let reading = read_records(&file.path, &file.language).map_err(Failure::wrong_input)?;
+        // Once: it may be a pipe.
+        let bytes = read_bytes(&file.path).map_err(Failure::wrong_input)?;
+        let origin = match file.origin {
+            Some(origin) => origin,
+            None => declared_origin(&file.path, &bytes).map_err(Failure::wrong_input)?.unwrap_or_default(),
+        };
+        let reading = read_record_bytes(&file.path, bytes, &file.language).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
         }
@@ -93,12 +101,12 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
         problems.push((file.language.clone(), reading.problems));
         let mut of_language: Vec<(Language, Set)> = Vec::new();
         for record in reading.items {
-            if !seen.insert((record.language.clone(), file.origin, record.id.clone())) {
+            if !seen.insert((record.language.clone(), origin, record.id.clone())) {
                 return Err(Failure::wrong_input(anyhow!(
                     "{}: the id {} was met before in {} {}: give the rows of one language ids of their own",
                     file.path.display(),
                     record.id,
-                    file.origin.name(),
+                    origin.name(),
                     record.language
                 )));
             }
@@ -107,7 +115,7 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
                 Some((_, set)) => set.records.push(record),
                 None => {
                     let language = record.language.clone();
-                    let set = Set { language: language.clone(), origin: file.origin, records: vec![record] };
+                    let set = Set { language: language.clone(), origin, records: vec![record] };
                     of_language.push((language, set));
                 }
             }

@@ -60,6 +60,10 @@ pub(crate) struct Draw {
     #[arg(long, value_name = "N")]
     systems: Option<usize>,
 
+    /// These systems alone, by name
+    #[arg(long, value_name = "NAME", num_args = 1.., conflicts_with = "systems")]
+    system: Vec<String>,
+
     /// Only responses to prompts in these languages
     #[arg(long, value_name = "CODE", num_args = 1..)]
     language: Vec<Language>,
@@ -212,6 +216,14 @@ impl Draw {
         if !self.language.is_empty() {
             responses.retain(|response| self.language.contains(&response.prompt.language));
         }
+        for system in &self.system {
+            if !responses.iter().any(|response| response.system == *system) {
+                return Err(Failure::wrong_input(no_such_system(system, &responses)));
+            }
+        }
+        if !self.system.is_empty() {
+            responses.retain(|response| self.system.contains(&response.system));
+        }
         Ok((responses, left_out))
     }
 
@@ -230,6 +242,15 @@ impl Draw {
             ));
         }
     }
+}
+
+/// Names some of the systems that there are: an experiment may have hundreds.
+fn no_such_system(system: &str, responses: &[Response]) -> anyhow::Error {
+    const NAMED: usize = 20;
+    let there: BTreeSet<&str> = responses.iter().map(|response| response.system.as_str()).collect();
+    let named: Vec<String> = there.iter().take(NAMED).map(|system| format!("{system:?}")).collect();
+    let more = if there.len() > NAMED { format!(" and {} more", there.len() - NAMED) } else { String::new() };
+    anyhow!("--system: no response of the system {system:?}; those there are {}{more}", named.join(", "))
 }
 
 impl Invite {

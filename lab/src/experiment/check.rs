@@ -281,8 +281,24 @@ impl Checker<'_> {
         self.count(&key("new_tokens"), answer.new_tokens, MOST_NEW_TOKENS);
         self.above_zero(&key("repetition_penalty"), answer.repetition_penalty);
         self.above_zero(&key("temperature"), answer.temperature);
+        if answer.length_penalty.is_some_and(|penalty| !penalty.is_finite()) {
+            self.problem(&key("length_penalty"), "length_penalty: expected a number");
+        }
+        if answer.stop.iter().flatten().any(String::is_empty) {
+            self.problem(&key("stop"), "stop holds an empty text: expected some letters");
+        }
         self.above_zero(&key("batch_tokens"), answer.batch_tokens.map(|value| value as f64));
         self.share(&key("top_p"), answer.top_p);
+        for (name, given) in [
+            ("temperature", answer.temperature.is_some()),
+            ("top_p", answer.top_p.is_some()),
+            ("top_k", answer.top_k.is_some()),
+            ("seed", answer.seed.is_some()),
+        ] {
+            if given && answer.sample != Some(true) {
+                self.problem(&key(name), format!("`{name}` is only for `sample = true`"));
+            }
+        }
         if answer.sample == Some(true) && answer.beams.is_some_and(|beams| beams > 1) {
             self.problem(&key("sample"), "`sample` and `beams` above 1 exclude each other");
         }
@@ -377,19 +393,35 @@ impl Checker<'_> {
     fn judge(&mut self) {
         let judge = &self.experiment.judge;
         let openai = judge.kind == JudgeKind::Openai;
-        for (key, value) in [("endpoint", &judge.endpoint), ("model", &judge.model)] {
-            if openai && value.is_none() {
-                self.problem(&["judge", "kind"], format!("the judge `openai` needs `{key}`"));
-            }
-            if !openai && value.is_some() {
-                self.problem(&["judge", key], format!("`{key}` is only for `kind = \"openai\"`"));
+        let local = judge.kind == JudgeKind::Local;
+        for (key, needed, given) in [
+            ("endpoint", openai, judge.endpoint.is_some()),
+            ("model", openai, judge.model.is_some()),
+            ("path", local, judge.path.is_some()),
+        ] {
+            if needed && !given {
+                self.problem(&["judge", "kind"], format!("the judge `{}` needs `{key}`", judge.kind.name()));
             }
         }
-        match (&judge.path, judge.kind == JudgeKind::Local) {
-            (None, true) => self.problem(&["judge", "kind"], "the judge `local` needs `path`"),
-            (Some(_), false) => self.problem(&["judge", "path"], "`path` is only for `kind = \"local\"`"),
-            (Some(path), true) => self.exists(&["judge", "path"], path),
-            (None, false) => {}
+        for (key, kinds, of_kind, given) in [
+            ("endpoint", "\"openai\"", openai, judge.endpoint.is_some()),
+            ("model", "\"openai\"", openai, judge.model.is_some()),
+            ("key_variable", "\"openai\"", openai, judge.key_variable.is_some()),
+            ("concurrency", "\"openai\"", openai, judge.concurrency.is_some()),
+            ("tries", "\"openai\"", openai, judge.tries.is_some()),
+            ("backoff", "\"openai\"", openai, judge.backoff.is_some()),
+            ("price", "\"openai\"", openai, judge.price.is_some()),
+            ("cap", "\"openai\"", openai, judge.cap.is_some()),
+            ("path", "\"local\"", local, judge.path.is_some()),
+            ("prompt_template", "\"openai\" or \"local\"", openai || local, judge.prompt_template.is_some()),
+            ("thresholds", "\"reference\"", !openai && !local, judge.thresholds.is_some()),
+        ] {
+            if given && !of_kind {
+                self.problem(&["judge", key], format!("`{key}` is only for `kind = {kinds}`"));
+            }
+        }
+        if let Some(path) = &judge.path {
+            self.exists(&["judge", "path"], path);
         }
         self.spending();
         if let Some(backoff) = judge.backoff {
@@ -402,7 +434,7 @@ impl Checker<'_> {
         if let Some(template) = &judge.prompt_template {
             self.exists(&["judge", "prompt_template"], template);
         }
-        if judge.concurrency == 0 {
+        if judge.concurrency == Some(0) {
             self.problem(&["judge", "concurrency"], "concurrency is 0: expected at least 1");
         }
         if let Some([two, three]) = judge.thresholds

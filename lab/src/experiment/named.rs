@@ -1,19 +1,20 @@
 //! What an experiment file names, opened: models, the judge's wording, and the keys of endpoints.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use endpoint::settings::EndpointSettings;
 use engine::decoder::config::DecoderConfig;
 use judge::identify::FastText;
 use judge::prompt_template::PromptTemplate;
-use model::adapter::{AdapterConfig, Targets};
+use model::adapter::{Adapter, AdapterConfig, Targets};
 use model::{BaseModel, Family};
 
 use super::{Experiment, ExperimentError, JudgeKind, Method, Problem, Source};
 
 impl Experiment {
-    /// Opens the base models, the gate's model and the judge's wording, and looks for the endpoints' keys, so that what
-    /// is wrong with them is told before any work and at its place in the file. For whoever plans or runs the whole: a
+    /// Opens the base models, adapters, the gate's model, the judge's model and its wording, and looks for the endpoints'
+    /// keys, so that what is wrong with them is told before any work and at its place in the file. For whoever plans or runs the whole: a
     /// job on a cluster's node may have no key, and asks nobody.
     ///
     /// # Errors
@@ -21,10 +22,14 @@ impl Experiment {
     pub fn open_named(&self, path: &Path) -> Result<(), ExperimentError> {
         let source = Source::read(path)?;
         let mut problems = Vec::new();
+        let mut bases = BTreeMap::new();
         for (number, model) in self.base_model.iter().enumerate() {
             let Some(path) = &model.path else { continue };
             match BaseModel::open(path) {
-                Ok(base) => problems.extend(self.wrong_modules(&source, base.family(), base.config())),
+                Ok(base) => {
+                    problems.extend(self.wrong_modules(&source, base.family(), base.config()));
+                    bases.insert(model.name.as_str(), base);
+                }
                 Err(error) => {
                     let key = ["base_model", &number.to_string(), "path"];
                     problems.push(source.at(&key, format!("{:#}", anyhow::Error::from(error))));
@@ -33,6 +38,9 @@ impl Experiment {
         }
         if let Some(Err(error)) = self.gate.lid.as_deref().map(|lid| FastText::open(lid, None)) {
             problems.push(source.at(&["gate", "lid"], error.to_string()));
+        }
+        if let Some(Err(error)) = self.judge.path.as_deref().map(BaseModel::open) {
+            problems.push(source.at(&["judge", "path"], format!("{:#}", anyhow::Error::from(error))));
         }
         if let Some(Err(error)) = self.judge.prompt_template.as_deref().map(PromptTemplate::from_file) {
             problems.push(source.at(&["judge", "prompt_template"], error.to_string()));
@@ -47,6 +55,13 @@ impl Experiment {
         for (number, system) in self.system.iter().enumerate() {
             let key = ["system", &number.to_string(), "key_variable"];
             problems.extend(missing_key(&source, &key, system.key_variable.as_ref()));
+            let base = system.base_model.as_deref().and_then(|name| bases.get(name));
+            if let (Some(adapter), Some(base)) = (&system.adapter, base)
+                && let Err(error) = Adapter::read(adapter, base.family(), base.config())
+            {
+                let key = ["system", &number.to_string(), "adapter"];
+                problems.push(source.at(&key, format!("{:#}", anyhow::Error::from(error))));
+            }
         }
         if problems.is_empty() { Ok(()) } else { Err(ExperimentError::Problems(problems)) }
     }

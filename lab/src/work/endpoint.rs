@@ -73,6 +73,9 @@ fn question(system: &ExtraSystem, settings: &Answer, prompt: &Prompt) -> Questio
         "max_tokens": settings.new_tokens.unwrap_or(NEW_TOKENS),
         "temperature": 0,
     });
+    if let Some(stop) = &settings.stop {
+        body["stop"] = json!(stop);
+    }
     if settings.sample == Some(true) {
         body["temperature"] = json!(settings.temperature.unwrap_or(1.0));
         body["top_p"] = json!(settings.top_p.unwrap_or(1.0));

@@ -22,7 +22,7 @@ use crate::store::write_atomically;
 pub const SCORES_FILE: &str = "scores.jsonl";
 
 /// In a scores folder: the judge's ratings as they come.
-const RATINGS_FILE: &str = "ratings.jsonl";
+pub const RATINGS_FILE: &str = "ratings.jsonl";
 
 /// Leaves the judging when the run is asked to end.
 struct Stops<'a>(&'a CellProgress<'a>);

@@ -56,6 +56,25 @@ fn problems_are_named_with_their_place() {
                 ":32:1: cap is inf",
             ],
         ),
+        (
+            "[answer]",
+            "[judge]\ntries = 3\nconcurrency = 8\nprompt_template = \"en.json\"\n[answer]",
+            &[
+                ":31:1: `tries` is only for `kind = \"openai\"`",
+                ":32:1: `concurrency` is only for",
+                ":33:1: `prompt_template` is only for `kind = \"openai\" or \"local\"`",
+            ],
+        ),
+        (
+            "new_tokens = 4",
+            "new_tokens = 4\ntop_p = 0.9\nseed = 3\nstop = [\"\"]\nlength_penalty = nan",
+            &[
+                ":32:1: `top_p` is only for `sample = true`",
+                ":33:1: `seed` is only for",
+                ":34:1: stop holds an empty text",
+                ":35:1: length_penalty: expected a number",
+            ],
+        ),
         ("seeds = [1, 2]", "minimum_score = nan", &[":6:1: minimum_score is NaN: expected 0 or above"]),
         ("lr = 0.001", "modules = []", &[":28:1: modules is empty: expected at least one"]),
         ("lr = 0.001", "rank = 100000000000", &["rank is 100000000000: expected at most 16384"]),
@@ -166,6 +185,10 @@ fn models_and_keys_that_are_named_are_looked_for() {
         let folder = tempfile::tempdir().unwrap();
         let text = EXPERIMENT.replace("tiny.gguf", &golden().display().to_string()).replacen(from, to, 1);
         let path = write(folder.path(), &text);
+        // An adapter without weights.
+        let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}"#;
+        fs::create_dir(folder.path().join("adapter")).unwrap();
+        fs::write(folder.path().join("adapter/adapter_config.json"), config).unwrap();
         let experiment = Experiment::load(&path).unwrap_or_else(|error| panic!("{error}"));
         experiment.open_named(&path).map_or_else(|error| error.to_string(), |()| String::new())
     };
@@ -181,6 +204,10 @@ fn models_and_keys_that_are_named_are_looked_for() {
         "[judge]\nkind = \"local\"\npath = \"tiny.gguf\"\nprompt_template = \"en.json\"\n[answer]",
     );
     assert!(template.contains(":33:1: ") && template.contains("en.json"), "{template}");
+    assert!(template.contains(":32:1: ") && template.contains("tiny.gguf"), "{template}");
+    let adapter =
+        said("[answer]", "[[system]]\nname = \"s\"\nbase_model = \"tiny\"\nadapter = \"adapter\"\n[answer]");
+    assert!(adapter.contains(":33:1: ") && adapter.contains("adapter_model.safetensors"), "{adapter}");
     let openai = "kind = \"openai\"\nendpoint = \"http://host\"\nmodel = \"m\"";
     let key = "key_variable = \"POLYPACA_NO_SUCH_KEY\"";
     let judge = said("[answer]", &format!("[judge]\n{openai}\n{key}\n[answer]"));

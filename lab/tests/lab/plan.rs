@@ -189,6 +189,9 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
         ("new_tokens = 4", "new_tokens = 4\nbeams = 2", ANSWERS),
         ("new_tokens = 4", "new_tokens = 4\nno_repeat_ngram = 3", ANSWERS),
         ("new_tokens = 4", "new_tokens = 4\nrepetition_penalty = 1.2", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nlength_penalty = 0.5", ANSWERS),
+        ("new_tokens = 4", "new_tokens = 4\nlength_penalty = 1.0", NONE),
+        ("new_tokens = 4", "new_tokens = 4\nstop = [\"###\"]", ANSWERS),
         ("new_tokens = 4", "new_tokens = 4\nsample = true\nbeams = 1", ANSWERS),
         ("new_tokens = 4", "new_tokens = 4\ntemplate = \"stanford-alpaca\"", ANSWERS),
         ("new_tokens = 4", "new_tokens = 4\nbatch_tokens = 100", NONE),
@@ -201,7 +204,6 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
             SCORES,
         ),
         ("[answer]", "[judge]\ncaption = \"x\"\nstand_in = true\n[answer]", NONE),
-        ("[answer]", "[judge]\nconcurrency = 2\ntries = 2\nbackoff = 0.1\n[answer]", NONE),
         // The rest.
         ("[answer]", "[tracking]\ntensorboard = true\n[answer]", NONE),
         ("[answer]", "[licences]\nx = \"MIT\"\n[answer]", NONE),
@@ -210,6 +212,13 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
         let after = plan(&write(folder.path(), &EXPERIMENT.replacen(from, to, 1)));
         assert_eq!(changed(&before, &after), kinds(expected), "{from} -> {to}");
     }
+    // How an endpoint is asked changes nothing of what it is asked.
+    let openai = "[judge]\nkind = \"openai\"\nendpoint = \"http://localhost:1\"\nmodel = \"x\"\n";
+    let asked = |how: &str| {
+        plan(&write(folder.path(), &EXPERIMENT.replacen("[answer]", &format!("{openai}{how}[answer]"), 1)))
+    };
+    let after = asked("concurrency = 2\ntries = 2\nbackoff = 0.1\n");
+    assert_eq!(changed(&asked(""), &after), kinds(NONE));
 }
 
 /// The small experiment with another `[budget]`, its base model that of a golden, which has a tokenizer.
