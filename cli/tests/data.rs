@@ -99,6 +99,14 @@ fn a_cleaned_copy_is_written_in_the_form_asked_for() {
             "template_leftover: the output has `</s>`"
         ]
     );
+    // The copies of rows that are given as translated tell so.
+    run(folder, &["check", "en:translated=en.json", "--skip-languages", "--clean", "clean", "--json"]);
+    let counted = figures(folder, &["stats", "en=clean/en-translated.json", "en=clean/en.json"]);
+    let origins: Vec<&Value> =
+        counted["sets"].as_array().expect("sets").iter().map(|set| &set["origin"]).collect();
+    assert_eq!(origins, ["translated", "native"], "{counted}");
+    let counted = figures(folder, &["stats", "en:round_trip=clean/en-translated.json"]);
+    assert_eq!(counted["sets"][0]["origin"], "round_trip", "{counted}");
     let kept =
         figures(folder, &["check", "en=en.json", "--skip-languages", "--clean", "kept", "--drop", "empty"]);
     assert_eq!(kept["dropped_rows"], 1);

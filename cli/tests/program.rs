@@ -121,8 +121,8 @@ fn a_judge_that_is_not_there_fails_its_cells_and_loses_nothing_finished() {
     let output = run(&experiment, &out);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(out.join("report/index.html").exists());
-    assert!(!lines_of(&out.join("responses.jsonl")).is_empty());
-    assert!(lines_of(&out.join("ratings.jsonl")).is_empty());
+    assert!(!lines_of(&out.join("report/responses.jsonl")).is_empty());
+    assert!(lines_of(&out.join("report/ratings.jsonl")).iter().all(|rating| rating["unrated"].is_string()));
     // With a judge that is there, no tuning and no answer is made again.
     fs::write(&experiment, EXPERIMENT).unwrap();
     let output = run(&experiment, &out);
@@ -136,7 +136,7 @@ fn what_a_run_leaves_goes_to_people_and_their_marks_stand_beside_the_judges() {
     let out = folder.path().join("out");
     let output = run(&write(folder.path()), &out);
     assert!(output.status.success(), "{}", said(&output));
-    let (responses, ratings) = (out.join("responses.jsonl"), out.join("ratings.jsonl"));
+    let (responses, ratings) = (out.join("report/responses.jsonl"), out.join("report/ratings.jsonl"));
     let scores = lines_of(&out.join("report/scores.jsonl"));
     let rated = lines_of(&ratings);
     assert_eq!(lines_of(&responses).len(), scores.len());
@@ -161,7 +161,7 @@ fn what_a_run_leaves_goes_to_people_and_their_marks_stand_beside_the_judges() {
     let output = draw(&["nobody"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        said(&output).contains("no response of the system \"nobody\"; those there are \""),
+        said(&output).contains("no response of the system \"nobody\"; expected some of \""),
         "{}",
         said(&output)
     );

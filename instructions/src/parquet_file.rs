@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Once};
@@ -11,7 +11,7 @@ use ::parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical
 use ::parquet::data_type::{ByteArray, ByteArrayType};
 use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
-use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use ::parquet::schema::parser::parse_message_type;
 use ::parquet::schema::types::Type;
 use anyhow::{Context, Result, bail};
@@ -24,8 +24,18 @@ use crate::record::{Record, Row, RowReader};
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
 /// The columns that a record can be made of; others are not read.
-const COLUMNS: [&str; 9] =
-    ["id", "language", "instruction", "input", "context", "output", "response", "conversations", "messages"];
+const COLUMNS: [&str; 10] = [
+    "id",
+    "language",
+    "instruction",
+    "input",
+    "context",
+    "output",
+    "response",
+    "origin",
+    "conversations",
+    "messages",
+];
 
 /// Rows of one row group when writing: some ten megabytes of text.
 const ROWS_A_GROUP: usize = 20_000;
@@ -73,7 +83,7 @@ fn read_columns(bytes: Vec<u8>, reader: &mut RowReader) -> Result<()> {
     let all = schema.get_fields();
     let columns: Vec<Arc<Type>> =
         all.iter().filter(|column| COLUMNS.contains(&column.name())).cloned().collect();
-    if columns.is_empty() {
+    if columns.iter().all(|column| column.name() == "origin") {
         let found: Vec<&str> = all.iter().map(|column| column.name()).collect();
         bail!("it has the columns {}: expected `instruction` and `output`, or a chat", found.join(", "));
     }
@@ -109,7 +119,7 @@ fn binary_column(column: &Type) -> Option<&str> {
     (bytes && !text).then(|| column.name())
 }
 
-/// Writes records with the columns `id`, `language`, `instruction`, `input` and `output`. Atomic.
+/// Writes records with the columns `id`, `language`, `instruction`, `input`, `output` and `origin`. Atomic.
 ///
 /// # Errors
 /// Where the file cannot be written.
@@ -124,6 +134,7 @@ fn write_groups(writer: &mut BufWriter<File>, records: &[Record]) -> Result<()> 
         required binary instruction (UTF8);
         required binary input (UTF8);
         required binary output (UTF8);
+        optional binary origin (UTF8);
     }";
     let texts: [fn(&Record) -> &str; 5] = [
         |record| &record.id,
@@ -144,9 +155,24 @@ fn write_groups(writer: &mut BufWriter<File>, records: &[Record]) -> Result<()> 
             column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
             column.close()?;
         }
+        write_origins(&mut group, rows)?;
         group.close()?;
     }
     file.close()?;
+    Ok(())
+}
+
+/// The last column: null where a record tells no origin.
+fn write_origins<W: Write + Send>(
+    group: &mut SerializedRowGroupWriter<'_, W>,
+    rows: &[Record],
+) -> Result<()> {
+    let Some(mut column) = group.next_column()? else { bail!("the schema lacks a column") };
+    let told = rows.iter().filter_map(|record| record.origin);
+    let values: Vec<ByteArray> = told.map(|origin| ByteArray::from(origin.name())).collect();
+    let defined: Vec<i16> = rows.iter().map(|record| i16::from(record.origin.is_some())).collect();
+    column.typed::<ByteArrayType>().write_batch(&values, Some(&defined), None)?;
+    column.close()?;
     Ok(())
 }
 
@@ -156,6 +182,7 @@ mod tests {
 
     use super::*;
     use crate::language::Language;
+    use crate::recipe::Origin;
     use crate::record::{read_record_bytes, read_records, write_set};
 
     fn goldens() -> PathBuf {
@@ -225,6 +252,7 @@ mod tests {
                     instruction: format!("Sano {number}, ä."),
                     input: String::new(),
                     output: number.to_string(),
+                    origin: (number % 2 == 0).then_some(Origin::Translated),
                 })
                 .collect();
             write_set(&path, &records).expect("written");

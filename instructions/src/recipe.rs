@@ -219,6 +219,16 @@ impl RecipeFile {
 }
 
 impl Recipe {
+    /// The origin whose rows alone it takes in a language.
+    pub(crate) fn origin_in(&self, language: &Language) -> Option<Origin> {
+        self.origins.get(language).copied().or(self.origin)
+    }
+
+    /// Whether it takes rows of some origins alone.
+    pub fn asks_for_origins(&self) -> bool {
+        self.origin.is_some() || !self.origins.is_empty()
+    }
+
     /// The names of the paper's four recipes, in its order.
     pub const PAPER: [&'static str; 4] = ["monolingual", "multilingual", "english", "downsampled"];
 

@@ -33,12 +33,15 @@ pub struct Record {
     pub input: String,
     /// The answer to learn.
     pub output: String,
+    /// Where its text comes from, where its file tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// Reads a set, whatever its form; the form is told by the content, not by the file's name:
 ///
 /// - Alpaca's JSON array, or one such object a line (JSON Lines): `instruction`, `input`, `output`, and `id`,
-///   `language` where there are; Dolly's `context` and `response` are read as `input` and `output`;
+///   `language` and `origin` where there are; Dolly's `context` and `response` are read as `input` and `output`;
 /// - chats: ShareGPT's `conversations` (`from`, `value`) or `messages` (`role`, `content`), one a row: the first user
 ///   turn and the assistant's answer to it become a record; what follows, and a system message, is left out and noted;
 /// - a JSON object whose `data` is such an array;
@@ -61,32 +64,6 @@ pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>>
 /// As [`read_records`].
 pub fn read_record_bytes(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Reading<Record>> {
     Ok(read_numbered(path, bytes, language)?.reading)
-}
-
-/// The origin that the bytes of a set's file tell of its rows, one a line with the key `origin`, as `data translate`
-/// writes them; none where no row tells one. Faults of rows are left to [`read_records`]; `path` is for messages.
-///
-/// # Errors
-/// Where they tell an unknown origin, or several, or that of some rows alone.
-pub fn declared_origin(path: &Path, bytes: &[u8]) -> Result<Option<Origin>> {
-    #[derive(Deserialize)]
-    struct Told {
-        origin: Option<String>,
-    }
-    let mut declared = None;
-    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-        let Ok(row) = serde_json::from_slice::<Told>(line) else { continue };
-        let origin = row.origin.map(|name| name.parse::<Origin>()).transpose();
-        let origin = origin.map_err(|error| anyhow!("{}: line {}: {error}", path.display(), number + 1))?;
-        if *declared.get_or_insert(origin) != origin {
-            bail!(
-                "{}: line {}: a row of another origin than those before: expected one origin a file",
-                path.display(),
-                number + 1
-            );
-        }
-    }
-    Ok(declared.flatten())
 }
 
 /// A set, and which ids its file did not give.
@@ -162,6 +139,7 @@ pub(crate) struct Row {
     pub(crate) context: Option<Value>,
     pub(crate) output: Option<Value>,
     pub(crate) response: Option<Value>,
+    pub(crate) origin: Option<Value>,
     pub(crate) conversations: Option<Vec<Turn>>,
     pub(crate) messages: Option<Vec<Turn>>,
 }
@@ -290,9 +268,11 @@ impl<'a> RowReader<'a> {
             None => self.language.clone(),
             Some(other) => return Err(format!("`language` must be a code, found {}", kind(&other))),
         };
+        // What is no origin of ours is a key of another meaning.
+        let origin = row.origin.as_ref().and_then(Value::as_str).and_then(|name| name.parse().ok());
         if let Some(turns) = row.conversations.or(row.messages) {
             let (instruction, output) = self.first_exchange(turns)?;
-            return Ok(Record { id, language, instruction, input: String::new(), output });
+            return Ok(Record { id, language, instruction, input: String::new(), output, origin });
         }
         let instruction = text("instruction", row.instruction)?;
         let input = match row.input.or(row.context) {
@@ -300,7 +280,7 @@ impl<'a> RowReader<'a> {
             input => text("input", input)?,
         };
         let output = text("output", row.output.or(row.response))?;
-        Ok(Record { id, language, instruction, input, output })
+        Ok(Record { id, language, instruction, input, output, origin })
     }
 
     /// The first user turn and the answer to it.
@@ -417,22 +397,32 @@ mod tests {
     }
 
     #[test]
-    fn a_file_tells_one_origin_of_all_its_rows_or_none() {
-        let told = |bytes: &[u8]| declared_origin(Path::new("set"), bytes).map_err(|error| error.to_string());
-        let translated = b"{\"instruction\": \"a\", \"origin\": \"translated\"}\n";
-        let untold = b"{\"instruction\": \"a\"}\n";
-        assert_eq!(told(&translated.repeat(2)), Ok(Some(Origin::Translated)));
-        assert_eq!(told(untold), Ok(None));
-        assert_eq!(told(b"[{\"origin\": \"translated\"}]"), Ok(None));
-        for (first, second) in [(&translated[..], &untold[..]), (untold, translated)] {
-            let error = told(&[first, second].concat()).expect_err("of two origins");
-            assert_eq!(
-                error,
-                "set: line 2: a row of another origin than those before: expected one origin a file"
-            );
+    fn a_rows_origin_is_read_where_it_tells_one_and_written_back() {
+        let row = |id: &str, key: &str| {
+            format!("{{\"id\": \"{id}\", \"instruction\": \"a\", \"output\": \"b\"{key}}}")
+        };
+        // A key of this name may have another meaning in a set from elsewhere.
+        let rows = [
+            row("0", ", \"origin\": \"translated\""),
+            row("1", ""),
+            row("2", ", \"origin\": \"dolly\""),
+            row("3", ", \"origin\": 3"),
+        ];
+        let folder = tempfile::tempdir().expect("a folder");
+        for text in [rows.join("\n"), format!("[{}]", rows.join(",\n"))] {
+            let reading = read(text.as_bytes()).expect("readable");
+            let origins: Vec<Option<Origin>> = reading.items.iter().map(|record| record.origin).collect();
+            assert_eq!(origins, [Some(Origin::Translated), None, None, None]);
+            for name in ["set.json", "set.jsonl", "set.parquet"] {
+                let path = folder.path().join(name);
+                write_set(&path, &reading.items).expect("written");
+                assert_eq!(
+                    read_records(&path, &Language::english()).expect(name).items,
+                    reading.items,
+                    "{name}"
+                );
+            }
         }
-        let unknown = told(b"{\"origin\": \"dreamt\"}").expect_err("unknown");
-        assert!(unknown.starts_with("set: line 1: unknown origin `dreamt`"), "{unknown}");
     }
 
     #[test]

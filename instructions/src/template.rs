@@ -277,6 +277,7 @@ mod tests {
             instruction: instruction.to_owned(),
             input: input.to_owned(),
             output: "unused".to_owned(),
+            origin: None,
         }
     }
 

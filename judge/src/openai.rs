@@ -234,19 +234,14 @@ impl Asker for OpenAiJudge {
         progress: &dyn Progress,
         give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let _lock = self.settings.batch.map(|_| self.lock_batches()).transpose()?;
-        let mut waiting = VecDeque::new();
-        for question in self.questions(prompts) {
-            match self.cache.answer(&question.key)? {
-                // Kept answers hold what whoever asked for them wanted; read by today's rules they might not, and
-                // are asked for again then.
-                Some(answer) if question.fault(&**check, &answer.text).is_none() => {
-                    question.hand_over(&Reply::Text(answer.text), give)?;
-                }
-                _ => waiting.push_back(question),
-            }
-        }
+        let mut waiting = self.not_in_the_cache(self.questions(prompts), &**check, give)?;
         if let Some(look) = self.settings.batch {
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let _lock = self.lock_batches()?;
+            // Whoever held the lock until now may have been answered.
+            waiting = self.not_in_the_cache(waiting, &**check, give)?;
             return self.ask_in_batches(&waiting, look, check, progress, give);
         }
         let asked: Vec<Vec<usize>> = waiting.iter().map(|question| question.asked.clone()).collect();
@@ -276,9 +271,38 @@ impl OpenAiJudge {
     }
 
     /// A batch that another program is about to send looks like one that never came to be, and would be sent again.
-    fn lock_batches(&self) -> Result<Lock, RatingError> {
+    fn lock_batches(&self) -> anyhow::Result<Lock> {
         let suffix = format!(".batches-{}", judging::short_hash(&[&self.asker_of_batches()]));
-        lock(&beside(&self.settings.cache, &suffix))
+        lock(&beside(&self.settings.cache, &suffix)).map_err(|error| match error {
+            RatingError::InUse { process, .. } => anyhow::anyhow!(
+                "another program ({process}) sends batches to {} with the cache {}: wait for it to end, or use another \
+                 cache",
+                self.settings.model,
+                self.settings.cache.display()
+            ),
+            error => error.into(),
+        })
+    }
+
+    /// Hands over what the cache answers, and gives the rest.
+    fn not_in_the_cache(
+        &self,
+        questions: impl IntoIterator<Item = Question>,
+        check: &Check,
+        give: &mut dyn FnMut(usize, Reply) -> anyhow::Result<()>,
+    ) -> anyhow::Result<VecDeque<Question>> {
+        let mut waiting = VecDeque::new();
+        for question in questions {
+            match self.cache.answer(&question.key)? {
+                // Kept answers hold what whoever asked for them wanted; read by today's rules they might not, and
+                // are asked for again then.
+                Some(answer) if question.fault(check, &answer.text).is_none() => {
+                    question.hand_over(&Reply::Text(answer.text), give)?;
+                }
+                _ => waiting.push_back(question),
+            }
+        }
+        Ok(waiting)
     }
 
     fn ask_in_batches(

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use instructions::files::{Place, Problem, read_bytes};
+use instructions::files::{Place, Problem};
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::parallel::prompt_differences;
 use instructions::prompt::{Prompt, read_prompts};
 use instructions::recipe::Origin;
-use instructions::record::{Record, declared_origin, read_record_bytes};
+use instructions::record::{Record, read_records};
 
 use crate::experiment::{Experiment, Files};
 use crate::store::{StoreError, files_below, hash_file};
@@ -21,11 +21,11 @@ pub type Prompts = BTreeMap<Language, Vec<Prompt>>;
 /// The instruction sets and prompts of an experiment.
 #[derive(Debug, Default)]
 pub struct Inputs {
-    /// A set for each seen language, in the experiment's order.
+    /// A set for each seen language, in the experiment's order; where a recipe asks for origins, one for each of them.
     pub sets: Sets,
     /// The prompts of each language.
     pub prompts: Prompts,
-    /// What was wrong with the instruction files of each language, and did not stop the experiment; among `problems` too.
+    /// What could not be read of the instruction files of each language, among `problems` too.
     pub unread: Vec<(Language, Vec<Problem>)>,
     /// What was wrong with all of them, and did not stop the experiment.
     pub problems: Vec<Problem>,
@@ -40,13 +40,14 @@ impl Inputs {
     /// A file that cannot be read, or a language that is left with no row or no prompt.
     pub fn read(experiment: &Experiment) -> Result<Self> {
         let mut inputs = Self::default();
+        let mut recipes = experiment.experiment.recipes.iter().filter_map(|name| experiment.recipe(name));
+        let by_origin = recipes.any(|recipe| recipe.asks_for_origins());
         for code in experiment.tuned_languages() {
             let language: Language = code.parse()?;
-            let before = inputs.problems.len();
-            for (origin, records) in inputs.records(&language, &experiment.instructions[code])? {
+            let records = inputs.records(&language, &experiment.instructions[code], by_origin)?;
+            for (origin, records) in sets_of(records, by_origin) {
                 inputs.sets.add(Set { language: language.clone(), origin, records });
             }
-            inputs.unread.push((language, inputs.problems[before..].to_vec()));
         }
         for code in experiment.all_languages() {
             let language: Language = code.parse()?;
@@ -58,18 +59,17 @@ impl Inputs {
         Ok(inputs)
     }
 
-    /// The rows of a language by their origin. Rows of several origins may share their ids: they are parallel.
-    fn records(&mut self, language: &Language, files: &Files) -> Result<Vec<(Origin, Vec<Record>)>> {
-        let mut sets: Vec<(Origin, Vec<Record>)> = Vec::new();
+    /// The rows of a language. Where rows of several origins are sets of their own, they may share ids: they are parallel.
+    fn records(&mut self, language: &Language, files: &Files, by_origin: bool) -> Result<Vec<Record>> {
+        let mut records: Vec<Record> = Vec::new();
         let before = self.problems.len();
         let mut ids = BTreeSet::new();
         for path in files.iter() {
-            let bytes = read_bytes(path)?;
-            let origin = declared_origin(path, &bytes)?.unwrap_or_default();
-            let reading = read_record_bytes(path, bytes, language)?;
-            let mut records = Vec::new();
+            let reading = read_records(path, language)?;
+            self.unread.push((language.clone(), reading.problems.clone()));
             self.problems.extend(reading.problems);
             for (row, mut record) in reading.items.into_iter().enumerate() {
+                let set = if by_origin { record.origin.unwrap_or_default() } else { Origin::Native };
                 if record.language != *language {
                     let what = format!("the row is in `{}`, expected `{language}`", record.language);
                     self.dropped(path, Place::Row { row, line: None }, what);
@@ -78,24 +78,21 @@ impl Inputs {
                     self.dropped(path, Place::Row { row, line: None }, what);
                 } else {
                     // Files without ids number their rows alike: the file's name tells them apart.
-                    if ids.contains(&(origin, record.id.clone())) {
+                    if ids.contains(&(set, record.id.clone())) {
                         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
                         record.id = format!("{stem}:{}", record.id);
                     }
-                    if !ids.insert((origin, record.id.clone())) {
+                    if !ids.insert((set, record.id.clone())) {
                         bail!("{}: the id {:?} occurs twice in `{language}`", path.display(), record.id);
                     }
                     records.push(record);
                 }
             }
-            if !records.is_empty() {
-                sets.push((origin, records));
-            }
         }
-        if sets.is_empty() {
+        if records.is_empty() {
             bail!("no instruction row in `{language}` ({}) could be used{}", list(files), self.why(before));
         }
-        Ok(sets)
+        Ok(records)
     }
 
     fn prompts(&mut self, language: &Language, files: &Files) -> Result<Vec<Prompt>> {
@@ -130,6 +127,18 @@ impl Inputs {
     fn dropped(&mut self, path: &Path, place: Place, what: String) {
         self.problems.push(Problem { file: path.to_owned(), place, what, dropped: true });
     }
+}
+
+/// A language's rows as sets of one origin each where recipes ask for origins, else as one set.
+fn sets_of(records: Vec<Record>, by_origin: bool) -> BTreeMap<Origin, Vec<Record>> {
+    let origins: BTreeSet<Origin> = records.iter().map(|record| record.origin.unwrap_or_default()).collect();
+    let common = origins.first().copied().filter(|_| origins.len() == 1).unwrap_or_default();
+    let mut sets: BTreeMap<Origin, Vec<Record>> = BTreeMap::new();
+    for record in records {
+        let origin = if by_origin { record.origin.unwrap_or_default() } else { common };
+        sets.entry(origin).or_default().push(record);
+    }
+    sets
 }
 
 /// The content hash of a file, or of all files of a folder with their names.

@@ -251,7 +251,7 @@ impl Ready<'_> {
             judge: &self.judge.name(),
         };
         records::write(&sources, &report)?;
-        records::write_responses(&sources, &places.out)?;
+        records::write_responses(&sources, &report)?;
         let summary = report::build(&report, &report, &report::Options::default()).context("the report")?;
         let failed = outcome
             .failed

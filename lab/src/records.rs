@@ -1,6 +1,6 @@
 //! The report's records, from what a run came to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -14,10 +14,11 @@ use report::records::{
     SystemStatus,
 };
 
-use crate::experiment::{self, Experiment};
+use crate::experiment::{self, Experiment, Held, Method};
 use crate::inputs::Inputs;
 use crate::plan::{Plan, System, flattened};
 use crate::run::Outcome;
+use crate::settings;
 use crate::store::{hash_file, write_atomically};
 use crate::work::{RATINGS_FILE, RESPONSES_FILE, read_scores, read_tuning};
 
@@ -86,17 +87,20 @@ pub fn write_responses(sources: &Sources, folder: &Path) -> Result<()> {
     for system in &sources.plan.systems {
         for (language, answers, cell) in &system.answers {
             let prompts = sources.inputs.prompts.get(language).map(Vec::as_slice).unwrap_or_default();
-            let asked: BTreeSet<&str> = prompts.iter().map(|prompt| prompt.id.as_str()).collect();
+            let asked: BTreeMap<&str, &Prompt> =
+                prompts.iter().map(|prompt| (prompt.id.as_str(), prompt)).collect();
             if let Some(folder) = sources.outcome.finished.get(answers) {
                 for response in read_responses(&folder.join(RESPONSES_FILE))?.items {
-                    if asked.contains(response.prompt.id.as_str()) {
-                        line(&mut responses, &Response { system: system.id.clone(), ..response })?;
+                    // The prompt as it is now: its reference may be newer than its response.
+                    if let Some(&prompt) = asked.get(response.prompt.id.as_str()) {
+                        let (prompt, system) = (prompt.clone(), system.id.clone());
+                        line(&mut responses, &Response { prompt, system, ..response })?;
                     }
                 }
             }
             if let Some(folder) = sources.outcome.finished.get(cell) {
                 for mut rating in read_ratings(&folder.join(RATINGS_FILE))?.ratings {
-                    if asked.contains(rating.key.id.as_str()) {
+                    if asked.contains_key(rating.key.id.as_str()) {
                         rating.key.system.clone_from(&system.id);
                         line(&mut ratings, &rating)?;
                     }
@@ -244,16 +248,8 @@ impl Sources<'_> {
         settings.extend(flattened("answer", &serde_json::to_value(&self.experiment.answer)?));
         let grid = &self.experiment.experiment;
         for &method in &grid.methods {
-            // What the preset says beside it, which whoever repeats the run needs as well.
-            let given = self.experiment.tune.for_method(method);
-            let mut resolved = serde_json::to_value(crate::settings::tuning(grid.preset, method, &given, 0))?;
-            if let Some(resolved) = resolved.as_object_mut() {
-                resolved.retain(|name, _| name != "seed" && name != "method");
-            }
-            settings.extend(flattened(&format!("resolved.{}", method.name()), &resolved));
+            settings.extend(flattened(&format!("resolved.{}", method.name()), &self.resolved(method)?));
         }
-        let decoding = crate::settings::decoding(grid.preset, None, &self.experiment.answer);
-        settings.extend(flattened("resolved.answer", &serde_json::to_value(decoding)?));
         for model in self.experiment.base_model.iter().filter(|model| model.pretraining.is_some()) {
             let name = format!("base_model.{}.pretraining", model.name);
             settings.extend(flattened(&name, &serde_json::to_value(&model.pretraining)?));
@@ -272,6 +268,25 @@ impl Sources<'_> {
             }
         }
         Ok(settings)
+    }
+
+    /// All that a method's settings come to, what the preset says beside what was given too.
+    fn resolved(&self, method: Method) -> Result<serde_json::Value> {
+        let preset = self.experiment.experiment.preset;
+        let tune = self.experiment.tune.for_method(method);
+        let mut resolved = serde_json::to_value(settings::tuning(preset, method, &tune, 0))?;
+        if let Some(resolved) = resolved.as_object_mut() {
+            resolved.retain(|name, _| name != "seed" && name != "method");
+            if self.experiment.budget.held == Held::Updates {
+                // Each mix says for how many updates its system is tuned.
+                resolved.remove("length");
+            }
+            let template = settings::template(preset, Some(method), tune.template.as_deref());
+            resolved.insert("template".to_owned(), template.to_string().into());
+            let decoding = settings::decoding(preset, Some(method), &self.experiment.answer);
+            resolved.insert("answer".to_owned(), serde_json::to_value(decoding)?);
+        }
+        Ok(resolved)
     }
 
     fn problems(&self) -> Vec<records::Problem> {

@@ -11,6 +11,7 @@ pub mod page;
 pub mod read;
 pub mod records;
 pub mod results;
+mod settings;
 pub mod statistics;
 pub mod tables;
 mod write;

@@ -21,8 +21,9 @@ use crate::figures::draw;
 use crate::figures::plot::Figure;
 use crate::findings::{Finding, findings, listed, minimum_score, one_digit};
 use crate::read::Records;
-use crate::records::{Experiment, Problem, Score};
+use crate::records::{Problem, Score};
 use crate::results::{Line, Results};
+use crate::settings;
 use crate::tables::{Grid, PlainTable, comparisons, costs, grid, lost_runs};
 
 const TEMPLATE: &str = include_str!("../page/page.html");
@@ -219,63 +220,11 @@ fn methods(records: &Records, options: &Options) -> Vec<String> {
             one_digit(minimum_score(records))
         ),
     ];
-    let settings = settings_in_words(experiment);
+    let settings = settings::in_words(&experiment.methods, &experiment.settings);
     if !settings.is_empty() {
         paragraphs.insert(1, settings);
     }
     paragraphs
-}
-
-/// How systems were tuned and answered, as far as the records say.
-fn settings_in_words(experiment: &Experiment) -> String {
-    const TUNED: [(&str, &str); 12] = [
-        ("batch", "batches of {}"),
-        ("length.epochs", "{} epochs"),
-        ("length.updates", "{} updates"),
-        ("cutoff", "at most {} tokens"),
-        ("learning_rate", "learning rate {}"),
-        ("warmup", "warm-up {}"),
-        ("schedule", "a {} schedule"),
-        ("weight_decay", "weight decay {}"),
-        ("dropout", "dropout {}"),
-        ("supervise", "the loss over {} tokens"),
-        ("keep", "the {} checkpoint kept"),
-        ("clip", "gradients clipped at {}"),
-    ];
-    const ANSWERED: [(&str, &str); 4] = [
-        ("beams", "beams {}"),
-        ("no_repeat_ngram", "no {}-gram twice (0: any)"),
-        ("new_tokens", "at most {} new tokens"),
-        ("length_penalty", "length penalty {}"),
-    ];
-    let value = |section: &str, name: &str| {
-        let value = experiment.settings.get(&format!("resolved.{section}.{name}"))?;
-        // Seven digits: as they were written, and not as 32 bits hold them.
-        Some(match value.as_f64() {
-            Some(number) => ((number * 1e7).round() / 1e7).to_string(),
-            None => value.as_str().map_or_else(|| value.to_string(), str::to_owned),
-        })
-    };
-    let told = |section: &str, names: &[(&str, &str)]| -> String {
-        let told = names.iter().filter_map(|(name, words)| Some(words.replace("{}", &value(section, name)?)));
-        told.collect::<Vec<_>>().join(", ")
-    };
-    let mut sentences = Vec::new();
-    for method in &experiment.methods {
-        let mut told_of_method = told(method, &TUNED);
-        if method == "lora" && !told_of_method.is_empty() {
-            told_of_method =
-                format!("{}, {told_of_method}", told(method, &[("rank", "rank {}"), ("alpha", "alpha {}")]));
-        }
-        if !told_of_method.is_empty() {
-            sentences.push(format!("By {method}: {told_of_method}."));
-        }
-    }
-    let answered = told("answer", &ANSWERED);
-    if !answered.is_empty() {
-        sentences.push(format!("Responses: {answered}."));
-    }
-    sentences.join(" ")
 }
 
 fn bundle(records: &Records) -> Vec<BundlePart> {

@@ -7,7 +7,7 @@ use endpoint::EndpointError;
 use endpoint::asking::{Billed, Check, Endpoint, Outcome, Question, Reply, Told, excerpt, failed};
 use endpoint::cache::{Answer, Cache, NanoDollars};
 use endpoint::price::Price;
-use endpoint::settings::{EndpointSettings, base_url};
+use endpoint::settings::{EndpointSettings, MOST_DOLLARS, base_url};
 use instructions::language::Language;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
@@ -59,6 +59,13 @@ impl LibreTranslator {
         cache: Arc<Cache>,
     ) -> Result<LibreTranslator, EndpointError> {
         // Characters are counted, and the server tells no usage.
+        if let Some(price) = own.price.filter(|price| !(0.0..=MOST_DOLLARS).contains(price)) {
+            return Err(EndpointError::Setting {
+                name: "the price",
+                expected: "dollars, at least 0 and at most 1000000000",
+                found: price.to_string(),
+            });
+        }
         settings.price = own.price.map(|price| Price { prompt: price, completion: 0.0 });
         settings.check()?;
         if own.batch == 0 {

@@ -5,10 +5,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use endpoint::cache::{Answer, Cache, NanoDollars};
-use instructions::files::write_json_lines;
 use instructions::language::Language;
 use instructions::recipe::Origin;
-use instructions::record::Record;
+use instructions::record::{Record, write_records};
 use serde::{Deserialize, Serialize};
 
 use crate::checks::{Checks, Fault, FaultKind, width};
@@ -251,14 +250,8 @@ pub fn translate_records(
 /// # Errors
 /// Where the file cannot be written.
 pub fn write_translated(path: &Path, rows: &[Record], origin: Origin) -> Result<()> {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        #[serde(flatten)]
-        record: &'a Record,
-        origin: Origin,
-    }
-    let rows: Vec<Row<'_>> = rows.iter().map(|record| Row { record, origin }).collect();
-    write_json_lines(path, &rows)
+    let told = |record: &Record| Record { origin: Some(origin), ..record.clone() };
+    write_records(path, &rows.iter().map(told).collect::<Vec<_>>())
 }
 
 /// Puts rows whose task breaks where they belong; gives the others.

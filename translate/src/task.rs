@@ -103,6 +103,7 @@ mod tests {
             instruction: instruction.into(),
             input: String::new(),
             output: output.into(),
+            origin: None,
         })
     }
 

@@ -61,6 +61,7 @@ fn a_set_goes_through_the_model_and_its_words_are_the_packages() {
             instruction: word.clone(),
             input: String::new(),
             output: word.clone(),
+            origin: None,
         })
         .collect();
     let cache = Cache::in_memory().unwrap();

@@ -66,6 +66,7 @@ fn record(number: usize) -> Record {
              {number};\n```\n\n1. **Mornings** were cold for {name} and the streets were empty.\n2. Evenings were warm, as \
              {name} remembers."
         ),
+        origin: None,
     }
 }
 

@@ -80,6 +80,7 @@ fn own_rows() -> Vec<Record> {
         instruction: text(row, "instruction"),
         input: text(row, "input"),
         output: text(row, "output"),
+        origin: None,
     };
     rows.iter().enumerate().map(record).collect()
 }

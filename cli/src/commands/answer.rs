@@ -8,6 +8,7 @@ use std::time::Instant;
 use answer::{AnswerModel, Decoding, Request, Sampling, prompt_tokens};
 use anyhow::anyhow;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use engine::Cpu;
 use engine::kernels::Kernels;
 use instructions::language::Language;
@@ -69,8 +70,8 @@ pub(crate) struct Answer {
     #[arg(long, value_name = "N", default_value_t = Decoding::default().new_tokens)]
     new_tokens: usize,
 
-    /// A response ends in front of the first of these texts
-    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    /// A response ends in front of the first of these texts; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
 
     #[command(flatten)]

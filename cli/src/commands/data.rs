@@ -14,11 +14,11 @@ use std::str::FromStr;
 use anyhow::anyhow;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use instructions::files::{Problem, read_bytes};
+use instructions::files::Problem;
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::recipe::Origin;
-use instructions::record::{declared_origin, read_record_bytes};
+use instructions::record::read_records;
 use model::{BaseModel, Tokenizer};
 
 use super::tune::open;
@@ -56,7 +56,7 @@ impl Data {
 #[derive(Debug, Clone)]
 struct SetFile {
     language: Language,
-    /// What the file's rows tell unless given, and else native.
+    /// As the rows tell unless given, else native.
     origin: Option<Origin>,
     path: PathBuf,
 }
@@ -87,20 +87,14 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
     let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
     for file in files {
-        // Once: it may be a pipe.
-        let bytes = read_bytes(&file.path).map_err(Failure::wrong_input)?;
-        let origin = match file.origin {
-            Some(origin) => origin,
-            None => declared_origin(&file.path, &bytes).map_err(Failure::wrong_input)?.unwrap_or_default(),
-        };
-        let reading = read_record_bytes(&file.path, bytes, &file.language).map_err(Failure::wrong_input)?;
+        let reading = read_records(&file.path, &file.language).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
         }
         left_out += reading.dropped();
         problems.push((file.language.clone(), reading.problems));
-        let mut of_language: Vec<(Language, Set)> = Vec::new();
         for record in reading.items {
+            let origin = file.origin.or(record.origin).unwrap_or_default();
             if !seen.insert((record.language.clone(), origin, record.id.clone())) {
                 return Err(Failure::wrong_input(anyhow!(
                     "{}: the id {} was met before in {} {}: give the rows of one language ids of their own",
@@ -111,16 +105,8 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
                 )));
             }
             // A file may say of its rows that they are in another language than it is given for.
-            match of_language.iter_mut().find(|(language, _)| *language == record.language) {
-                Some((_, set)) => set.records.push(record),
-                None => {
-                    let language = record.language.clone();
-                    let set = Set { language: language.clone(), origin, records: vec![record] };
-                    of_language.push((language, set));
-                }
-            }
+            sets.add(Set { language: record.language.clone(), origin, records: vec![record] });
         }
-        of_language.into_iter().for_each(|(_, set)| sets.add(set));
     }
     Ok(Read { sets, left_out, problems })
 }

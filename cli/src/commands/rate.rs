@@ -213,13 +213,13 @@ impl Draw {
             }
         }
         check_unique_in_files(&responses, &lines).map_err(Failure::wrong_input)?;
-        if !self.language.is_empty() {
-            responses.retain(|response| self.language.contains(&response.prompt.language));
-        }
         for system in &self.system {
             if !responses.iter().any(|response| response.system == *system) {
                 return Err(Failure::wrong_input(no_such_system(system, &responses)));
             }
+        }
+        if !self.language.is_empty() {
+            responses.retain(|response| self.language.contains(&response.prompt.language));
         }
         if !self.system.is_empty() {
             responses.retain(|response| self.system.contains(&response.system));
@@ -250,7 +250,7 @@ fn no_such_system(system: &str, responses: &[Response]) -> anyhow::Error {
     let there: BTreeSet<&str> = responses.iter().map(|response| response.system.as_str()).collect();
     let named: Vec<String> = there.iter().take(NAMED).map(|system| format!("{system:?}")).collect();
     let more = if there.len() > NAMED { format!(" and {} more", there.len() - NAMED) } else { String::new() };
-    anyhow!("--system: no response of the system {system:?}; those there are {}{more}", named.join(", "))
+    anyhow!("--system: no response of the system {system:?}; expected some of {}{more}", named.join(", "))
 }
 
 impl Invite {

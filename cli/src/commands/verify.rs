@@ -75,6 +75,7 @@ fn records() -> Result<Vec<Record>, Failure> {
                 instruction: (*instruction).to_owned(),
                 input: (*input).to_owned(),
                 output: (*response).to_owned(),
+                origin: None,
             })
         })
         .collect()

@@ -235,6 +235,7 @@ fn numbered(code: &str, ids: std::ops::Range<usize>, output: impl Fn(usize) -> S
         instruction: format!("{code} asks {id}"),
         input: String::new(),
         output: output(id),
+        origin: None,
     });
     Set { language: language(code), origin: Origin::Native, records: records.collect() }
 }
@@ -281,6 +282,7 @@ fn a_cleaned_copy_lists_what_it_dropped_and_mended() {
         instruction: format!("Say {id}."),
         input: input.to_owned(),
         output: output.to_owned(),
+        origin: None,
     };
     let records = vec![
         record("a", "N/A", "a"),

@@ -257,8 +257,12 @@ impl<'a> Draw<'a> {
             if !self.recipe.repeat || left == before {
                 let found = part.budget - left;
                 let unit = if self.meter.counts_rows() { "rows" } else { "tokens or FLOPs" };
+                let of_origin = match self.recipe.origin_in(&part.language) {
+                    Some(origin) => format!(" of origin {}", origin.name()),
+                    None => String::new(),
+                };
                 bail!(
-                    "{} needs {} {unit}, and its set has {found} to draw from{}: lower C or its share, or set `repeat`",
+                    "{} needs {} {unit}, and its set has {found}{of_origin} to draw from{}: lower C or its share, or set `repeat`",
                     part.language,
                     part.budget,
                     if self.recipe.sampling == Sampling::Disjoint {

@@ -95,7 +95,7 @@ impl<'a> Pools<'a> {
 
     /// The pools of a language that a recipe takes rows from.
     fn of<'b>(&'b self, recipe: &'b Recipe, language: &'b Language) -> impl Iterator<Item = &'b Pool<'a>> {
-        let origin = recipe.origins.get(language).copied().or(recipe.origin);
+        let origin = recipe.origin_in(language);
         self.pools.iter().filter(move |pool| {
             pool.language == *language && origin.is_none_or(|origin| pool.origin == origin)
         })
@@ -149,6 +149,14 @@ impl<'a> Pools<'a> {
 }
 
 impl<'a> Pool<'a> {
+    /// `the set in fi`, with its origin where there may be several.
+    fn name(&self) -> String {
+        match self.origin {
+            Origin::Native => format!("the set in {}", self.language),
+            origin => format!("the set in {} ({})", self.language, origin.name()),
+        }
+    }
+
     /// A set's rows, each id once, none of them held out yet.
     fn of(set: &'a Set, meter: &Meter) -> Result<Self> {
         let mut seen = BTreeSet::new();
@@ -205,8 +213,8 @@ fn hold_out(pools: &mut [Pool], options: &MixOptions) -> Result<()> {
     for pool in pools.iter() {
         if pool.training.len() <= wanted {
             bail!(
-                "the set in {} has {} rows: expected more than the {wanted} that are held out for validation",
-                pool.language,
+                "{} has {} rows: expected more than the {wanted} that are held out for validation",
+                pool.name(),
                 pool.training.len()
             );
         }
@@ -250,12 +258,12 @@ fn hold_out(pools: &mut [Pool], options: &MixOptions) -> Result<()> {
 /// C in the budget's unit, and in the unit that rows are drawn by.
 fn c(pools: &[Pool], options: &MixOptions) -> Result<(u64, u64)> {
     let budget = &options.budget;
-    let costs = pools.iter().map(|pool| (pool.cost(), &pool.language));
-    let Some((cost, language)) = costs.min_by_key(|(cost, _)| *cost) else { bail!("there are no sets") };
+    let costs = pools.iter().map(|pool| (pool.cost(), pool));
+    let Some((cost, pool)) = costs.min_by_key(|(cost, _)| *cost) else { bail!("there are no sets") };
     if cost == 0 {
-        bail!("a set has no rows to train on");
+        bail!("{} has no rows to train on", pool.name());
     }
-    let smallest = || counted(cost, budget.held, || format!("the set in {language}"));
+    let smallest = || counted(cost, budget.held, || pool.name());
     match (budget.held, budget.c) {
         (_, Some(0)) => bail!("the budget's C is 0: expected at least 1"),
         (Held::Updates, _) if budget.batch == 0 => bail!("the budget's `batch` is 0: expected at least 1"),

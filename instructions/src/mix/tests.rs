@@ -19,6 +19,7 @@ fn record(code: &str, id: &str) -> Record {
         input: String::new(),
         // Lengths differ from row to row and from language to language.
         output: "x".repeat(1 + (id.len() * 7 + id.bytes().map(usize::from).sum::<usize>() + code.len()) % 13),
+        origin: None,
     }
 }
 

@@ -23,6 +23,8 @@ const MOST_PIECES: usize = 1 << 20;
 const MOST_BEAMS: usize = 1 << 10;
 /// More than any model's context, and few enough to be counted.
 const MOST_NEW_TOKENS: usize = 1 << 20;
+/// Of OpenAI's chat completions.
+const MOST_STOPS: usize = 4;
 /// Seconds: whoever waits longer before a second try has meant something else.
 const LONGEST_BACKOFF: f64 = 3600.0;
 
@@ -281,11 +283,17 @@ impl Checker<'_> {
         self.count(&key("new_tokens"), answer.new_tokens, MOST_NEW_TOKENS);
         self.above_zero(&key("repetition_penalty"), answer.repetition_penalty);
         self.above_zero(&key("temperature"), answer.temperature);
-        if answer.length_penalty.is_some_and(|penalty| !penalty.is_finite()) {
-            self.problem(&key("length_penalty"), "length_penalty: expected a number");
+        if let Some(penalty) = answer.length_penalty.filter(|penalty| !penalty.is_finite()) {
+            let message = format!("length_penalty is {penalty}: expected a finite number");
+            self.problem(&key("length_penalty"), message);
         }
         if answer.stop.iter().flatten().any(String::is_empty) {
-            self.problem(&key("stop"), "stop holds an empty text: expected some letters");
+            self.problem(&key("stop"), "stop holds an empty text, which every response begins with");
+        }
+        let endpoint = experiment.system.iter().any(|system| system.endpoint.is_some());
+        if let Some(stop) = answer.stop.as_ref().filter(|stop| endpoint && stop.len() > MOST_STOPS) {
+            let message = format!("stop has {} texts: an endpoint takes {MOST_STOPS}", stop.len());
+            self.problem(&key("stop"), message);
         }
         self.above_zero(&key("batch_tokens"), answer.batch_tokens.map(|value| value as f64));
         self.share(&key("top_p"), answer.top_p);

@@ -73,7 +73,7 @@ fn question(system: &ExtraSystem, settings: &Answer, prompt: &Prompt) -> Questio
         "max_tokens": settings.new_tokens.unwrap_or(NEW_TOKENS),
         "temperature": 0,
     });
-    if let Some(stop) = &settings.stop {
+    if let Some(stop) = settings.stop.as_ref().filter(|stop| !stop.is_empty()) {
         body["stop"] = json!(stop);
     }
     if settings.sample == Some(true) {

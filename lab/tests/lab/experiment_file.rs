@@ -72,7 +72,7 @@ fn problems_are_named_with_their_place() {
                 ":32:1: `top_p` is only for `sample = true`",
                 ":33:1: `seed` is only for",
                 ":34:1: stop holds an empty text",
-                ":35:1: length_penalty: expected a number",
+                ":35:1: length_penalty is NaN: expected a finite number",
             ],
         ),
         ("seeds = [1, 2]", "minimum_score = nan", &[":6:1: minimum_score is NaN: expected 0 or above"]),
@@ -215,6 +215,35 @@ fn models_and_keys_that_are_named_are_looked_for() {
     let openai = "name = \"s\"\nendpoint = \"http://host\"\nmodel = \"m\"";
     let system = said("[answer]", &format!("[[system]]\n{openai}\n{key}\n[answer]"));
     assert!(system.contains(":34:1: environment variable POLYPACA_NO_SUCH_KEY: expected"), "{system}");
+}
+
+#[test]
+fn rows_of_several_origins_are_sets_of_their_own_where_a_recipe_asks_for_one() {
+    let read = |recipe: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let translated: Vec<String> = (0..4)
+            .map(|id| {
+                format!(
+                    r#"{{"id":"{id}","instruction":"a","output":"translated {id}","origin":"translated"}}"#
+                )
+            })
+            .collect();
+        fs::write(folder.path().join("mt.jsonl"), translated.join("\n")).unwrap();
+        let text = EXPERIMENT.replace("fi = \"fi.json\"", "fi = [\"fi.json\", \"mt.jsonl\"]");
+        let text = text.replace("seeds = [1, 2]", &format!("seeds = [1, 2]\n{recipe}"));
+        let experiment =
+            Experiment::load(&write(folder.path(), &text)).unwrap_or_else(|error| panic!("{error}"));
+        let sets = Inputs::read(&experiment).unwrap().sets;
+        let of_finnish = sets.iter().filter(|set| set.language.code() == "fi");
+        let told = |set: &instructions::mix::Set| {
+            (set.origin.name(), set.records.len(), set.records[set.records.len() - 1].id.clone())
+        };
+        of_finnish.map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(read(""), [("native", 16, "mt:3".to_owned())]);
+    let asks =
+        "recipes = [\"mt\"]\n[[recipe]]\nname = \"mt\"\nlanguages = [\"fi\"]\norigin = \"translated\"\n";
+    assert_eq!(read(asks), [("native", 12, "11".to_owned()), ("translated", 4, "3".to_owned())]);
 }
 
 #[test]

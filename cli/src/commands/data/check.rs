@@ -194,7 +194,12 @@ impl Check {
         let kinds = self.drop.as_deref().unwrap_or(&FaultKind::DROPPED);
         let (copy, cleaned) = clean(sets, report, kinds);
         for set in copy.iter() {
-            write_set(&self.copy_path(folder, set), &set.records).map_err(Failure::failed)?;
+            let mut records = set.records.clone();
+            if set.origin != Origin::Native {
+                // Given for the whole file, perhaps: the copy tells it of each row.
+                records.iter_mut().for_each(|record| record.origin = Some(set.origin));
+            }
+            write_set(&self.copy_path(folder, set), &records).map_err(Failure::failed)?;
         }
         write_json_lines(&folder.join(CLEANED), &cleaned).map_err(Failure::failed)?;
         Ok(cleaned)
