@@ -105,6 +105,10 @@ fn a_cleaned_copy_is_written_in_the_form_asked_for() {
     let origins: Vec<&Value> =
         counted["sets"].as_array().expect("sets").iter().map(|set| &set["origin"]).collect();
     assert_eq!(origins, ["translated", "native"], "{counted}");
+    let told = ["check", "en=clean/en-translated.json", "--skip-languages", "--clean", "again", "--json"];
+    assert_eq!(run(folder, &told).status.code(), Some(0));
+    let counted = figures(folder, &["stats", "en=again/en.json"]);
+    assert_eq!(counted["sets"][0]["origin"], "translated", "{counted}");
     let counted = figures(folder, &["stats", "en:round_trip=clean/en-translated.json"]);
     assert_eq!(counted["sets"][0]["origin"], "round_trip", "{counted}");
     let kept =

@@ -108,6 +108,29 @@ fn a_row_without_output_is_named_and_does_not_stop_the_others() {
     let output = polypaca().arg("plan").arg(&experiment).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("fi.json") && said(&output).contains("output"), "{}", said(&output));
+
+    // The mixes of its language list it.
+    let rows = fs::read_to_string(&path).unwrap();
+    fs::write(&path, rows.replacen("Se on 6.", "", 1)).unwrap();
+    let out = folder.path().join("out");
+    let output = run(&experiment, &out);
+    assert!(output.status.success(), "{}", said(&output));
+    let manifests = fs::read_dir(out.join("store/cells")).unwrap().filter_map(|cell| {
+        let manifest = fs::read(cell.unwrap().path().join("manifest.json")).ok()?;
+        Some(serde_json::from_slice::<Value>(&manifest).unwrap())
+    });
+    let mut of_finnish = 0;
+    for manifest in manifests.filter(|manifest| manifest["languages"].get("fi").is_some()) {
+        of_finnish += 1;
+        let left_out = manifest["left_out"].as_array().unwrap();
+        let has = |reason: &str, id: &str| {
+            let of_reason = |left: &&Value| left["reason"].as_str().unwrap().starts_with(reason);
+            left_out.iter().filter(of_reason).any(|left| left["ids"][0].as_str().unwrap().ends_with(id))
+        };
+        assert!(has("could not be read: has no `output`", "fi.json, row 3"), "{left_out:?}");
+        assert!(has("the output is empty", "5"), "{left_out:?}");
+    }
+    assert!(of_finnish > 0);
 }
 
 #[test]

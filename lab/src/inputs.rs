@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use instructions::files::{Place, Problem};
 use instructions::language::Language;
-use instructions::mix::{Set, Sets};
+use instructions::mix::{LeftOut, Set, Sets};
 use instructions::parallel::prompt_differences;
 use instructions::prompt::{Prompt, read_prompts};
 use instructions::recipe::Origin;
@@ -27,6 +27,8 @@ pub struct Inputs {
     pub prompts: Prompts,
     /// What could not be read of the instruction files of each language, among `problems` too.
     pub unread: Vec<(Language, Vec<Problem>)>,
+    /// Rows of the instruction files that are left out though they could be read.
+    pub left_out: Vec<LeftOut>,
     /// What was wrong with all of them, and did not stop the experiment.
     pub problems: Vec<Problem>,
     /// Languages whose prompts differ in their ids from most others', in words.
@@ -64,6 +66,7 @@ impl Inputs {
         let mut records: Vec<Record> = Vec::new();
         let before = self.problems.len();
         let mut ids = BTreeSet::new();
+        let (mut foreign, mut empty) = (Vec::new(), Vec::new());
         for path in files.iter() {
             let reading = read_records(path, language)?;
             self.unread.push((language.clone(), reading.problems.clone()));
@@ -73,9 +76,11 @@ impl Inputs {
                 if record.language != *language {
                     let what = format!("the row is in `{}`, expected `{language}`", record.language);
                     self.dropped(path, Place::Row { row, line: None }, what);
+                    foreign.push(record.id);
                 } else if record.output.trim().is_empty() {
                     let what = format!("the row with id {:?} has an empty output", record.id);
                     self.dropped(path, Place::Row { row, line: None }, what);
+                    empty.push(record.id);
                 } else {
                     // Files without ids number their rows alike: the file's name tells them apart.
                     if ids.contains(&(set, record.id.clone())) {
@@ -87,6 +92,11 @@ impl Inputs {
                     }
                     records.push(record);
                 }
+            }
+        }
+        for (reason, ids) in [("the row is in another language", foreign), ("the output is empty", empty)] {
+            if !ids.is_empty() {
+                self.left_out.push(LeftOut { language: language.clone(), reason: reason.to_owned(), ids });
             }
         }
         if records.is_empty() {

@@ -160,6 +160,11 @@ impl Rooms<'_> {
                 mix.manifest.add_unread(language, problems);
             }
         }
+        for left in &self.inputs.left_out {
+            if mix.manifest.languages.contains_key(&left.language) {
+                mix.manifest.left_out.push(left.clone());
+            }
+        }
         Ok(mix)
     }
 

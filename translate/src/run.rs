@@ -7,7 +7,7 @@ use anyhow::Result;
 use endpoint::cache::{Answer, Cache, NanoDollars};
 use instructions::language::Language;
 use instructions::recipe::Origin;
-use instructions::record::{Record, write_records};
+use instructions::record::{Record, write_set};
 use serde::{Deserialize, Serialize};
 
 use crate::checks::{Checks, Fault, FaultKind, width};
@@ -245,13 +245,13 @@ pub fn translate_records(
     Ok(translated)
 }
 
-/// Writes translated rows, each with its origin, one a line. Atomic.
+/// Writes translated rows, each with its origin, in the form that the file's name ends in. Atomic.
 ///
 /// # Errors
 /// Where the file cannot be written.
 pub fn write_translated(path: &Path, rows: &[Record], origin: Origin) -> Result<()> {
     let told = |record: &Record| Record { origin: Some(origin), ..record.clone() };
-    write_records(path, &rows.iter().map(told).collect::<Vec<_>>())
+    write_set(path, &rows.iter().map(told).collect::<Vec<_>>())
 }
 
 /// Puts rows whose task breaks where they belong; gives the others.

@@ -14,8 +14,8 @@ use super::{Experiment, ExperimentError, JudgeKind, Method, Problem, Source};
 
 impl Experiment {
     /// Opens the base models, adapters, the gate's model, the judge's model and its wording, and looks for the endpoints'
-    /// keys, so that what is wrong with them is told before any work and at its place in the file. For whoever plans or runs the whole: a
-    /// job on a cluster's node may have no key, and asks nobody.
+    /// keys, so that what is wrong with them is told before any work and at its place in the file. For whoever plans or
+    /// runs the whole: a job on a cluster's node may have no key, and asks nobody.
     ///
     /// # Errors
     /// Every problem found, each with file, line and column.

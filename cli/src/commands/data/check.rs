@@ -199,15 +199,23 @@ impl Check {
                 // Given for the whole file, perhaps: the copy tells it of each row.
                 records.iter_mut().for_each(|record| record.origin = Some(set.origin));
             }
-            write_set(&self.copy_path(folder, set), &records).map_err(Failure::failed)?;
+            write_set(&self.copy_path(folder, sets, set), &records).map_err(Failure::failed)?;
         }
         write_json_lines(&folder.join(CLEANED), &cleaned).map_err(Failure::failed)?;
         Ok(cleaned)
     }
 
-    /// The file of a set's cleaned copy.
-    fn copy_path(&self, folder: &Path, set: &Set) -> PathBuf {
-        folder.join(format!("{}.{}", set_name(set), self.form.ending()))
+    /// The file of a set's cleaned copy: `fi.json`, or `fi-translated.json` where the origin was given, or where others of
+    /// the language have another.
+    fn copy_path(&self, folder: &Path, sets: &Sets, set: &Set) -> PathBuf {
+        let given = |file: &SetFile| file.language == set.language && file.origin == Some(set.origin);
+        let alone = sets.iter().filter(|other| other.language == set.language).count() == 1;
+        let name = match set.origin {
+            Origin::Native => set.language.to_string(),
+            _ if alone && !self.files.iter().any(given) => set.language.to_string(),
+            origin => format!("{}-{}", set.language, origin.name()),
+        };
+        folder.join(format!("{name}.{}", self.form.ending()))
     }
 
     /// Nothing that is read may be written over. Which files are written is known when the sets are read: a file may
@@ -216,19 +224,11 @@ impl Check {
         let mut outputs: Vec<(&str, PathBuf)> = Vec::new();
         outputs.extend(self.faults.iter().map(|path| ("--faults", path.clone())));
         if let Some(folder) = &self.clean {
-            outputs.extend(sets.iter().map(|set| ("--clean", self.copy_path(folder, set))));
+            outputs.extend(sets.iter().map(|set| ("--clean", self.copy_path(folder, sets, set))));
             outputs.push(("--clean", folder.join(CLEANED)));
         }
         let files = self.files.iter().chain(&self.prompts).map(|file| file.path.as_path());
         check_outputs(&outputs, files.chain(self.lid.as_deref()).chain(self.tokenizer.as_deref()))
-    }
-}
-
-/// `fi`, or `fi-translated`.
-fn set_name(set: &Set) -> String {
-    match set.origin {
-        Origin::Native => set.language.to_string(),
-        origin => format!("{}-{}", set.language, origin.name()),
     }
 }
 

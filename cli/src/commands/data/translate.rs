@@ -53,7 +53,7 @@ pub(crate) struct Translate {
     #[arg(long, value_name = "CODE")]
     to: Language,
 
-    /// The translated set, JSONL. Beside it: FILE.dropped.jsonl, FILE.flagged.jsonl, FILE.manifest.json
+    /// The translated set, in the form its name ends in: .jsonl, .parquet, else Alpaca's JSON. Beside it: FILE.dropped.jsonl, FILE.flagged.jsonl, FILE.manifest.json
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
