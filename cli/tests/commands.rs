@@ -210,15 +210,21 @@ fn each_prompt_is_answered_in_its_line() {
     let answered = figures_of(&["--adapter", "adapter"], "out.jsonl");
     assert_eq!((&answered["responses"], &answered["system"]), (&2.into(), &"adapter".into()));
     assert!(answered["new_tokens"].as_u64().is_some_and(|tokens| (2..=10).contains(&tokens)));
-    let lines: Vec<Value> = fs::read_to_string(folder.join("out.jsonl"))
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines_of = |out: &str| -> Vec<Value> {
+        let text = fs::read_to_string(folder.join(out)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let lines = lines_of("out.jsonl");
     assert_eq!(lines.len(), 2);
     assert_eq!((&lines[0]["id"], &lines[0]["language"]), (&"a".into(), &"en".into()));
     assert_eq!((&lines[1]["id"], &lines[1]["reference"]), (&"b".into(), &"Itämeri.".into()));
     assert!(lines.iter().all(|line| line["response"].is_string() && line["system"] == "adapter"));
+
+    let whole = lines[0]["response"].as_str().unwrap();
+    let stop = whole.trim_end().chars().last().expect("an answer").to_string();
+    figures_of(&["--adapter", "adapter", "--stop", "never said", "--stop", &stop], "stopped.jsonl");
+    let before = whole.split(&stop).next().unwrap();
+    assert_eq!(lines_of("stopped.jsonl")[0]["response"].as_str().unwrap().trim_end(), before.trim_end());
 
     let sampled = |out: &str| {
         figures_of(&["--sample", "--temperature", "2", "--seed", "3", "--batch-tokens", "16"], out);

@@ -6,7 +6,7 @@
 //! | mix | `rows.jsonl`, `validation.jsonl`, `manifest.json` |
 //! | tuning | `system/`: a PEFT or a Hugging Face folder; `tuning.json`; `metrics.jsonl` |
 //! | answers | `responses.jsonl` |
-//! | scores | `scores.jsonl`: the report's records |
+//! | scores | `scores.jsonl`: the report's records; `ratings.jsonl`: the judge's |
 
 mod endpoint;
 mod scores;
