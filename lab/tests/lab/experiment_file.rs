@@ -75,6 +75,11 @@ fn problems_are_named_with_their_place() {
                 ":35:1: length_penalty is NaN: expected a finite number",
             ],
         ),
+        (
+            "new_tokens = 4",
+            "stop = [\"a\", \"b\", \"c\", \"d\", \"e\"]\n[[system]]\nname = \"s\"\nendpoint = \"http://host\"\nmodel = \"m\"",
+            &[":31:1: stop has 5 texts: an endpoint takes 4"],
+        ),
         ("seeds = [1, 2]", "minimum_score = nan", &[":6:1: minimum_score is NaN: expected 0 or above"]),
         ("lr = 0.001", "modules = []", &[":28:1: modules is empty: expected at least one"]),
         ("lr = 0.001", "rank = 100000000000", &["rank is 100000000000: expected at most 16384"]),
