@@ -4,11 +4,15 @@
 //! far. Each is written under a temporary name, flushed to disk and renamed, so that a kill leaves the old one or the
 //! new one. Both need not be of the same update: a run that goes on from an older state comes to the same best
 //! again and writes the same bytes.
+//!
+//! Tensors are written and read one at a time: a checkpoint takes no more memory than the largest of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
@@ -112,14 +116,14 @@ impl Checkpoints {
         self.folder.join("best.safetensors")
     }
 
-    /// Writes where the run stands.
-    pub(crate) fn write_state(&self, state: &State, tensors: &[(String, Vec<f32>)]) -> Result<()> {
-        write(&self.state_file(), state, tensors)
+    /// Writes where the run stands: `fetch` gives the values of an entry by its number, and is asked for each once.
+    pub(crate) fn write_state(&self, state: &State, entries: &[Entry], fetch: &Fetch<'_>) -> Result<()> {
+        write(&self.state_file(), state, entries, fetch)
     }
 
-    /// Writes the best values so far.
-    pub(crate) fn write_best(&self, state: &State, tensors: &[(String, Vec<f32>)]) -> Result<()> {
-        write(&self.best_file(), state, tensors)
+    /// Writes the best values so far, likewise.
+    pub(crate) fn write_best(&self, state: &State, entries: &[Entry], fetch: &Fetch<'_>) -> Result<()> {
+        write(&self.best_file(), state, entries, fetch)
     }
 
     /// Where the run stood, if it had begun.
@@ -141,40 +145,87 @@ impl Checkpoints {
     }
 }
 
-/// Tensors by name.
-pub(crate) struct Tensors(BTreeMap<String, Vec<f32>>);
+/// A tensor that a checkpoint keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// What it is called there.
+    pub name: String,
+    /// Its elements.
+    pub length: usize,
+}
+
+/// Gives the values of an entry by its number.
+pub(crate) type Fetch<'a> = dyn Fn(usize) -> Result<Vec<f32>> + 'a;
+
+/// The tensors of a checkpoint, each read when it is asked for.
+pub(crate) struct Tensors {
+    path: PathBuf,
+    file: File,
+    /// Where in the file the first tensor begins.
+    begin: u64,
+    metadata: Metadata,
+}
 
 impl Tensors {
     /// A tensor of the expected length.
-    pub(crate) fn take(&mut self, name: &str, length: usize) -> Option<Vec<f32>> {
-        self.0.remove(name).filter(|values| values.len() == length)
+    ///
+    /// # Errors
+    /// There is none of this name, it has another length, or the file cannot be read.
+    pub(crate) fn read(&mut self, name: &str, length: usize) -> Result<Vec<f32>> {
+        let invalid = |reason: String| Error::Checkpoint { path: self.path.clone(), reason };
+        let info =
+            self.metadata.info(name).ok_or_else(|| invalid(format!("it has no tensor called {name}")))?;
+        let (begin, end) = info.data_offsets;
+        if info.dtype != Dtype::F32 || end - begin != 4 * length {
+            let (dtype, shape) = (info.dtype, &info.shape);
+            return Err(invalid(format!("{name} is {dtype:?} {shape:?}, expected {length} elements of F32")));
+        }
+        let mut values = vec![0.0f32; length];
+        self.file
+            .seek(SeekFrom::Start(self.begin + begin as u64))
+            .and_then(|_| self.file.read_exact(bytemuck::cast_slice_mut(&mut values)))
+            .map_err(Error::io(&self.path))?;
+        Ok(values)
     }
 }
 
-fn write(path: &Path, state: &State, tensors: &[(String, Vec<f32>)]) -> Result<()> {
-    let invalid = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
-    let views = tensors
-        .iter()
-        .map(|(name, values)| {
-            let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
-            view.map(|view| (name.as_str(), view)).map_err(|error| invalid(error.to_string()))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let state = serde_json::to_string(state).map_err(|error| invalid(error.to_string()))?;
-    let metadata = HashMap::from([(KEY.to_owned(), state)]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| invalid(error.to_string()))?;
-    instructions::files::atomic_write(path, |file| Ok(std::io::Write::write_all(file, &bytes)?))
-        .map_err(|error| Error::io(path)(system_error(error)))
+fn write(path: &Path, state: &State, entries: &[Entry], fetch: &Fetch<'_>) -> Result<()> {
+    let header = header(state, entries)
+        .map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason: reason.to_string() })?;
+    let written = instructions::files::atomic_write(path, |file| {
+        file.write_all(&header)?;
+        for number in 0..entries.len() {
+            file.write_all(bytemuck::cast_slice(&fetch(number)?))?;
+        }
+        Ok(())
+    });
+    written.map_err(|error| error.downcast().unwrap_or_else(|error| Error::io(path)(system_error(error))))
+}
+
+/// A file's beginning, as safetensors has it: the length of a JSON object in 8 bytes, and the object, filled up with
+/// spaces so that the tensors are aligned.
+fn header(state: &State, entries: &[Entry]) -> anyhow::Result<Vec<u8>> {
+    let mut end = 0;
+    let infos = entries.iter().map(|Entry { name, length }| {
+        let begin = end;
+        end += 4 * length;
+        let info = TensorInfo { dtype: Dtype::F32, shape: vec![*length], data_offsets: (begin, end) };
+        (name.clone(), info)
+    });
+    let metadata = HashMap::from([(KEY.to_owned(), serde_json::to_string(state)?)]);
+    let mut object = serde_json::to_vec(&Metadata::new(Some(metadata), infos.collect())?)?;
+    object.resize(object.len().next_multiple_of(8), b' ');
+    Ok([&(object.len() as u64).to_le_bytes()[..], &object].concat())
 }
 
 fn read(path: &Path, fingerprint: &Fingerprint) -> Result<Option<(State, Tensors)>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
+    let mut file = match File::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path)(error)),
     };
     let invalid = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| invalid(error.to_string()))?;
+    let (begin, metadata) = read_header(&mut file).map_err(|error| invalid(error.to_string()))?;
     let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let state = state.ok_or_else(|| invalid(format!("its header has no `{KEY}`")))?;
     let format =
@@ -190,14 +241,21 @@ fn read(path: &Path, fingerprint: &Fingerprint) -> Result<Option<(State, Tensors
     if !differences.is_empty() {
         return Err(Error::OtherRun { path: path.to_owned(), differences: differences.join("; ") });
     }
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| invalid(error.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in file.tensors() {
-        if tensor.dtype() != Dtype::F32 {
-            return Err(invalid(format!("{name} is {:?}, expected F32", tensor.dtype())));
-        }
-        let values = tensor.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]));
-        tensors.insert(name, values.collect());
-    }
-    Ok(Some((state, Tensors(tensors))))
+    Ok(Some((state, Tensors { path: path.to_owned(), file, begin, metadata })))
+}
+
+/// Where the tensors begin, and what is said of them; an error where the file is not as long as that says.
+fn read_header(file: &mut File) -> anyhow::Result<(u64, Metadata)> {
+    let length = file.metadata()?.len();
+    let mut object = [0; 8];
+    anyhow::ensure!(length >= 8, "it has {length} bytes, expected a header");
+    file.read_exact(&mut object)?;
+    let begin = u64::from_le_bytes(object).saturating_add(8);
+    anyhow::ensure!(begin <= length, "its header ends at byte {begin}, the file at {length}");
+    let mut object = vec![0; (begin - 8) as usize];
+    file.read_exact(&mut object)?;
+    let metadata: Metadata = serde_json::from_slice(&object)?;
+    let end = begin.saturating_add(metadata.data_len() as u64);
+    anyhow::ensure!(end == length, "its tensors end at byte {end}, the file at {length}");
+    Ok((begin, metadata))
 }

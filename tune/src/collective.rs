@@ -134,6 +134,48 @@ impl Collective for Alone {
     }
 }
 
+/// Hands rank 0 tensors from whoever holds them, one at a time and in the order in which it asks for them: tensor `i` has
+/// `lengths[i]` elements and is at rank `holders[i]`, where `own` gives it. Rank 0's `work` asks by number; what it comes
+/// to is there in rank 0 alone.
+///
+/// # Errors
+/// What `work` says, in rank 0; and as for [`Collective::sum`].
+pub(crate) fn hand_to_first<T>(
+    collective: &dyn Collective,
+    holders: &[usize],
+    lengths: &[usize],
+    own: &dyn Fn(usize) -> Vec<f32>,
+    work: impl FnOnce(&dyn Fn(usize) -> Result<Vec<f32>>) -> Result<T>,
+) -> Result<Option<T>> {
+    let hand = |number: usize| -> Result<Vec<f32>> {
+        let mut values = match (collective.rank() == holders[number], collective.is_first()) {
+            (true, _) => own(number),
+            (false, true) => vec![0.0; lengths[number]],
+            (false, false) => Vec::new(),
+        };
+        collective.gather(&[holders[number]], vec![Box::new(&mut values)], Receivers::First)?;
+        Ok(values)
+    };
+    if collective.is_first() {
+        let worked = work(&|number| {
+            if holders[number] == 0 {
+                return Ok(own(number));
+            }
+            collective.broadcast(&mut (number as u64).to_le_bytes().to_vec())?;
+            hand(number)
+        });
+        // Nothing more is wanted, whatever it came to.
+        let ended = collective.broadcast(&mut Vec::new());
+        return worked.and_then(|worked| ended.map(|()| Some(worked)));
+    }
+    loop {
+        let mut wanted = Vec::new();
+        collective.broadcast(&mut wanted)?;
+        let Ok(number) = wanted.try_into().map(u64::from_le_bytes) else { return Ok(None) };
+        hand(number as usize)?;
+    }
+}
+
 /// Who owns which of some tensors: the longest first, each to the rank that has the least so far.
 pub fn deal(lengths: &[usize], world_size: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();

@@ -10,7 +10,7 @@
 use engine::WorkspacePlan;
 use engine::decoder::config::{DecoderConfig, Head};
 use engine::decoder::cost::{self, Lengths, ModuleShape, TrainedShape};
-use engine::decoder::weights::{HostData, LayerSlot, Precision, Slot};
+use engine::decoder::weights::{HostData, LayerSlot, Precision, Slot, slots};
 use model::BaseModel;
 
 use crate::collective::part;
@@ -80,7 +80,7 @@ impl Shape {
             LayerSlot::DownWeight,
         ];
         let wanted = [Slot::Embedding, Slot::Head].into_iter().chain(block.map(|slot| Slot::Layer(0, slot)));
-        let present = engine::decoder::weights::slots(&config);
+        let present = slots(&config);
         let mut precisions = Vec::new();
         for slot in wanted.filter(|slot| present.contains(slot)) {
             let precision = match settings.weights.precision().of(slot) {
@@ -110,6 +110,16 @@ impl Shape {
             Some(modules) => modules.iter().map(ModuleShape::parameters).sum(),
             None => self.config.parameters(),
         }
+    }
+
+    /// Elements of the largest trained tensor.
+    pub(crate) fn largest_tensor(&self) -> usize {
+        let sides = |module: &ModuleShape| module.rank * module.inputs.max(module.rows);
+        let largest = match &self.modules {
+            Some(modules) => modules.iter().map(sides).max(),
+            None => slots(&self.config).iter().map(|slot| slot.shape(&self.config).iter().product()).max(),
+        };
+        largest.unwrap_or(0)
     }
 
     /// Bytes of the weights as the CPU backend keeps them.
@@ -160,7 +170,7 @@ pub struct Memory {
     pub workspace: u64,
     /// Trained values of an adapter, gradients and moments.
     pub optimizer: u64,
-    /// Copies while a checkpoint is written.
+    /// A tensor on its way into a checkpoint.
     pub checkpoint: u64,
     /// What the kernels keep for each thread.
     pub scratch: u64,
@@ -196,7 +206,7 @@ pub fn cost(
         flops: flops(shape, &work, settings),
         validation_flops: 2.0 * (of_validation * u128::from(measured)) as f64,
         trained_parameters: trained,
-        memory: memory(shape, &work, most, keeps_best, settings, threads),
+        memory: memory(shape, most, settings, threads),
         result_bytes: 4 * trained,
         checkpoint_bytes: best
             + if work.updates >= settings.checkpoint_every { values_and_moments } else { 0 },
@@ -297,14 +307,7 @@ fn largest(rows: &[RowLength], settings: &Settings, most: usize) -> usize {
     cuts.into_iter().map(|cut| lengths[cut].iter().sum()).max().unwrap_or(0)
 }
 
-fn memory(
-    shape: &Shape,
-    work: &Work,
-    most_tokens: usize,
-    keeps_best: bool,
-    settings: &Settings,
-    threads: usize,
-) -> Memory {
+fn memory(shape: &Shape, most_tokens: usize, settings: &Settings, threads: usize) -> Memory {
     let config = &shape.config;
     // What rows add to the gradients of a shared prefix stands apart for a moment: it takes less than what the shared rows
     // leave empty of the workspace.
@@ -317,14 +320,6 @@ fn memory(
     };
     // Gradient and two moments; an adapter's values beside them.
     let kept = if shape.modules.is_some() { 4 } else { 3 };
-    // A checkpoint is values and moments, gathered and then laid out as a file.
-    let copies = if work.updates >= settings.checkpoint_every {
-        2 * 3
-    } else if keeps_best {
-        2
-    } else {
-        0
-    };
     // Of 512 rows a thread has the hidden state, the logits of 256 rows of the vocabulary, and those once more as the
     // product reads them.
     let tile = 512 * (512 + config.hidden);
@@ -343,7 +338,8 @@ fn memory(
         weights: shape.weight_bytes() as u64,
         workspace: 4 * plan.floats(config, ranks) as u64,
         optimizer: (4 * kept * trained) as u64,
-        checkpoint: (4 * copies * shape.trained_parameters()) as u64,
+        // Tensors are written one at a time.
+        checkpoint: 4 * shape.largest_tensor() as u64,
         scratch: (4 * (threads * tile + logits + packed + few)) as u64,
     }
 }

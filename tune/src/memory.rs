@@ -23,7 +23,7 @@ pub(crate) struct Room {
     pub available: Option<u64>,
     /// Processes that take it, and as much as this one.
     pub sharing: u64,
-    /// Of the machine's, where that is another one, and this process writes the checkpoints.
+    /// Of the machine's, where that is another one, and this process writes the result.
     pub of_machine: Option<u64>,
     /// The processes that tune together, and share the moments.
     pub world_size: usize,
@@ -42,9 +42,9 @@ impl Room {
         }
     }
 
-    /// What all processes here take: rank 0 alone writes checkpoints.
+    /// What all processes here take. Each has a tensor on its way into a checkpoint.
     fn taken(self, memory: Memory) -> u64 {
-        (memory.total() - memory.checkpoint) * self.sharing + memory.checkpoint
+        memory.total() * self.sharing
     }
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn check<K: Kernels>(
         Ok(predict(kernels, &Shape::of(base, settings)?, rows, validation, settings, room.world_size))
     };
     if let Some(available) = room.of_machine {
-        check_machine(base, rows, validation, settings, available)?;
+        check_machine(base, settings, available)?;
     }
     let Some(available) = room.available else { return Ok(()) };
     let wanted = of(settings)?;
@@ -95,23 +95,17 @@ pub(crate) fn check<K: Kernels>(
     )))
 }
 
-/// Refuses a tuning on a GPU whose checkpoints would not fit into the machine's memory, where they are written from.
-fn check_machine(
-    base: &BaseModel,
-    rows: &[RowLength],
-    validation: &[RowLength],
-    settings: &Settings,
-    available: u64,
-) -> Result<()> {
-    let threads = rayon::current_num_threads();
-    let checkpoint = cost(&Shape::of(base, settings)?, rows, validation, settings, threads).memory.checkpoint;
-    if checkpoint + PROGRAM <= available {
+/// Refuses a tuning on a GPU whose result could not be written from the machine's memory.
+fn check_machine(base: &BaseModel, settings: &Settings, available: u64) -> Result<()> {
+    // A tensor on its way there: as the model has it, as the file has it, and as bytes.
+    let wanted = 3 * 4 * Shape::of(base, settings)?.largest_tensor() as u64 + PROGRAM;
+    if wanted <= available {
         return Ok(());
     }
     Err(Error::Memory(format!(
-        "this tuning's checkpoints would take {} of the machine's memory, and {} are free: it takes a smaller model or a \
-         larger machine",
-        gigabytes(checkpoint + PROGRAM),
+        "this tuning would take {} of the machine's memory beside the GPU's, and {} are free: it takes a smaller model or \
+         a larger machine",
+        gigabytes(wanted),
         gigabytes(available)
     )))
 }
@@ -335,7 +329,7 @@ mod tests {
             check(&Cpu, &base, &rows, &[], &settings, room).map_err(|error| error.to_string())
         };
         assert_eq!(found(1 << 40), Ok(()));
-        assert!(found(1).is_err_and(|told| told.contains("checkpoints would take")));
+        assert!(found(1).is_err_and(|told| told.contains("of the machine's memory beside the GPU's")));
     }
 
     /// Room that is asked for and not used: operands as wide as the widest, a matrix to be converted.

@@ -16,7 +16,7 @@ use model::BaseModel;
 use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
 
-use crate::checkpoint::{Checkpoints, Fingerprint, State};
+use crate::checkpoint::{Checkpoints, Entry, Fingerprint, State};
 use crate::collective::{Alone, Collective, part};
 use crate::cost::{self, RowLength, Shape};
 use crate::error::{Error, Result, system_error};
@@ -264,21 +264,12 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         if begun[0] > 0.0 {
             let (state, mut tensors) = found.unzip();
             self.state = State::handed_on(state, collective)?;
-            // Tensor by tensor: no other process need hold them all.
-            let mut failed = None;
-            let take = |name: &str, length: usize| {
-                let own = tensors.as_mut().and_then(|tensors| tensors.take(name, length));
-                handed_on(own, collective).unwrap_or_else(|error| {
-                    failed.get_or_insert(error);
-                    None
-                })
+            // Tensor by tensor: no process need hold them all.
+            let read = |entry: &Entry| {
+                let own = tensors.as_mut().map(|tensors| tensors.read(&entry.name, entry.length));
+                handed_on(own, collective)
             };
-            let restored = self.trained.restore(&mut self.decoder, Kept::State, take);
-            failed.map_or(Ok(()), Err)?;
-            restored.ok_or_else(|| Error::Checkpoint {
-                path: self.places.checkpoints.clone(),
-                reason: "a tensor is missing or has another size".into(),
-            })?;
+            self.trained.restore(&mut self.decoder, Kept::State, read)?;
             progress.note(&format!("going on from update {} of {}", self.state.update, self.updates));
         }
         if let Some(path) = self.places.metrics.as_ref().filter(|_| self.collective.is_first()) {
@@ -328,10 +319,10 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             self.collective.sum(&mut asked)?;
             let stop = asked[0] > 0.0 && !last;
             if stop || self.state.update.is_multiple_of(self.settings.checkpoint_every) {
-                let tensors = self.trained.named_state(&self.decoder, self.collective)?;
-                if self.collective.is_first() {
-                    self.checkpoints.write_state(&self.state, &tensors)?;
-                }
+                let Self { trained, decoder, checkpoints, state, collective, .. } = &*self;
+                trained.keep(decoder, *collective, Kept::State, |entries, fetch| {
+                    checkpoints.write_state(state, entries, fetch)
+                })?;
             }
             if stop {
                 return Err(Error::Stopped { update: self.state.update });
@@ -437,8 +428,11 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         self.state.validations.push(line.clone());
         self.state.worse = if best { 0 } else { self.state.worse + 1 };
         self.state.exhausted = self.settings.patience.is_some_and(|patience| self.state.worse >= patience);
-        if best && self.settings.keep == Keep::Best && self.collective.is_first() {
-            self.checkpoints.write_best(&self.state, &self.trained.named_values(&self.decoder))?;
+        if best && self.settings.keep == Keep::Best {
+            let Self { trained, decoder, checkpoints, state, collective, .. } = &*self;
+            trained.keep(decoder, *collective, Kept::Best, |entries, fetch| {
+                checkpoints.write_best(state, entries, fetch)
+            })?;
         }
         Ok(line)
     }
@@ -452,12 +446,8 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             && let Some((best, mut tensors)) = self.checkpoints.read_best(&self.state.fingerprint)?
         {
             kept_update = best.update;
-            let take = |name: &str, length| tensors.take(name, length);
-            let restored = self.trained.restore(&mut self.decoder, Kept::Best, take);
-            restored.ok_or_else(|| Error::Checkpoint {
-                path: self.places.checkpoints.clone(),
-                reason: "a tensor of the best checkpoint is missing or has another size".into(),
-            })?;
+            let read = |entry: &Entry| tensors.read(&entry.name, entry.length);
+            self.trained.restore(&mut self.decoder, Kept::Best, read)?;
         }
         // No loss was taken after the last update.
         if collective.is_first() && !self.trained.are_finite(&self.decoder) {
@@ -653,14 +643,22 @@ fn measure<K: Kernels>(
     })
 }
 
-/// Rank 0's values in all ranks; none where it has none.
-fn handed_on(values: Option<Vec<f32>>, collective: &dyn Collective) -> Result<Option<Vec<f32>>> {
+/// What rank 0 read, in all ranks; the others have nothing of their own.
+fn handed_on(own: Option<Result<Vec<f32>>>, collective: &dyn Collective) -> Result<Vec<f32>> {
     if collective.world_size() == 1 {
-        return Ok(values);
+        return own.unwrap_or_else(|| Ok(Vec::new()));
     }
-    let mut bytes = bytemuck::cast_slice(&values.unwrap_or_default()).to_vec();
+    let own = own.transpose();
+    let values = own.as_ref().ok().and_then(Option::as_deref).unwrap_or_default();
+    let mut bytes = bytemuck::cast_slice(values).to_vec();
     collective.broadcast(&mut bytes)?;
-    Ok((!bytes.is_empty()).then(|| bytemuck::pod_collect_to_vec(&bytes)))
+    if let Some(own) = own? {
+        return Ok(own);
+    }
+    if bytes.is_empty() {
+        return Err(Error::Collective("rank 0 could not read its checkpoint".into()));
+    }
+    Ok(bytemuck::pod_collect_to_vec(&bytes))
 }
 
 /// Refuses processes that would not tune the same, or not write their checkpoints at the same updates: other rows,

@@ -11,7 +11,8 @@ use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients, Weight};
 use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace};
 
-use crate::collective::{Collective, Receivers, Tensor, deal};
+use crate::checkpoint::{Entry, Fetch};
+use crate::collective::{Collective, Receivers, Tensor, deal, hand_to_first};
 use crate::error::Result;
 
 /// The trained values, their gradients and their moments.
@@ -204,59 +205,56 @@ impl<K: Kernels> Trained<K> {
         }
     }
 
-    /// The values as named rows of floats.
-    pub(crate) fn named_values(&self, decoder: &Decoder<K>) -> Vec<(String, Vec<f32>)> {
-        let named = |(tensor, name)| (format!("{name}.values"), self.values(decoder, tensor));
-        self.names(decoder).into_iter().enumerate().map(named).collect()
-    }
-
-    /// Values and moments as named rows of floats, for a checkpoint: the moments come from their owners to rank 0. The
-    /// other ranks get nothing.
-    pub(crate) fn named_state(
+    /// Hands `write` what a checkpoint keeps, an entry at a time: rank 0 gets each from whoever holds it. The other ranks
+    /// write nothing.
+    pub(crate) fn keep(
         &self,
         decoder: &Decoder<K>,
         collective: &dyn Collective,
-    ) -> Result<Vec<(String, Vec<f32>)>> {
-        let owners = self.owners(decoder, collective);
-        let names = self.names(decoder);
-        let mut state = if collective.is_first() { self.named_values(decoder) } else { Vec::new() };
-        let lengths = self.lengths(decoder);
-        for (index, what) in MOMENTS.into_iter().enumerate() {
-            // What is another rank's is filled in where it is gathered, and not needed elsewhere.
-            let moment = |(tensor, length): (usize, &usize)| {
-                let others = if collective.is_first() { *length } else { 0 };
-                self.moment(decoder, tensor, index).unwrap_or_else(|| vec![0.0; others])
-            };
-            let mut moments: Vec<Vec<f32>> = lengths.iter().enumerate().map(moment).collect();
-            let tensors = moments.iter_mut().map(|moment| Box::new(moment) as Box<dyn Tensor>);
-            collective.gather(&owners, tensors.collect(), Receivers::First)?;
-            if collective.is_first() {
-                state.extend(names.iter().map(|name| format!("{name}.{what}")).zip(moments));
-            }
-        }
-        Ok(state)
+        kept: Kept,
+        write: impl FnOnce(&[Entry], &Fetch<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (owners, entries) = (self.owners(decoder, collective), self.entries(decoder, kept));
+        // Values are in all ranks.
+        let holder = |number: usize| match kept.part(number) {
+            (_, Part::Values) => 0,
+            (tensor, Part::Moment(_)) => owners[tensor],
+        };
+        let own = |number: usize| match kept.part(number) {
+            (tensor, Part::Values) => self.values(decoder, tensor),
+            (tensor, Part::Moment(index)) => self.moment(decoder, tensor, index).unwrap_or_default(),
+        };
+        let holders: Vec<usize> = (0..entries.len()).map(holder).collect();
+        let lengths: Vec<usize> = entries.iter().map(|entry| entry.length).collect();
+        hand_to_first(collective, &holders, &lengths, &own, |fetch| write(&entries, fetch)).map(drop)
     }
 
-    /// The inverse of [`Trained::named_state`] and of [`Trained::named_values`]; nothing where a tensor is missing. Moments
-    /// that are another rank's stay as they are.
+    /// The inverse of [`Trained::keep`]: `read` gives the values of an entry. Moments that are another rank's stay as they
+    /// are.
     pub(crate) fn restore(
         &mut self,
         decoder: &mut Decoder<K>,
         kept: Kept,
-        mut take: impl FnMut(&str, usize) -> Option<Vec<f32>>,
-    ) -> Option<()> {
-        let lengths = self.lengths(decoder);
-        for (tensor, (name, length)) in self.names(decoder).into_iter().zip(lengths).enumerate() {
-            let values = take(&format!("{name}.values"), length)?;
-            self.set_values(decoder, tensor, values);
-            for (index, what) in MOMENTS.into_iter().enumerate() {
-                if kept == Kept::State {
-                    let values = take(&format!("{name}.{what}"), length)?;
-                    self.set_moment(decoder, tensor, index, values);
-                }
+        mut read: impl FnMut(&Entry) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        for (number, entry) in self.entries(decoder, kept).iter().enumerate() {
+            let values = read(entry)?;
+            match kept.part(number) {
+                (tensor, Part::Values) => self.set_values(decoder, tensor, values),
+                (tensor, Part::Moment(index)) => self.set_moment(decoder, tensor, index, values),
             }
         }
-        Some(())
+        Ok(())
+    }
+
+    /// What a checkpoint keeps: of each tensor its values, and the moments where they are kept.
+    pub(crate) fn entries(&self, decoder: &Decoder<K>, kept: Kept) -> Vec<Entry> {
+        let tensors = self.names(decoder).into_iter().zip(self.lengths(decoder));
+        let entry = |(name, length): (String, usize)| {
+            let entries = kept.parts().iter();
+            entries.map(move |part| Entry { name: format!("{name}.{}", part.name()), length })
+        };
+        tensors.flat_map(entry).collect()
     }
 
     /// By tensor, the rank whose it is.
@@ -399,8 +397,40 @@ pub(crate) enum Kept {
     Best,
 }
 
-/// What a checkpoint calls a tensor's two moments.
-const MOMENTS: [&str; 2] = ["first", "second"];
+/// What a checkpoint may have of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Values,
+    /// The first (0) or the second.
+    Moment(usize),
+}
+
+impl Kept {
+    /// What it has of each tensor.
+    fn parts(self) -> &'static [Part] {
+        match self {
+            Self::State => &[Part::Values, Part::Moment(0), Part::Moment(1)],
+            Self::Best => &[Part::Values],
+        }
+    }
+
+    /// Which tensor's an entry is, and what of it.
+    fn part(self, number: usize) -> (usize, Part) {
+        let parts = self.parts();
+        (number / parts.len(), parts[number % parts.len()])
+    }
+}
+
+impl Part {
+    /// What a checkpoint calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Values => "values",
+            Self::Moment(0) => "first",
+            Self::Moment(_) => "second",
+        }
+    }
+}
 
 /// Elements of each of a decoder's tensors.
 fn slot_lengths<K: Kernels>(decoder: &Decoder<K>) -> Vec<usize> {
