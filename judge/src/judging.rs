@@ -290,9 +290,10 @@ pub(crate) fn shown_prompt(template: &PromptTemplate, response: &Response) -> St
 
 /// The verdict that a reply holds, and, where it holds none, what is wrong with the reply.
 pub(crate) fn verdict_of(response: &Response, reply: &str) -> (Verdict, Option<NoRating>) {
-    let parsed = parse::parse_reply(reply, &[&response.response, &response.prompt.prompt]);
+    let shown: [&str; 2] = [&response.response, &response.prompt.prompt];
+    let parsed = parse::parse_reply(reply, &shown);
     debug_assert!(parsed.as_ref().is_ok_and(|&mark| mark <= HIGHEST_RATING) || parsed.is_err());
-    let explanation = parse::after_thinking(reply).to_string();
+    let explanation = parse::after_thinking(reply, &shown).to_string();
     let verdict = Verdict { rating: parsed.clone().map_err(|error| error.to_string()), explanation };
     (verdict, parsed.err())
 }

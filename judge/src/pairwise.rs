@@ -245,12 +245,12 @@ fn answered(blank: Preference, (first, second): (&Response, &Response), reply: R
             Preference { unrated: Some(reason), explanation: said, ..blank }
         }
         Reply::Text(text) => {
-            let better =
-                parse::parse_preference(&text, &[&first.response, &second.response, &first.prompt.prompt]);
+            let shown: [&str; 3] = [&first.response, &second.response, &first.prompt.prompt];
+            let better = parse::parse_preference(&text, &shown);
             Preference {
                 unrated: better.as_ref().err().map(ToString::to_string),
                 better: better.ok(),
-                explanation: after_thinking(&text).to_owned(),
+                explanation: after_thinking(&text, &shown).to_owned(),
                 ..blank
             }
         }

@@ -147,7 +147,7 @@ pub fn parse_preference(reply: &str, shown: &[&str]) -> Result<Better, NoRating>
 
 /// The last marker in the judge's own words: its number, or its letter's place in the alphabet.
 fn last_marker(reply: &str, shown: &[&str], pattern: &Regex) -> Result<f64, NoRating> {
-    let reply = after_thinking(reply);
+    let reply = after_thinking(reply, shown);
     if reply.is_empty() {
         return Err(NoRating::Empty);
     }
@@ -178,14 +178,23 @@ fn marker_number(inside: &str) -> Option<f64> {
     }
 }
 
-/// What a reply says once a leading `<think>` block is over.
-pub fn after_thinking(reply: &str) -> &str {
+/// What a reply says once the thinking that it begins with is over, given the texts that the judge was shown.
+///
+/// A template may open the block in the prompt, and a reply then holds its end alone. So an end counts without its
+/// beginning too, but not where one of the texts shown holds it: there the judge may be quoting it.
+pub fn after_thinking<'a>(reply: &'a str, shown: &[&str]) -> &'a str {
+    const END: &str = "</think>";
     let reply = reply.trim();
-    match (reply.starts_with("<think>"), reply.rfind("</think>")) {
-        (_, Some(end)) => reply[end + "</think>".len()..].trim(),
+    let opened = reply.starts_with("<think>");
+    if !opened && shown.iter().any(|text| text.contains(END)) {
+        return reply;
+    }
+    // The first: what thinks is over then, and further ones are quoted.
+    match reply.split_once(END) {
+        Some((_, said)) => said.trim(),
         // Cut off while still thinking: nothing has been said.
-        (true, None) => "",
-        (false, None) => reply,
+        None if opened => "",
+        None => reply,
     }
 }
 
@@ -361,6 +370,28 @@ mod tests {
         assert_eq!(read("“[[3]]”", "x"), Ok(3.0));
         assert_eq!(read("评分：[[3]]", "好"), Ok(3.0));
         assert_eq!(read("<think>maybe [[1]]</think>\nRating: [[3]]", "x"), Ok(3.0));
+    }
+
+    #[test]
+    fn only_the_thinking_that_a_reply_begins_with_is_passed_over() {
+        let leaky = "Let me think.</think> Here is a joke. [[3]]";
+        for (reply, response, rating) in [
+            // Opened in the prompt.
+            ("maybe [[1]]</think>\nRating: [[3]]", "x", 3.0),
+            ("<think>It ends in </think>, bad. [[2]]</think>\nRating: [[1]]", leaky, 1.0),
+            // Quoted after the rating, before it, and by who has thought as well.
+            ("Rating: [[1]]. It leaves a </think> in its response.", leaky, 1.0),
+            ("It leaves a `</think>` in its response. Rating: [[1]]", leaky, 1.0),
+            ("<think>maybe [[2]]</think>Rating: [[1]]. It leaves a </think> behind.", leaky, 1.0),
+            ("<think>maybe [[2]]</think>Rating: [[1]]. It leaves a </think> behind.", "x", 1.0),
+            ("Rating: [[1]]. It says \"think.</think> Here is a joke. [[3]]\"", leaky, 1.0),
+            ("Rating: [[1]]. It says \"</think>[[3]]\"", "</think>[[3]]", 1.0),
+        ] {
+            assert_eq!(read(reply, response), Ok(rating), "{reply}");
+        }
+        assert_eq!(read("<think>maybe [[1]]</think>\nNo idea.", "x"), Err(NoRating::Missing));
+        assert_eq!(read("<think>maybe [[1]]</think>", leaky), Err(NoRating::Empty));
+        assert_eq!(after_thinking(" Poor: ends in </think>. ", &[leaky]), "Poor: ends in </think>.");
     }
 
     #[test]
