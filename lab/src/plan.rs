@@ -156,11 +156,19 @@ pub enum State {
 
 /// What is hashed once for all cells.
 struct Hashes {
-    prompts: BTreeMap<Language, (String, String)>,
+    prompts: BTreeMap<Language, PromptHashes>,
     gate: String,
     judge_template: Option<String>,
     /// The content of a judge on this machine.
     judge_model: Option<String>,
+}
+
+/// The hashes of one language's prompts.
+struct PromptHashes {
+    /// Of what systems are asked.
+    asked: String,
+    /// Of all that the prompts say, references too.
+    whole: String,
 }
 
 /// One recipe's mix under one seed, without its rows.
@@ -174,6 +182,17 @@ struct PlannedMix {
     /// How many updates it is trained for, where updates are held.
     updates: Option<u64>,
     cell: usize,
+}
+
+/// Who answers, as its cells refer to it.
+struct Asked<'a> {
+    /// The system's name.
+    id: &'a str,
+    answerer: Answerer,
+    /// What determines who it is, by name.
+    who: &'a [(&'a str, String)],
+    /// The cells that make it.
+    needs: &'a [usize],
 }
 
 /// A base model, as cells refer to it.
@@ -300,10 +319,10 @@ impl Plan {
         let answerer =
             Answerer::Model { base_model: base.number, base_cell: base.cell, tuning: None, adapter: None };
         let id = format!("{}/base", base.name);
-        let determinant = ("base_model", base.determinant.clone());
-        let languages = languages(experiment)?;
+        let who = [("base_model", base.determinant.clone())];
         let needs: Vec<usize> = base.cell.into_iter().collect();
-        let answers = self.answers(experiment, &id, &answerer, &[determinant], &needs, &languages, hashes)?;
+        let asked = Asked { id: &id, answerer, who: &who, needs: &needs };
+        let answers = self.answers(experiment, &asked, &languages(experiment)?, hashes)?;
         self.systems.push(System {
             id,
             kind: report::records::SystemKind::Base,
@@ -335,28 +354,7 @@ impl Plan {
             return Ok(());
         }
         let id = format!("{}/{}/{}/seed-{seed}", base.name, method.name(), mix.name);
-        let mut determinants = Determinants::new("tuning", TUNING_VERSION, &format!("tuning/{id}"));
-        determinants.add("base_model", &base.determinant);
-        determinants.add("mix", self.cells[mix.cell].key);
-        determinants.add("method", method.name());
-        determinants.add("seed", seed);
-        device(&mut determinants, experiment);
-        let given = experiment.tune.for_method(method).with_updates(mix.updates);
-        let mut resolved =
-            serde_json::to_value(resolve::tuning(experiment.experiment.preset, method, &given, seed))?;
-        if let Some(resolved) = resolved.as_object_mut() {
-            // How often a checkpoint is written changes no result.
-            resolved.remove("checkpoint_every");
-        }
-        let template =
-            resolve::template(experiment.experiment.preset, Some(method), given.template.as_deref());
-        resolved["template"] = template.to_string().into();
-        settings(&mut determinants, "tune", &resolved)?;
-        let mut needs: Vec<usize> = base.cell.into_iter().collect();
-        needs.push(mix.cell);
-        let work =
-            Work::Tuning { base_model: base.number, base_cell: base.cell, mix: mix.cell, method, seed };
-        let tuning = self.add(determinants, needs.clone(), work);
+        let tuning = self.tuning(experiment, &id, base, method, seed, mix)?;
         let answerer = Answerer::Model {
             base_model: base.number,
             base_cell: base.cell,
@@ -367,11 +365,10 @@ impl Plan {
             Some(language) => vec![language.clone()],
             None => asked,
         };
-        let determinant = ("tuning", self.cells[tuning].key.to_string());
-        let mut answering: Vec<usize> = base.cell.into_iter().collect();
-        answering.push(tuning);
-        let answers =
-            self.answers(experiment, &id, &answerer, &[determinant], &answering, &languages, hashes)?;
+        let who = [("tuning", self.cells[tuning].key.to_string())];
+        let needs: Vec<usize> = base.cell.into_iter().chain([tuning]).collect();
+        let asked = Asked { id: &id, answerer, who: &who, needs: &needs };
+        let answers = self.answers(experiment, &asked, &languages, hashes)?;
         let system = System {
             id,
             kind: report::records::SystemKind::Tuned,
@@ -380,7 +377,7 @@ impl Plan {
             recipe: Some(mix.recipe.clone()),
             languages: mix.languages.clone(),
             seed: Some(seed),
-            made_by: needs.into_iter().chain([tuning]).collect(),
+            made_by: base.cell.into_iter().chain([mix.cell, tuning]).collect(),
             tuning: Some(tuning),
             cost: Some((mix.in_c, mix.rows)),
             answers,
@@ -394,6 +391,37 @@ impl Plan {
         Ok(())
     }
 
+    /// The cell of a tuning.
+    fn tuning(
+        &mut self,
+        experiment: &Experiment,
+        id: &str,
+        base: &Base,
+        method: Method,
+        seed: u64,
+        mix: &PlannedMix,
+    ) -> Result<usize> {
+        let mut determinants = Determinants::new("tuning", TUNING_VERSION, &format!("tuning/{id}"));
+        determinants.add("base_model", &base.determinant);
+        determinants.add("mix", self.cells[mix.cell].key);
+        determinants.add("method", method.name());
+        determinants.add("seed", seed);
+        device(&mut determinants, experiment);
+        let given = experiment.tune.for_method(method).with_updates(mix.updates);
+        let preset = experiment.experiment.preset;
+        let mut resolved = serde_json::to_value(resolve::tuning(preset, method, &given, seed))?;
+        if let Some(resolved) = resolved.as_object_mut() {
+            // How often a checkpoint is written changes no result.
+            resolved.remove("checkpoint_every");
+        }
+        let template = resolve::template(preset, Some(method), given.template.as_deref());
+        resolved["template"] = template.to_string().into();
+        settings(&mut determinants, "tune", &resolved)?;
+        let needs = base.cell.into_iter().chain([mix.cell]).collect();
+        let (base_model, base_cell) = (base.number, base.cell);
+        Ok(self.add(determinants, needs, Work::Tuning { base_model, base_cell, mix: mix.cell, method, seed }))
+    }
+
     fn extra(
         &mut self,
         experiment: &Experiment,
@@ -403,7 +431,7 @@ impl Plan {
         hashes: &Hashes,
     ) -> Result<()> {
         let base = bases.iter().find(|base| Some(&base.name) == extra.base_model.as_ref());
-        let (kind, answerer, values, needs) = match (&extra.adapter, base) {
+        let (kind, answerer, who, needs) = match (&extra.adapter, base) {
             (Some(adapter), Some(base)) => {
                 let hash = content_hash(adapter).with_context(|| format!("adapter `{}`", extra.name))?;
                 let answerer = Answerer::Model {
@@ -412,21 +440,20 @@ impl Plan {
                     tuning: None,
                     adapter: Some(number),
                 };
-                let values = vec![("base_model", base.determinant.clone()), ("adapter", hash)];
-                (report::records::SystemKind::Adapter, answerer, values, base.cell.into_iter().collect())
+                let who = vec![("base_model", base.determinant.clone()), ("adapter", hash)];
+                (report::records::SystemKind::Adapter, answerer, who, base.cell.into_iter().collect())
             }
             _ => {
                 let endpoint = extra.endpoint.clone().unwrap_or_default();
-                let values = vec![("endpoint", endpoint), ("model", extra.model.clone().unwrap_or_default())];
+                let who = vec![("endpoint", endpoint), ("model", extra.model.clone().unwrap_or_default())];
                 let kind = report::records::SystemKind::Endpoint;
-                (kind, Answerer::Endpoint(number), values, Vec::<usize>::new())
+                (kind, Answerer::Endpoint(number), who, Vec::<usize>::new())
             }
         };
-        let id = extra.name.clone();
-        let languages = languages(experiment)?;
-        let answers = self.answers(experiment, &id, &answerer, &values, &needs, &languages, hashes)?;
+        let asked = Asked { id: &extra.name, answerer, who: &who, needs: &needs };
+        let answers = self.answers(experiment, &asked, &languages(experiment)?, hashes)?;
         self.systems.push(System {
-            id,
+            id: extra.name.clone(),
             kind,
             base_model: extra.base_model.clone(),
             method: None,
@@ -441,64 +468,87 @@ impl Plan {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "who answers, what determines it, and what it needs")]
+    /// A system's responses in each language, and their scores.
     fn answers(
         &mut self,
         experiment: &Experiment,
-        id: &str,
-        answerer: &Answerer,
-        who: &[(&str, String)],
-        needs: &[usize],
+        asked: &Asked,
         languages: &[Language],
         hashes: &Hashes,
     ) -> Result<Vec<(Language, usize, usize)>> {
         let mut cells = Vec::new();
         for language in languages {
-            let (asked, whole) =
-                hashes.prompts.get(language).with_context(|| format!("no prompts in `{language}`"))?;
-            let label = format!("answers/{id}/{language}");
-            let mut determinants = Determinants::new("answers", ANSWERS_VERSION, &label);
-            for (name, value) in who {
-                determinants.add(*name, value);
-            }
-            determinants.add("prompts", asked);
-            if matches!(answerer, Answerer::Model { .. }) {
-                device(&mut determinants, experiment);
-            }
-            let method = match answerer {
-                Answerer::Model { tuning: Some(tuning), .. } => match self.cells[*tuning].work {
-                    Work::Tuning { method, .. } => Some(method),
-                    _ => None,
-                },
-                _ => None,
-            };
-            let given = &experiment.answer;
-            let preset = experiment.experiment.preset;
-            let mut resolved = serde_json::to_value(resolve::decoding(preset, method, given))?;
-            if let Some(resolved) = resolved.as_object_mut() {
-                // How much is in flight at once changes no response.
-                resolved.remove("batch_tokens");
-                resolved.remove("cache_bytes");
-            }
-            let template = given.template.as_ref().or(experiment.tune.template.as_ref());
-            resolved["template"] =
-                resolve::template(preset, method, template.map(String::as_str)).to_string().into();
-            settings(&mut determinants, "answer", &resolved)?;
-            let work = Work::Answers { answerer: answerer.clone(), language: language.clone() };
-            let answers = self.add(determinants, needs.to_vec(), work);
-
-            let label = format!("scores/{id}/{language}");
-            let mut determinants = Determinants::new("scores", SCORES_VERSION, &label);
-            determinants.add("answers", self.cells[answers].key);
-            determinants.add("prompts", whole);
-            determinants.add("gate.lid", &hashes.gate);
-            determinants.add("gate.set_aside_code", experiment.gate.set_aside_code);
-            judge(&mut determinants, &experiment.judge, hashes);
-            let scores =
-                self.add(determinants, vec![answers], Work::Scores { answers, language: language.clone() });
+            let answers = self.responses(experiment, asked, language, hashes)?;
+            let scores = self.scores(experiment, asked.id, answers, language, hashes)?;
             cells.push((language.clone(), answers, scores));
         }
         Ok(cells)
+    }
+
+    fn responses(
+        &mut self,
+        experiment: &Experiment,
+        asked: &Asked,
+        language: &Language,
+        hashes: &Hashes,
+    ) -> Result<usize> {
+        let label = format!("answers/{}/{language}", asked.id);
+        let mut determinants = Determinants::new("answers", ANSWERS_VERSION, &label);
+        for (name, value) in asked.who {
+            determinants.add(*name, value);
+        }
+        determinants.add("prompts", &hashes.prompts(language)?.asked);
+        match &asked.answerer {
+            Answerer::Model { tuning, .. } => {
+                device(&mut determinants, experiment);
+                let resolved = self.decoding(experiment, *tuning)?;
+                settings(&mut determinants, "answer", &resolved)?;
+            }
+            Answerer::Endpoint(_) => {
+                settings(&mut determinants, "answer", &resolve::endpoint_decoding(&experiment.answer))?;
+            }
+        }
+        let work = Work::Answers { answerer: asked.answerer.clone(), language: language.clone() };
+        Ok(self.add(determinants, asked.needs.to_vec(), work))
+    }
+
+    /// All that determines how a model on this machine decodes.
+    fn decoding(&self, experiment: &Experiment, tuning: Option<usize>) -> Result<Value> {
+        let method = tuning.and_then(|tuning| match self.cells[tuning].work {
+            Work::Tuning { method, .. } => Some(method),
+            _ => None,
+        });
+        let given = &experiment.answer;
+        let preset = experiment.experiment.preset;
+        let mut resolved = serde_json::to_value(resolve::decoding(preset, method, given))?;
+        if let Some(resolved) = resolved.as_object_mut() {
+            // How much is in flight at once changes no response.
+            resolved.remove("batch_tokens");
+            resolved.remove("cache_bytes");
+        }
+        let template = given.template.as_ref().or(experiment.tune.template.as_ref());
+        resolved["template"] =
+            resolve::template(preset, method, template.map(String::as_str)).to_string().into();
+        Ok(resolved)
+    }
+
+    fn scores(
+        &mut self,
+        experiment: &Experiment,
+        id: &str,
+        answers: usize,
+        language: &Language,
+        hashes: &Hashes,
+    ) -> Result<usize> {
+        let label = format!("scores/{id}/{language}");
+        let mut determinants = Determinants::new("scores", SCORES_VERSION, &label);
+        determinants.add("answers", self.cells[answers].key);
+        determinants.add("prompts", &hashes.prompts(language)?.whole);
+        determinants.add("gate.lid", &hashes.gate);
+        determinants.add("gate.set_aside_code", experiment.gate.set_aside_code);
+        judge(&mut determinants, &experiment.judge, hashes);
+        let work = Work::Scores { answers, language: language.clone() };
+        Ok(self.add(determinants, vec![answers], work))
     }
 }
 
@@ -509,7 +559,8 @@ impl Hashes {
             // A changed reference asks for new scores, not for new responses.
             let asked: Vec<_> =
                 list.iter().map(|prompt| (&prompt.id, &prompt.prompt, &prompt.response_language)).collect();
-            prompts.insert(language.clone(), (value_hash(&asked)?, value_hash(list)?));
+            let hashes = PromptHashes { asked: value_hash(&asked)?, whole: value_hash(list)? };
+            prompts.insert(language.clone(), hashes);
         }
         let gate = match &experiment.gate.lid {
             Some(path) => content_hash(path)?,
@@ -518,6 +569,10 @@ impl Hashes {
         let judge_template = experiment.judge.prompt_template.as_deref().map(content_hash).transpose()?;
         let judge_model = experiment.judge.path.as_deref().map(content_hash).transpose()?;
         Ok(Self { prompts, gate, judge_template, judge_model })
+    }
+
+    fn prompts(&self, language: &Language) -> Result<&PromptHashes> {
+        self.prompts.get(language).with_context(|| format!("no prompts in `{language}`"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use answer::{Decoding, Sampling};
 use instructions::template::TemplateChoice;
+use serde_json::{Map, Value, json};
 
 use crate::experiment::{Answer, Method, Preset, Pretraining, Tune};
 
@@ -88,6 +89,26 @@ pub fn decoding(preset: Preset, method: Option<Method>, given: &Answer) -> Decod
         sample,
         ..base
     }
+}
+
+/// The paper's longest response.
+const NEW_TOKENS: usize = 256;
+
+/// How a system behind an endpoint is asked to decode, as the request's keys: of beams, penalties, `top_k` and a seed it
+/// is told nothing, as not every endpoint knows them.
+pub fn endpoint_decoding(given: &Answer) -> Map<String, Value> {
+    let mut keys = Map::new();
+    keys.insert("max_tokens".to_owned(), json!(given.new_tokens.unwrap_or(NEW_TOKENS)));
+    if given.sample == Some(true) {
+        keys.insert("temperature".to_owned(), json!(given.temperature.unwrap_or(1.0)));
+        keys.insert("top_p".to_owned(), json!(given.top_p.unwrap_or(1.0)));
+    } else {
+        keys.insert("temperature".to_owned(), json!(0));
+    }
+    if let Some(stop) = given.stop.as_ref().filter(|stop| !stop.is_empty()) {
+        keys.insert("stop".to_owned(), json!(stop));
+    }
+    keys
 }
 
 /// The prompt template of tuning and answering: as given, or the preset's. The authors' two scripts differ in the

@@ -9,15 +9,13 @@ use endpoint::cache::Cache;
 use endpoint::chat::{completions_url, read_answer};
 use endpoint::settings::EndpointSettings;
 use instructions::prompt::Prompt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::experiment::{Answer, ExtraSystem};
 use crate::progress::CellProgress;
 use crate::rooms::Kept;
+use crate::settings::endpoint_decoding;
 use crate::stop::Stopped;
-
-/// The paper's longest response.
-const NEW_TOKENS: usize = 256;
 
 /// Asks every prompt as one user turn of its own. Responses are kept in the file `kept` as they come: a killed or failed
 /// asking goes on where it was.
@@ -67,20 +65,10 @@ fn asked(system: &ExtraSystem) -> Result<Endpoint> {
 }
 
 fn question(system: &ExtraSystem, settings: &Answer, prompt: &Prompt) -> Question {
-    let mut body = json!({
-        "model": system.model.as_deref().unwrap_or_default(),
-        "messages": [{"role": "user", "content": prompt.prompt}],
-        "max_tokens": settings.new_tokens.unwrap_or(NEW_TOKENS),
-        "temperature": 0,
-    });
-    if let Some(stop) = settings.stop.as_ref().filter(|stop| !stop.is_empty()) {
-        body["stop"] = json!(stop);
-    }
-    if settings.sample == Some(true) {
-        body["temperature"] = json!(settings.temperature.unwrap_or(1.0));
-        body["top_p"] = json!(settings.top_p.unwrap_or(1.0));
-    }
-    Question { key: prompt.id.clone(), body: body.to_string(), most: None }
+    let mut body = endpoint_decoding(settings);
+    body.insert("model".to_owned(), json!(system.model.as_deref().unwrap_or_default()));
+    body.insert("messages".to_owned(), json!([{"role": "user", "content": prompt.prompt}]));
+    Question { key: prompt.id.clone(), body: Value::Object(body).to_string(), most: None }
 }
 
 #[cfg(test)]
@@ -95,10 +83,9 @@ mod tests {
     use crate::progress::Silent;
     use crate::stop::Stop;
 
-    /// An endpoint that says of each prompt, by how often it was asked before, its status and headers, and its content.
-    fn serve(
-        says: fn(&str, usize) -> (&'static str, serde_json::Value),
-    ) -> (ExtraSystem, Arc<Mutex<Vec<String>>>) {
+    /// An endpoint that says of each prompt, by how often it was asked before, its status and headers, and its content;
+    /// and the bodies of all requests that came.
+    fn serve(says: fn(&str, usize) -> (&'static str, Value)) -> (ExtraSystem, Arc<Mutex<Vec<Value>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -116,11 +103,11 @@ mod tests {
                 }
                 let mut body = vec![0; length];
                 stream.read_exact(&mut body).expect("the body");
-                let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
-                let prompt = body["messages"][0]["content"].as_str().expect("a prompt").to_owned();
+                let asked: Value = serde_json::from_slice(&body).expect("JSON");
                 let mut all = all.lock().expect("no test panics here");
-                let (status, content) = says(&prompt, all.iter().filter(|other| **other == prompt).count());
-                all.push(prompt);
+                let before = all.iter().filter(|other| prompt_of(other) == prompt_of(&asked)).count();
+                let (status, content) = says(prompt_of(&asked), before);
+                all.push(asked);
                 let body = json!({"choices": [{"message": {"content": content}}]}).to_string();
                 let length = body.len();
                 write!(
@@ -141,6 +128,11 @@ mod tests {
         (system, asked)
     }
 
+    /// The prompt that a request's body asks.
+    fn prompt_of(body: &Value) -> &str {
+        body["messages"][0]["content"].as_str().expect("a prompt")
+    }
+
     fn prompts() -> Vec<Prompt> {
         let prompt = |id: &&str| Prompt {
             id: (*id).to_owned(),
@@ -152,9 +144,37 @@ mod tests {
         ["a", "b", "c"].iter().map(prompt).collect()
     }
 
-    fn ask(system: &ExtraSystem, kept: &Path) -> Result<Vec<String>> {
+    fn ask(system: &ExtraSystem, settings: &Answer, kept: &Path) -> Result<Vec<String>> {
         let stop = Stop::default();
-        answer(system, &Answer::default(), &prompts(), kept, &CellProgress::new("answers", &Silent, &stop))
+        answer(system, settings, &prompts(), kept, &CellProgress::new("answers", &Silent, &stop))
+    }
+
+    #[test]
+    fn what_answer_says_goes_over_the_wire_under_the_protocols_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let (system, asked) = serve(|prompt, _| ("200 OK", json!(prompt)));
+        // What goes out for the first prompt.
+        let sent = |name: &str, settings: &Answer| {
+            ask(&system, settings, &folder.path().join(name)).unwrap();
+            let all = std::mem::take(&mut *asked.lock().unwrap());
+            assert_eq!(all.len(), 3);
+            all.into_iter().find(|body| prompt_of(body) == "says a").unwrap()
+        };
+        let messages = json!([{"role": "user", "content": "says a"}]);
+        // No `stop` at all where none is given: not every endpoint takes an empty list.
+        let paper = json!({"model": "m", "messages": messages, "max_tokens": 256, "temperature": 0});
+        assert_eq!(sent("paper", &Answer::default()), paper);
+        assert_eq!(sent("empty", &Answer { stop: Some(Vec::new()), ..Answer::default() }), paper);
+        let stop = vec!["###".to_owned(), "\n\n".to_owned()];
+        let given = Answer { new_tokens: Some(7), stop: Some(stop.clone()), ..Answer::default() };
+        let expected =
+            json!({"model": "m", "messages": messages, "max_tokens": 7, "temperature": 0, "stop": stop});
+        assert_eq!(sent("stop", &given), expected);
+        let given = Answer { sample: Some(true), temperature: Some(0.5), top_p: Some(0.9), ..given };
+        let expected = json!({
+            "model": "m", "messages": messages, "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "stop": stop,
+        });
+        assert_eq!(sent("sample", &given), expected);
     }
 
     #[test]
@@ -165,7 +185,10 @@ mod tests {
             ("says c", _) => ("200 OK", json!(null)),
             _ => ("200 OK", json!(prompt)),
         });
-        assert_eq!(ask(&system, &folder.path().join("kept")).unwrap(), ["says a", "says b", ""]);
+        assert_eq!(
+            ask(&system, &Answer::default(), &folder.path().join("kept")).unwrap(),
+            ["says a", "says b", ""]
+        );
         assert_eq!(asked.lock().unwrap().len(), 4);
     }
 
@@ -177,13 +200,13 @@ mod tests {
             _ => ("200 OK", json!(prompt)),
         });
         let kept = folder.path().join("kept");
-        let error = ask(&system, &kept).unwrap_err().to_string();
+        let error = ask(&system, &Answer::default(), &kept).unwrap_err().to_string();
         assert!(
             error.starts_with("1 of 3 prompts were not answered") && error.contains("prompt \"b\""),
             "{error}"
         );
-        assert_eq!(ask(&system, &kept).unwrap(), ["says a", "says b", "says c"]);
+        assert_eq!(ask(&system, &Answer::default(), &kept).unwrap(), ["says a", "says b", "says c"]);
         let asked = asked.lock().unwrap();
-        assert_eq!((asked.len(), asked.last().map(String::as_str)), (4, Some("says b")));
+        assert_eq!((asked.len(), asked.last().map(prompt_of)), (4, Some("says b")));
     }
 }

@@ -221,6 +221,40 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
     assert_eq!(changed(&asked(""), &after), kinds(NONE));
 }
 
+#[test]
+fn an_endpoints_answers_depend_on_what_it_is_sent_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let system = "[[system]]\nname = \"s\"\nendpoint = \"http://localhost:1\"\nmodel = \"x\"\n[answer]\n";
+    let keys = |answer: &str| -> BTreeSet<Key> {
+        let text = EXPERIMENT.replacen("[answer]\n", &format!("{system}{answer}\n"), 1);
+        let plan = plan(&write(folder.path(), &text));
+        let asked = |work: &Work| matches!(work, Work::Answers { answerer: Answerer::Endpoint(_), .. });
+        plan.cells.iter().filter(|cell| asked(&cell.work)).map(|cell| cell.key).collect()
+    };
+    let before = keys("");
+    assert_eq!(before.len(), 4);
+    for unsent in [
+        "beams = 2",
+        "no_repeat_ngram = 3",
+        "repetition_penalty = 1.2",
+        "length_penalty = 0.5",
+        "template = \"stanford-alpaca\"",
+        "batch_tokens = 100",
+    ] {
+        assert_eq!(keys(unsent), before, "{unsent}");
+    }
+    let sampled = keys("sample = true");
+    for (sent, beside) in [
+        ("stop = [\"###\"]", &before),
+        ("sample = true", &before),
+        ("sample = true\ntemperature = 0.5", &sampled),
+        ("sample = true\ntop_p = 0.5", &sampled),
+    ] {
+        assert!(keys(sent).is_disjoint(beside), "{sent}");
+    }
+    assert_eq!(keys("sample = true\ntop_k = 5\nseed = 1"), sampled);
+}
+
 /// The small experiment with another `[budget]`, its base model that of a golden, which has a tokenizer.
 fn held(budget: &str) -> (Plan, Vec<Mix>) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
