@@ -1,5 +1,6 @@
 //! How to reach and ask an endpoint.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -11,6 +12,9 @@ use crate::price::Price;
 /// The greatest cap, and the greatest price of a million tokens, in dollars: more is a slip of the pen, and could not be
 /// counted in billionths.
 pub const MOST_DOLLARS: f64 = 1e9;
+
+/// How many requests may go out in a minute: fewer than one a day is a slip of the pen, and would overflow the clock.
+pub const REQUESTS_PER_MINUTE: RangeInclusive<f64> = 1e-3..=1e9;
 
 /// How to reach and ask an endpoint, whatever it speaks.
 #[derive(Clone, Debug)]
@@ -68,11 +72,8 @@ impl EndpointSettings {
         if self.tries == 0 {
             return wrong("tries", "at least 1", "0".into());
         }
-        if let Some(rate) = self.requests_per_minute {
-            // Fewer than one a day is a slip of the pen, and would overflow the clock.
-            if !(1e-3..=1e9).contains(&rate) {
-                return wrong("requests a minute", "more than 0", rate.to_string());
-            }
+        if let Some(rate) = self.requests_per_minute.filter(|rate| !REQUESTS_PER_MINUTE.contains(rate)) {
+            return wrong("requests a minute", "from 0.001 up to 1000000000", rate.to_string());
         }
         self.check_spending()
     }
@@ -195,6 +196,20 @@ pub fn base_url(endpoint: &str, end: &str) -> Result<reqwest::Url, EndpointError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_that_no_clock_keeps_is_refused() {
+        let check = |rate| {
+            let settings =
+                EndpointSettings { requests_per_minute: Some(rate), ..EndpointSettings::default() };
+            settings.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check(0.5), Ok(()));
+        for wrong in [0.0, -1.0, 1e-9, f64::NAN, f64::INFINITY] {
+            let error = check(wrong).unwrap_err();
+            assert!(error.contains("requests a minute: expected from 0.001 up to 1000000000"), "{error}");
+        }
+    }
 
     #[test]
     fn what_is_no_sum_of_money_is_refused() {

@@ -433,6 +433,9 @@ pub struct Judge {
     /// `openai`: requests at the same time; 8 unless given.
     #[serde(default)]
     pub concurrency: Option<usize>,
+    /// `openai`: requests that go out in a minute, at most; tries again count. No limit unless given.
+    #[serde(default)]
+    pub requests_per_minute: Option<f64>,
     /// `openai`: how often a response is asked for before it is left unrated; 6 unless given.
     #[serde(default)]
     pub tries: Option<u32>,
@@ -522,6 +525,9 @@ pub struct ExtraSystem {
     /// Endpoint: the environment variable that holds the key; without it, none is sent.
     #[serde(default)]
     pub key_variable: Option<String>,
+    /// Endpoint: requests that go out in a minute, at most; tries again count. No limit unless given.
+    #[serde(default)]
+    pub requests_per_minute: Option<f64>,
 }
 
 impl Experiment {

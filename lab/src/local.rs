@@ -303,6 +303,7 @@ fn open_judge(experiment: &Experiment, places: &Places) -> Result<Box<dyn Judge>
             );
             settings.key_variable.clone_from(&wanted.key_variable);
             settings.concurrency = wanted.concurrency.unwrap_or(settings.concurrency);
+            settings.requests_per_minute = wanted.requests_per_minute;
             settings.price = wanted.price;
             settings.cap = wanted.cap;
             settings.scope.clone_from(&experiment.experiment.name);

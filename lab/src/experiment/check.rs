@@ -6,7 +6,7 @@ use std::path::Path;
 
 use endpoint::EndpointError;
 use endpoint::chat::completions_url;
-use endpoint::settings::MOST_DOLLARS;
+use endpoint::settings::{MOST_DOLLARS, REQUESTS_PER_MINUTE};
 use instructions::files::is_file_name;
 use instructions::language::Language;
 use instructions::recipe::Recipe;
@@ -416,6 +416,7 @@ impl Checker<'_> {
             ("model", "\"openai\"", openai, judge.model.is_some()),
             ("key_variable", "\"openai\"", openai, judge.key_variable.is_some()),
             ("concurrency", "\"openai\"", openai, judge.concurrency.is_some()),
+            ("requests_per_minute", "\"openai\"", openai, judge.requests_per_minute.is_some()),
             ("tries", "\"openai\"", openai, judge.tries.is_some()),
             ("backoff", "\"openai\"", openai, judge.backoff.is_some()),
             ("price", "\"openai\"", openai, judge.price.is_some()),
@@ -445,6 +446,7 @@ impl Checker<'_> {
         if judge.concurrency == Some(0) {
             self.problem(&["judge", "concurrency"], "concurrency is 0: expected at least 1");
         }
+        self.rate(&["judge", "requests_per_minute"], judge.requests_per_minute);
         if let Some([two, three]) = judge.thresholds
             && !(0.0 <= two && two <= three && three <= 100.0)
         {
@@ -503,8 +505,12 @@ impl Checker<'_> {
                 format!("the adapter `{}` needs `base_model`: the name of a [[base_model]]", system.name);
             self.problem(&key("base_model"), message);
         }
-        for (name, given) in [("model", &system.model), ("key_variable", &system.key_variable)] {
-            if given.is_some() {
+        for (name, given) in [
+            ("model", system.model.is_some()),
+            ("key_variable", system.key_variable.is_some()),
+            ("requests_per_minute", system.requests_per_minute.is_some()),
+        ] {
+            if given {
                 self.problem(&key(name), format!("`{name}` is only for a system with an `endpoint`"));
             }
         }
@@ -519,6 +525,7 @@ impl Checker<'_> {
         if system.base_model.is_some() {
             self.problem(&key("base_model"), "`base_model` is only for a system with an `adapter`");
         }
+        self.rate(&key("requests_per_minute"), system.requests_per_minute);
     }
 
     fn all_exist(&mut self, key: &[&str], files: &Files) {
@@ -633,6 +640,14 @@ impl Checker<'_> {
     fn up_to(&mut self, key: &[&str], value: f64, most: f64) {
         if !(0.0..=most).contains(&value) {
             self.problem(key, format!("{} is {value}: expected from 0 up to {most}", last(key)));
+        }
+    }
+
+    /// Requests a minute.
+    fn rate(&mut self, key: &[&str], value: Option<f64>) {
+        let (least, most) = (REQUESTS_PER_MINUTE.start(), REQUESTS_PER_MINUTE.end());
+        if let Some(value) = value.filter(|value| !REQUESTS_PER_MINUTE.contains(value)) {
+            self.problem(key, format!("{} is {value}: expected from {least} up to {most}", last(key)));
         }
     }
 

@@ -56,8 +56,12 @@ pub(super) fn answer(
 /// Where and how the prompts go out. The responses are the cell's own to keep, and no price is known.
 fn asked(system: &ExtraSystem) -> Result<Endpoint> {
     let endpoint = system.endpoint.as_deref().context("a system has neither `adapter` nor `endpoint`")?;
-    let settings =
-        EndpointSettings { key_variable: system.key_variable.clone(), ..EndpointSettings::default() };
+    let settings = EndpointSettings {
+        key_variable: system.key_variable.clone(),
+        requests_per_minute: system.requests_per_minute,
+        ..EndpointSettings::default()
+    };
+    settings.check()?;
     let url = completions_url(endpoint)?;
     let client = settings.client(&url)?;
     let cache = Arc::new(Cache::in_memory()?);
@@ -124,6 +128,7 @@ mod tests {
             endpoint: Some(endpoint),
             model: Some("m".to_owned()),
             key_variable: None,
+            requests_per_minute: None,
         };
         (system, asked)
     }
@@ -190,6 +195,15 @@ mod tests {
             ["says a", "says b", ""]
         );
         assert_eq!(asked.lock().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn no_more_requests_go_out_in_a_minute_than_a_system_says() {
+        let (system, _) = serve(|prompt, _| ("200 OK", json!(prompt)));
+        let asked = |rate| asked(&ExtraSystem { requests_per_minute: rate, ..system.clone() });
+        assert_eq!(asked(Some(30.0)).unwrap().settings.requests_per_minute, Some(30.0));
+        assert_eq!(asked(None).unwrap().settings.requests_per_minute, None);
+        assert!(asked(Some(0.0)).unwrap_err().to_string().starts_with("requests a minute: expected"));
     }
 
     #[test]

@@ -58,12 +58,23 @@ fn problems_are_named_with_their_place() {
         ),
         (
             "[answer]",
-            "[judge]\ntries = 3\nconcurrency = 8\nprompt_template = \"en.json\"\n[answer]",
+            "[judge]\ntries = 3\nconcurrency = 8\nprompt_template = \"en.json\"\nrequests_per_minute = 9\n[answer]",
             &[
                 ":31:1: `tries` is only for `kind = \"openai\"`",
                 ":32:1: `concurrency` is only for",
                 ":33:1: `prompt_template` is only for `kind = \"openai\" or \"local\"`",
+                ":34:1: `requests_per_minute` is only for `kind = \"openai\"`",
             ],
+        ),
+        (
+            "[answer]",
+            "[judge]\nkind = \"openai\"\nendpoint = \"http://host\"\nmodel = \"m\"\nrequests_per_minute = 0\n[answer]",
+            &[":34:1: requests_per_minute is 0: expected from 0.001 up to 1000000000"],
+        ),
+        (
+            "[answer]",
+            "[[system]]\nname = \"s\"\nendpoint = \"http://host\"\nmodel = \"m\"\nrequests_per_minute = nan\n[answer]",
+            &[":34:1: requests_per_minute is NaN: expected from 0.001"],
         ),
         (
             "new_tokens = 4",
@@ -109,11 +120,12 @@ fn problems_are_named_with_their_place() {
         ),
         (
             "[answer]",
-            "[[system]]\nname = \"s\"\nadapter = \".\"\nbase_model = \"tiny\"\nkey_variable = \"K\"\n[answer]",
+            "[[system]]\nname = \"s\"\nadapter = \".\"\nbase_model = \"tiny\"\nkey_variable = \"K\"\nrequests_per_minute = 9\n[answer]",
             &[
                 ":32:1: ",
                 "expected a PEFT folder, with adapter_config.json",
                 ":34:1: `key_variable` is only for",
+                ":35:1: `requests_per_minute` is only for a system with an `endpoint`",
             ],
         ),
         ("[answer]", "[answer", &["small.toml:", ": "]),

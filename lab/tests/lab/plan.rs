@@ -217,7 +217,7 @@ fn changing_one_setting_asks_for_exactly_the_cells_that_depend_on_it() {
     let asked = |how: &str| {
         plan(&write(folder.path(), &EXPERIMENT.replacen("[answer]", &format!("{openai}{how}[answer]"), 1)))
     };
-    let after = asked("concurrency = 2\ntries = 2\nbackoff = 0.1\n");
+    let after = asked("concurrency = 2\nrequests_per_minute = 60\ntries = 2\nbackoff = 0.1\n");
     assert_eq!(changed(&asked(""), &after), kinds(NONE));
 }
 
