@@ -203,7 +203,20 @@ async fn work(asking: Arc<Asking>, sender: mpsc::Sender<Message>) {
     }
 }
 
+/// What came of one try.
+enum Tried {
+    /// A good answer, kept where answers are.
+    Answered(String),
+    /// An answer that does not hold what was asked for.
+    Unfit { fault: String, said: String },
+    /// None, and the next try may go better.
+    Failed { reason: String, wait: Option<Duration> },
+    /// None, and there is to be no further try.
+    GivenUp(String),
+}
+
 impl Asking {
+    /// Asks a question until it is answered well, or given up.
     async fn conclude(
         &self,
         index: usize,
@@ -213,31 +226,12 @@ impl Asking {
         let mut said = String::new();
         let mut tried = 0;
         loop {
-            if let Some(reason) = lock(&self.halted).clone() {
-                return Ok(Reply::Unanswered { reason, said });
-            }
-            let Some(reservation) = self.reserve(question).await? else {
-                let reason = format!(
-                    "not asked: the cap of ${} is reached",
-                    self.endpoint.settings.cap.unwrap_or_default()
-                );
-                return Ok(Reply::Unanswered { reason, said });
-            };
-            self.pace.turn().await;
-            let outcome = self.send(question).await;
-            self.settle(question, reservation, &outcome)?;
-            let (reason, wait) = match outcome {
-                Outcome::Fatal(error) => return Err(error),
-                Outcome::Refused { reason, .. } => return Ok(Reply::Unanswered { reason, said }),
-                Outcome::Failed { reason, wait, .. } => (reason, wait),
-                Outcome::Answered(answer) => {
-                    let Err(fault) = (self.check)(index, &answer.text) else {
-                        if self.endpoint.keep {
-                            self.endpoint.cache.keep(&question.key, &question.body, &answer)?;
-                        }
-                        return Ok(Reply::Text(answer.text));
-                    };
-                    said = answer.text;
+            let (reason, asked) = match self.ask_once(index, question).await? {
+                Tried::Answered(text) => return Ok(Reply::Text(text)),
+                Tried::GivenUp(reason) => return Ok(Reply::Unanswered { reason, said }),
+                Tried::Failed { reason, wait } => (reason, wait),
+                Tried::Unfit { fault, said: unfit } => {
+                    said = unfit;
                     (fault, None)
                 }
             };
@@ -245,19 +239,50 @@ impl Asking {
             if tried >= self.endpoint.settings.tries {
                 return Ok(Reply::Unanswered { reason: format!("{reason}, {tried} tries"), said });
             }
-            if let Some(asked) = wait {
-                if asked > self.endpoint.settings.longest_wait {
+            let wait = match asked {
+                None => pace::backoff(self.endpoint.settings.backoff, tried),
+                Some(asked) if asked > self.endpoint.settings.longest_wait => {
                     let reason = format!("{reason}; it asks to wait {} s", asked.as_secs());
                     *lock(&self.halted) = Some(reason.clone());
                     return Ok(Reply::Unanswered { reason, said });
                 }
-                // The limit is the account's, not this request's: everybody waits.
-                self.pace.pause(asked);
-            }
-            let wait = wait.unwrap_or_else(|| pace::backoff(self.endpoint.settings.backoff, tried));
+                Some(asked) => {
+                    // The limit is the account's, not this request's: everybody waits.
+                    self.pace.pause(asked);
+                    asked
+                }
+            };
             // Nobody listening means that the asking is being given up, which the worker finds out itself.
             let _ = sender.send(Ok(Told::Retry { reason, next: tried + 1, wait })).await;
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Sends a question, if it still may be, and looks at what comes back.
+    async fn ask_once(&self, index: usize, question: &Question) -> Result<Tried, EndpointError> {
+        if let Some(reason) = lock(&self.halted).clone() {
+            return Ok(Tried::GivenUp(reason));
+        }
+        let Some(reservation) = self.reserve(question).await? else {
+            let cap = self.endpoint.settings.cap.unwrap_or_default();
+            return Ok(Tried::GivenUp(format!("not asked: the cap of ${cap} is reached")));
+        };
+        self.pace.turn().await;
+        let outcome = self.send(question).await;
+        self.settle(question, reservation, &outcome)?;
+        match outcome {
+            Outcome::Fatal(error) => Err(error),
+            Outcome::Refused { reason, .. } => Ok(Tried::GivenUp(reason)),
+            Outcome::Failed { reason, wait, .. } => Ok(Tried::Failed { reason, wait }),
+            Outcome::Answered(answer) => {
+                if let Err(fault) = (self.check)(index, &answer.text) {
+                    return Ok(Tried::Unfit { fault, said: answer.text });
+                }
+                if self.endpoint.keep {
+                    self.endpoint.cache.keep(&question.key, &question.body, &answer)?;
+                }
+                Ok(Tried::Answered(answer.text))
+            }
         }
     }
 
