@@ -343,16 +343,16 @@ fn what_a_filter_held_back_counts_as_spent() {
     assert_eq!(cache.spent("").unwrap(), (most * 1e9).round() as i64);
 }
 
-/// A translator that returns its input.
-struct Mirror(Split);
+/// A translator that makes each text's translation by a function.
+struct By<F>(Split, F);
 
-impl Translator for Mirror {
+impl<F: Fn(&str) -> String + Sync> Translator for By<F> {
     fn name(&self) -> String {
-        "mirror".into()
+        "by a function".into()
     }
 
     fn setting(&self) -> String {
-        "mirror".into()
+        self.name()
     }
 
     fn split(&self) -> Split {
@@ -367,44 +367,18 @@ impl Translator for Mirror {
         _: &dyn Progress,
         give: &mut Give<'_>,
     ) -> anyhow::Result<()> {
-        texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok(text.clone())))
-    }
-}
-
-/// Makes headings of what it is given, which shows in no piece, until it is told to stop; then it writes backwards.
-struct Headings(AtomicBool);
-
-impl Translator for Headings {
-    fn name(&self) -> String {
-        "headings".into()
-    }
-
-    fn setting(&self) -> String {
-        "headings".into()
-    }
-
-    fn split(&self) -> Split {
-        Split { sentences: false, longest: 2000 }
-    }
-
-    fn translate(
-        &self,
-        texts: &[String],
-        _: &Direction,
-        _: u32,
-        _: &dyn Progress,
-        give: &mut Give<'_>,
-    ) -> anyhow::Result<()> {
-        let heading = if self.0.load(Ordering::Relaxed) { "# " } else { "" };
-        let answer = |text: &String| format!("{heading}{}", backwards(text));
-        texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok(answer(text))))
+        texts.iter().enumerate().try_for_each(|(index, text)| give(index, Ok((self.1)(text))))
     }
 }
 
 #[test]
 fn of_a_row_with_two_wrong_fields_both_are_asked_for_again() {
     let cache = Cache::in_memory().unwrap();
-    let translator = Headings(AtomicBool::new(true));
+    // Makes headings of what it is given, which shows in no piece, until it is told to stop; then it writes backwards.
+    let heading = AtomicBool::new(true);
+    let translator = By(Split { sentences: false, longest: 2000 }, |text: &str| {
+        format!("{}{}", if heading.load(Ordering::Relaxed) { "# " } else { "" }, backwards(text))
+    });
     let row = Record {
         instruction: "Tell everybody something pleasant.".into(),
         input: String::new(),
@@ -414,7 +388,7 @@ fn of_a_row_with_two_wrong_fields_both_are_asked_for_again() {
     let rows = [row];
     let first = run(&translator, &cache, &rows);
     assert_eq!(first.dropped[0].fault, Some(FaultKind::Structure), "{:?}", first.dropped);
-    translator.0.store(false, Ordering::Relaxed);
+    heading.store(false, Ordering::Relaxed);
     let second = run(&translator, &cache, &rows);
     assert_eq!(second.rows.len(), 1, "{:?}", second.dropped);
     assert_eq!((second.known, second.asked), (0, 2));
@@ -451,7 +425,7 @@ fn real_rows_with_code_addresses_and_lists_come_back_to_the_byte() {
         Split { sentences: true, longest: 20 },
     ] {
         let cache = Cache::in_memory().unwrap();
-        let translator = Mirror(split);
+        let translator = By(split, str::to_owned);
         let room = Room { translator: &translator, cache: &cache, identify: None, progress: &Silent };
         let same = Direction { source: Language::english(), target: Language::english() };
         let checks = Checks { untranslated: None, ..Checks::default() };
