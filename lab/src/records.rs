@@ -122,63 +122,22 @@ fn line(lines: &mut Vec<u8>, value: &impl serde::Serialize) -> Result<()> {
 impl Sources<'_> {
     fn experiment(&self) -> Result<records::Experiment> {
         let grid = &self.experiment.experiment;
-        let mut languages = Vec::new();
-        for code in self.experiment.all_languages() {
-            let language: Language = code.parse()?;
-            languages.push(records::Language {
-                code: code.to_owned(),
-                name: language.english_name().to_owned(),
-                native_name: Some(language.own_name().to_owned()),
-                seen: grid.languages.iter().any(|seen| seen == code),
-            });
-        }
-        let recipes = grid.recipes.iter().filter_map(|name| self.experiment.recipe(name));
+        let prompts = self.inputs.prompts.iter();
         Ok(records::Experiment {
             name: grid.name.clone(),
             description: grid.description.clone(),
             // The same results are the same bytes, whenever they were made.
             date: None,
-            languages,
-            recipes: recipes
-                .map(|recipe| records::Recipe {
-                    name: recipe.name,
-                    description: recipe.description,
-                    per_language: recipe.mixes == Mixes::PerLanguage,
-                })
-                .collect(),
+            languages: self.languages()?,
+            recipes: self.recipes(),
             methods: grid.methods.iter().map(|method| method.name().to_owned()).collect(),
             base_models: self.experiment.base_model.iter().map(|model| self.base_model(model)).collect(),
             seeds: grid.seeds.clone(),
-            prompts: self
-                .inputs
-                .prompts
-                .iter()
-                .map(|(language, prompts)| (language.code().to_owned(), prompts.len()))
-                .collect(),
+            prompts: prompts.map(|(language, prompts)| (language.code().to_owned(), prompts.len())).collect(),
             rating_range: [1.0, judge::rating::HIGHEST_RATING],
             judge: self.judge(),
-            gate: Gate {
-                identifier: self.identifier.to_owned(),
-                description: if self.experiment.gate.set_aside_code {
-                    "code and URLs are set aside before identifying".to_owned()
-                } else {
-                    String::new()
-                },
-            },
-            budget: Budget {
-                c: self.plan.c,
-                held: self.experiment.budget.held.name().to_owned(),
-                description: match self
-                    .experiment
-                    .budget
-                    .rows
-                    .map(|rows| rows as u64)
-                    .or(self.experiment.budget.c)
-                {
-                    Some(_) => "C is given.".to_owned(),
-                    None => "C is the smallest set; larger sets were cut to it.".to_owned(),
-                },
-            },
+            gate: self.gate(),
+            budget: self.budget(),
             minimum_score: grid.minimum_score,
             versions: BTreeMap::from([("polypaca".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
             hashes: self.hashes()?,
@@ -187,6 +146,50 @@ impl Sources<'_> {
             licences: self.experiment.licences.clone(),
             problems: self.problems(),
         })
+    }
+
+    fn languages(&self) -> Result<Vec<records::Language>> {
+        let seen = &self.experiment.experiment.languages;
+        let described = |code: &str| -> Result<records::Language> {
+            let language: Language = code.parse()?;
+            Ok(records::Language {
+                code: code.to_owned(),
+                name: language.english_name().to_owned(),
+                native_name: Some(language.own_name().to_owned()),
+                seen: seen.iter().any(|seen| seen == code),
+            })
+        };
+        self.experiment.all_languages().map(described).collect()
+    }
+
+    fn recipes(&self) -> Vec<records::Recipe> {
+        let names = self.experiment.experiment.recipes.iter();
+        let recipes = names.filter_map(|name| self.experiment.recipe(name));
+        let described = recipes.map(|recipe| records::Recipe {
+            name: recipe.name,
+            description: recipe.description,
+            per_language: recipe.mixes == Mixes::PerLanguage,
+        });
+        described.collect()
+    }
+
+    fn gate(&self) -> Gate {
+        let set_aside = "code and URLs are set aside before identifying";
+        Gate {
+            identifier: self.identifier.to_owned(),
+            description: if self.experiment.gate.set_aside_code { set_aside } else { "" }.to_owned(),
+        }
+    }
+
+    fn budget(&self) -> Budget {
+        let budget = &self.experiment.budget;
+        let given = budget.rows.is_some() || budget.c.is_some();
+        let smallest = "C is the smallest set; larger sets were cut to it.";
+        Budget {
+            c: self.plan.c,
+            held: budget.held.name().to_owned(),
+            description: if given { "C is given." } else { smallest }.to_owned(),
+        }
     }
 
     fn base_model(&self, model: &experiment::BaseModel) -> records::BaseModel {

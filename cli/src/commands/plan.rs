@@ -1,6 +1,5 @@
 //! `polypaca plan`: an experiment's cells, before they are run, and what they take.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -8,7 +7,8 @@ use clap::Args;
 use engine::Cpu;
 use lab::cost::{self, Budget, Calibration, CellCost, Drops, Estimator};
 use lab::experiment::Device;
-use lab::plan::State;
+use lab::local::{Places, Prepared};
+use lab::plan::{Cell, State};
 use lab::store::{Determinants, Store};
 use serde::Serialize;
 
@@ -113,72 +113,16 @@ impl Plan {
             return Ok(ExitCode::SUCCESS);
         }
         let missing = || Failure::wrong_input(anyhow::anyhow!("expected an experiment file"));
-        let arguments = self.experiment.ok_or_else(missing)?;
+        let arguments = self.experiment.as_ref().ok_or_else(missing)?;
         let (prepared, places) = arguments.prepare(output)?;
         if !self.cells_only {
             prepared.experiment.open_named(&arguments.experiment).map_err(Failure::wrong_input)?;
         }
         let store = Store::read(&places.store);
-        let listed = store.list().map_err(Failure::failed)?;
-        let known: Vec<Determinants> =
-            listed.into_iter().filter_map(Result::ok).map(|manifest| manifest.determinants).collect();
-        let mut lines = Vec::new();
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for cell in &prepared.plan.cells {
-            let (state, changed) = match prepared.plan.state(cell, &store, &known) {
-                State::Done => ("done", Vec::new()),
-                State::Missing => ("missing", Vec::new()),
-                State::Stale(changed) => ("stale", changed),
-            };
-            *counts.entry(state).or_default() += 1;
-            let label = cell.determinants.label.clone();
-            lines.push(Line { cell: label, key: cell.key.short(), state, changed, cost: None });
-        }
-        let threads = rayon::current_num_threads();
-        let computes_on = prepared.experiment.experiment.device;
-        let device = cost::calibration::device(threads, computes_on);
-        let (mut left, mut drops) = (None, None);
+        let mut whole = Whole::of(&prepared, cells(&prepared.plan, &store)?);
         if !self.cells_only {
-            let mut calibration = Calibration::read(&places.store, &device).map_err(Failure::wrong_input)?;
-            if self.calibrate {
-                let mut estimator =
-                    Estimator::new(&prepared, &store, &calibration, threads).map_err(Failure::failed)?;
-                let mut told = |what: &str| output.note(format!("measuring {what}"));
-                let measured = match computes_on {
-                    Device::Cpu => estimator.calibrate(&Cpu, &mut told),
-                    Device::Cuda => estimator.calibrate(&cuda(SETTING, output)?, &mut told),
-                };
-                let measured = measured.map_err(Failure::failed)?;
-                measured.write(&places.store, &device).map_err(Failure::failed)?;
-                calibration = measured;
-            }
-            let mut estimator =
-                Estimator::new(&prepared, &store, &calibration, threads).map_err(Failure::failed)?;
-            let costs = estimator.all().map_err(Failure::failed)?;
-            let done: Vec<bool> = lines.iter().map(|line| line.state == "done").collect();
-            left = Some(Left::of(&costs, &done, device));
-            if let Some(Within(budget)) = self.within {
-                let found = cost::drops(&prepared.plan, &costs, &done, budget);
-                let unknown = "--within: it is not known how long the cells take; add --calibrate";
-                drops = Some(found.ok_or_else(|| Failure::wrong_input(anyhow::anyhow!(unknown)))?);
-            }
-            for (line, cost) in lines.iter_mut().zip(costs) {
-                line.cost = Some(cost);
-            }
+            self.reckon(&mut whole, &prepared, &store, &places, output)?;
         }
-        let count = |state| counts.get(state).copied().unwrap_or_default();
-        let whole = Whole {
-            experiment: prepared.experiment.experiment.name.clone(),
-            c: prepared.plan.c,
-            held: prepared.experiment.budget.held.name(),
-            systems: prepared.plan.systems.len(),
-            done: count("done"),
-            missing: count("missing"),
-            stale: count("stale"),
-            left,
-            drops,
-            cells: lines,
-        };
         if output.json() {
             output.object(&whole)?;
         } else {
@@ -186,6 +130,72 @@ impl Plan {
         }
         Ok(ExitCode::SUCCESS)
     }
+
+    /// Adds what the cells take, all that is left together, and what to leave out.
+    fn reckon(
+        &self,
+        whole: &mut Whole,
+        prepared: &Prepared,
+        store: &Store,
+        places: &Places,
+        output: &Output,
+    ) -> Result<(), Failure> {
+        let threads = rayon::current_num_threads();
+        let device = cost::calibration::device(threads, prepared.experiment.experiment.device);
+        let mut calibration = Calibration::read(&places.store, &device).map_err(Failure::wrong_input)?;
+        if self.calibrate {
+            calibration = measure(prepared, store, &calibration, threads, output)?;
+            calibration.write(&places.store, &device).map_err(Failure::failed)?;
+        }
+        let mut estimator =
+            Estimator::new(prepared, store, &calibration, threads).map_err(Failure::failed)?;
+        let costs = estimator.all().map_err(Failure::failed)?;
+        let done: Vec<bool> = whole.cells.iter().map(|line| line.state == "done").collect();
+        whole.left = Some(Left::of(&costs, &done, device));
+        if let Some(Within(budget)) = self.within {
+            let found = cost::drops(&prepared.plan, &costs, &done, budget);
+            let unknown = "--within: it is not known how long the cells take; add --calibrate";
+            whole.drops = Some(found.ok_or_else(|| Failure::wrong_input(anyhow::anyhow!(unknown)))?);
+        }
+        for (line, cost) in whole.cells.iter_mut().zip(costs) {
+            line.cost = Some(cost);
+        }
+        Ok(())
+    }
+}
+
+/// How the cells stand in the store.
+fn cells(plan: &lab::plan::Plan, store: &Store) -> Result<Vec<Line>, Failure> {
+    let listed = store.list().map_err(Failure::failed)?;
+    let known: Vec<Determinants> =
+        listed.into_iter().filter_map(Result::ok).map(|manifest| manifest.determinants).collect();
+    let line = |cell: &Cell| {
+        let (state, changed) = match plan.state(cell, store, &known) {
+            State::Done => ("done", Vec::new()),
+            State::Missing => ("missing", Vec::new()),
+            State::Stale(changed) => ("stale", changed),
+        };
+        let label = cell.determinants.label.clone();
+        Line { cell: label, key: cell.key.short(), state, changed, cost: None }
+    };
+    Ok(plan.cells.iter().map(line).collect())
+}
+
+/// How fast this machine is with the experiment's models.
+fn measure(
+    prepared: &Prepared,
+    store: &Store,
+    known: &Calibration,
+    threads: usize,
+    output: &Output,
+) -> Result<Calibration, Failure> {
+    let mut estimator = Estimator::new(prepared, store, known, threads).map_err(Failure::failed)?;
+    let mut told = |what: &str| output.note(format!("measuring {what}"));
+    let measured = match prepared.experiment.experiment.device {
+        Device::Cpu => estimator.calibrate(&Cpu, &mut told),
+        Device::Cuda => estimator.calibrate(&cuda(SETTING, output)?, &mut told),
+    };
+    measured.map_err(Failure::failed)
 }
 
 impl Left {
@@ -211,6 +221,23 @@ impl Left {
 }
 
 impl Whole {
+    /// The cells, before anything is known of what they take.
+    fn of(prepared: &Prepared, cells: Vec<Line>) -> Self {
+        let count = |state| cells.iter().filter(|line| line.state == state).count();
+        Self {
+            experiment: prepared.experiment.experiment.name.clone(),
+            c: prepared.plan.c,
+            held: prepared.experiment.budget.held.name(),
+            systems: prepared.plan.systems.len(),
+            done: count("done"),
+            missing: count("missing"),
+            stale: count("stale"),
+            left: None,
+            drops: None,
+            cells,
+        }
+    }
+
     fn tell(&self, output: &Output, within: Option<Budget>) -> Result<(), Failure> {
         for line in &self.cells {
             let cost = line.cost.as_ref().map(words).unwrap_or_default();
