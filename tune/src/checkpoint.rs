@@ -259,3 +259,82 @@ fn read_header(file: &mut File) -> anyhow::Result<(u64, Metadata)> {
     anyhow::ensure!(end == length, "its tensors end at byte {end}, the file at {length}");
     Ok((begin, metadata))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries() -> Vec<Entry> {
+        [("a", 3), ("b", 70_000)].map(|(name, length)| Entry { name: name.to_owned(), length }).into()
+    }
+
+    fn values(number: usize) -> Vec<f32> {
+        vec![number as f32 + 0.5; entries()[number].length]
+    }
+
+    /// Checkpoints with a state in a folder of their own.
+    fn written() -> (tempfile::TempDir, Checkpoints) {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path().to_owned());
+        let state = State::new(Fingerprint::default());
+        checkpoints.write_state(&state, &entries(), &|number| Ok(values(number))).unwrap();
+        (folder, checkpoints)
+    }
+
+    /// What is said of a state whose file was changed.
+    fn told(change: impl FnOnce(&mut Vec<u8>)) -> String {
+        let (_folder, checkpoints) = written();
+        let mut bytes = std::fs::read(checkpoints.state_file()).unwrap();
+        change(&mut bytes);
+        std::fs::write(checkpoints.state_file(), bytes).unwrap();
+        checkpoints.read_state(&Fingerprint::default()).map(drop).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn tensors_come_back_in_any_order_and_others_read_the_file() {
+        let (_folder, checkpoints) = written();
+        let (state, mut tensors) = checkpoints.read_state(&Fingerprint::default()).unwrap().unwrap();
+        assert_eq!(state, State::new(Fingerprint::default()));
+        for number in [1, 0] {
+            let Entry { name, length } = &entries()[number];
+            assert!(tensors.read(name, *length).unwrap() == values(number));
+        }
+        let bytes = std::fs::read(checkpoints.state_file()).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.tensor("a").unwrap().data(), bytemuck::cast_slice::<f32, u8>(&values(0)));
+        for (name, length, reason) in
+            [("c", 3, "no tensor called c"), ("a", 4, "a is F32 [3], expected 4 elements")]
+        {
+            let told = tensors.read(name, length).unwrap_err().to_string();
+            assert!(told.contains(reason), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_from_a_whole_one() {
+        for (told, reason) in [
+            (told(|bytes| bytes.truncate(5)), "it has 5 bytes, expected a header"),
+            (told(|bytes| bytes.truncate(100)), "its header ends at byte"),
+            (told(|bytes| bytes.truncate(bytes.len() - 1)), "its tensors end at byte"),
+            (told(|bytes| bytes.push(0)), "its tensors end at byte"),
+            (told(|bytes| bytes[..8].fill(0xff)), "its header ends at byte"),
+            (told(|bytes| bytes[8] = b'['), "the checkpoint cannot be read"),
+        ] {
+            assert!(told.contains(reason), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_had_leaves_the_old_file() {
+        let (_folder, checkpoints) = written();
+        let before = std::fs::read(checkpoints.state_file()).unwrap();
+        let state = State::new(Fingerprint::default());
+        let fetch = |number: usize| match number {
+            0 => Ok(values(1)[..3].to_vec()),
+            _ => Err(Error::Collective("rank 1 is gone".to_owned())),
+        };
+        let told = checkpoints.write_state(&state, &entries(), &fetch).unwrap_err().to_string();
+        assert_eq!(told, "rank 1 is gone");
+        assert!(std::fs::read(checkpoints.state_file()).unwrap() == before);
+    }
+}

@@ -248,7 +248,7 @@ impl<K: Kernels> Trained<K> {
     }
 
     /// What a checkpoint keeps: of each tensor its values, and the moments where they are kept.
-    pub(crate) fn entries(&self, decoder: &Decoder<K>, kept: Kept) -> Vec<Entry> {
+    fn entries(&self, decoder: &Decoder<K>, kept: Kept) -> Vec<Entry> {
         let tensors = self.names(decoder).into_iter().zip(self.lengths(decoder));
         let entry = |(name, length): (String, usize)| {
             let entries = kept.parts().iter();
