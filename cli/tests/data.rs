@@ -120,6 +120,32 @@ fn a_cleaned_copy_is_written_in_the_form_asked_for() {
 }
 
 #[test]
+fn a_row_that_cannot_be_read_is_among_the_faults_and_what_was_cleaned() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut english = small("en");
+    english[1]["instruction"] = 3.into();
+    write(&folder.join("en.json"), &english);
+    let flags = ["check", "en=en.json", "--skip-languages", "--faults", "faults.jsonl", "--clean", "clean"];
+    let found = figures(folder, &flags);
+    assert_eq!((&found["faults"], &found["unreadable_rows"]), (&0.into(), &1.into()));
+    let what = "`instruction` must be a text, found the number 3";
+    let fault =
+        json!({"language": "en", "file": "en.json", "row": 1, "line": 1, "kind": "unreadable", "what": what});
+    assert_eq!(rows(&folder.join("faults.jsonl")), [fault]);
+    let cleaned = json!({"language": "en", "file": "en.json", "row": 1, "line": 1, "dropped": true,
+                         "reasons": [format!("unreadable: {what}")]});
+    assert_eq!(rows(&folder.join("clean/cleaned.jsonl")), [cleaned]);
+    // An id that two files of a language have.
+    write(&folder.join("more.json"), &small("en"));
+    let refused = run(folder, &["stats", "en=en.json", "en=more.json"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let told = "more.json, row 0 (line 1): the id \"0\" was met before in `en`, in en.json, row 0 (line 1)";
+    assert!(said(&refused).contains(told), "{}", said(&refused));
+    assert!(run(folder, &["stats", "en=en.json", "en:translated=more.json"]).status.success());
+}
+
+#[test]
 fn mixes_of_a_recipe_file_are_made_under_its_budget() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();

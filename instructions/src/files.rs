@@ -67,16 +67,21 @@ pub struct Problem {
     pub dropped: bool,
 }
 
+/// As it goes on behind the file's name: `, row 3 (line 5)`, and nothing for the whole file.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File => Ok(()),
+            Self::Line(line) => write!(f, ", line {line}"),
+            Self::Row { row, line: None } => write!(f, ", row {row}"),
+            Self::Row { row, line: Some(line) } => write!(f, ", row {row} (line {line})"),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        match self.place {
-            Place::File => {}
-            Place::Line(line) => write!(f, ", line {line}")?,
-            Place::Row { row, line: None } => write!(f, ", row {row}")?,
-            Place::Row { row, line: Some(line) } => write!(f, ", row {row} (line {line})")?,
-        }
-        write!(f, ": {}", self.what)?;
+        write!(f, "{}{}: {}", self.file.display(), self.place, self.what)?;
         if self.dropped { f.write_str(" (left out)") } else { Ok(()) }
     }
 }

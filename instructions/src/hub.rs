@@ -14,7 +14,7 @@ use hf_hub::{Repo, RepoType};
 
 use crate::files::{Place, Problem, Reading, read_bytes};
 use crate::language::Language;
-use crate::record::{Numbered, Record, read_numbered};
+use crate::record::{Numbered, Record, Repeats, read_numbered};
 
 /// Asks again this often when a connection breaks; what has come is kept.
 const RETRIES: usize = 3;
@@ -136,7 +136,8 @@ pub fn fetch_dataset(
     for file in &chosen {
         begin(file);
         let path = get(&repo, repository, file)?;
-        let part = read_bytes(&path).and_then(|bytes| read_numbered(&path, bytes, language));
+        let part =
+            read_bytes(&path).and_then(|bytes| read_numbered(&path, bytes, language, Repeats::LeftOut));
         joined.add(&path, part.with_context(|| format!("{}: {file}", repository.name))?);
     }
     Ok(Fetched { reading: joined.reading, files: chosen, passed_over, commit })
@@ -156,7 +157,7 @@ impl Joined {
     /// Adds a file's rows. Those without an id have their number, counted through all files. What then has an id of a
     /// row before it gets the file's number in front, from 0, so that the files of parallel sets stay parallel.
     fn add(&mut self, path: &Path, part: Numbered) {
-        let Numbered { mut reading, rows, numbered } = part;
+        let Numbered { mut reading, rows, numbered, .. } = part;
         for (place, number) in numbered {
             if let Some(record) = reading.items.get_mut(place) {
                 record.id = (self.rows + number).to_string();
@@ -366,7 +367,8 @@ mod tests {
         for (number, lines) in files.iter().enumerate() {
             let path = PathBuf::from(format!("file-{number}"));
             let bytes = lines.as_bytes().to_vec();
-            joined.add(&path, read_numbered(&path, bytes, &Language::english()).expect("readable"));
+            let part = read_numbered(&path, bytes, &Language::english(), Repeats::LeftOut);
+            joined.add(&path, part.expect("readable"));
         }
         let ids = joined.reading.items.iter().map(|record| record.id.clone()).collect();
         (ids, joined.reading.problems.iter().map(ToString::to_string).collect())

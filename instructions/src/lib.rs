@@ -1,7 +1,7 @@
 //! Records, sets, languages, prompt templates, recipes, budgets and mixes.
 //!
 //! This room knows nothing of tensors. Read in this order: [`language`], [`text`], [`files`], [`lock`], [`record`],
-//! [`hub`], [`prompt`], [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
+//! [`set_files`], [`hub`], [`prompt`], [`parallel`], [`template`], [`recipe`], [`budget`], [`mix`], [`check`].
 
 pub mod budget;
 pub mod check;
@@ -15,6 +15,7 @@ mod parquet_file;
 pub mod prompt;
 pub mod recipe;
 pub mod record;
+pub mod set_files;
 pub mod template;
 pub mod text;
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use manifest::{Cost, LanguageCounts, LeftOut, Manifest, RowEntry};
 pub use sets::{Set, Sets};
+pub use split::TooFewToHoldOut;
 
 use crate::budget::{Budget, CountFlops, CountTokens, Held, Meter};
 use crate::files::{read_bytes, write_json, write_json_lines};

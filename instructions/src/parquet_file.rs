@@ -50,10 +50,16 @@ pub(crate) fn read_rows(path: &Path, bytes: Vec<u8>, reader: &mut RowReader) -> 
     let read = without_a_word(|| catch_unwind(AssertUnwindSafe(|| read_columns(bytes, reader))));
     let broken = || format!("{}: a Parquet file that is broken or cut short", path.display());
     match read {
+        Ok(Err(error)) if error.is::<WrongColumns>() => Err(error.context(path.display().to_string())),
         Ok(read) => read.with_context(broken),
         Err(_) => bail!("{}", broken()),
     }
 }
+
+/// A whole file whose columns make no record.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongColumns(String);
 
 thread_local! {
     /// Whether a panic on this thread is a file's fault, and told as an error.
@@ -85,11 +91,14 @@ fn read_columns(bytes: Vec<u8>, reader: &mut RowReader) -> Result<()> {
         all.iter().filter(|column| COLUMNS.contains(&column.name())).cloned().collect();
     if columns.iter().all(|column| column.name() == "origin") {
         let found: Vec<&str> = all.iter().map(|column| column.name()).collect();
-        bail!("it has the columns {}: expected `instruction` and `output`, or a chat", found.join(", "));
+        let found = found.join(", ");
+        let what = format!("it has the columns {found}: expected `instruction` and `output`, or a chat");
+        return Err(WrongColumns(what).into());
     }
     for column in &columns {
         if let Some(binary) = binary_column(column) {
-            bail!("its column `{binary}` is binary: expected text");
+            let what = format!("its column `{binary}` is binary: expected text");
+            return Err(WrongColumns(what).into());
         }
     }
     let projection = Type::group_type_builder(schema.name()).with_fields(columns).build()?;
@@ -183,7 +192,7 @@ mod tests {
     use super::*;
     use crate::language::Language;
     use crate::recipe::Origin;
-    use crate::record::{read_record_bytes, read_records, write_set};
+    use crate::record::{Repeats, read_record_bytes, read_records, write_set};
 
     fn goldens() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/parquet")
@@ -197,7 +206,7 @@ mod tests {
         let text = std::fs::read(goldens().join("rows.json")).expect("the golden");
         let golden: Golden = serde_json::from_slice(&text).expect("JSON");
         let english = Language::english();
-        let mut reader = RowReader::new(Path::new("golden"), &english);
+        let mut reader = RowReader::new(Path::new("golden"), &english, Repeats::LeftOut);
         golden.rows.into_iter().for_each(|row| reader.add(None, Ok(row)));
         reader.finish().reading.items
     }

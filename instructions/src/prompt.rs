@@ -22,7 +22,7 @@ pub struct Prompt {
     /// The language asked for, where it is another than the prompt's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_language: Option<Language>,
-    /// Any other keys of the line (a `reference`, say), passed through to the response.
+    /// Any other keys of the line (a `reference`, say), passed through to the response, but for its own.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -39,6 +39,9 @@ pub struct Response {
     pub system: String,
 }
 
+/// What a [`Response`] has beside its prompt.
+const RESPONSE_KEYS: [&str; 2] = ["response", "system"];
+
 impl Prompt {
     /// The language that a response must be in to pass the gate.
     pub fn expected_language(&self) -> &Language {
@@ -52,7 +55,8 @@ impl Prompt {
 }
 
 /// Reads prompts: JSON Lines with `id` and `prompt`; `language`, unless `default_language` is given; and
-/// `response_language`. Other keys are passed through.
+/// `response_language`. Other keys are passed through, but for `response` and `system`: a line that was answered before
+/// is a prompt as any other, and they are its new response's to have.
 ///
 /// A line that is no prompt (broken JSON, a missing or wrong key, an unknown language code, an empty prompt, an id
 /// met before in that language) is left out and named among the problems. CRLF ends, a byte-order mark and a missing
@@ -65,9 +69,12 @@ pub fn read_prompts(path: &Path, default_language: Option<&Language>) -> Result<
     let mut prompts: Vec<Prompt> = Vec::new();
     let mut seen = BTreeSet::new();
     let mut problems = Vec::new();
+    let mut answered = 0;
     for_each_line(&bytes, path, &mut problems, |line, text, problems| {
         let what = match parse_prompt(text, default_language) {
-            Ok(prompt) if seen.insert((prompt.language.clone(), prompt.id.clone())) => {
+            Ok(mut prompt) if seen.insert((prompt.language.clone(), prompt.id.clone())) => {
+                let keys = RESPONSE_KEYS.map(|key| prompt.extra.shift_remove(key));
+                answered += usize::from(keys.iter().any(Option::is_some));
                 return prompts.push(prompt);
             }
             Ok(prompt) => format!("the id {} was met before in {}", prompt.id, prompt.language),
@@ -75,6 +82,11 @@ pub fn read_prompts(path: &Path, default_language: Option<&Language>) -> Result<
         };
         problems.push(Problem { file: path.to_path_buf(), place: Place::Line(line), what, dropped: true });
     });
+    if answered > 0 {
+        let what =
+            format!("{answered} prompts have a `response` or a `system` already, which are left aside");
+        problems.push(Problem { file: path.to_path_buf(), place: Place::File, what, dropped: false });
+    }
     Ok(Reading { items: prompts, problems })
 }
 
@@ -237,6 +249,20 @@ mod tests {
         std::fs::write(&path, text).expect("written");
         let default = default.map(|code| code.parse().expect("a code"));
         read_prompts(&path, default.as_ref()).expect("readable")
+    }
+
+    #[test]
+    fn what_was_answered_before_is_asked_again_without_its_answer() {
+        let text = "{\"id\": \"a\", \"prompt\": \"Hi?\", \"response\": \"Hello.\", \"system\": \"s\", \"n\": 3}\n\
+            {\"id\": \"b\", \"prompt\": \"Hi?\"}";
+        let reading = read(text, Some("en"));
+        let said: Vec<String> = reading.problems.iter().map(|problem| problem.what.clone()).collect();
+        assert_eq!(said, ["1 prompts have a `response` or a `system` already, which are left aside"]);
+        let prompt = reading.items[0].clone();
+        let response = Response { prompt, response: "Yes.".to_owned(), system: "t".to_owned() };
+        let line = serde_json::to_string(&response).expect("JSON");
+        assert_eq!(line.matches("\"response\"").count(), 1);
+        assert_eq!(parse_response(&line), Ok(response));
     }
 
     #[test]

@@ -15,10 +15,12 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::budget::Budget;
 use crate::files::{is_file_name, read_bytes};
 use crate::language::Language;
+use crate::prompt::kind;
 
 /// How sets become mixes: one `[[recipe]]` table.
 ///
@@ -170,12 +172,40 @@ pub struct CrossLingual {
 
 /// What asks for a response in another language.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, try_from = "Value")]
 pub enum AskTemplate {
     /// One text for all: `{language}` becomes the response language's English name, `{own_name}` its own name.
     Any(String),
     /// A text for each response language.
     Each(BTreeMap<Language, String>),
+}
+
+impl TryFrom<Value> for AskTemplate {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let texts = match value {
+            Value::String(text) => return Ok(Self::Any(text)),
+            Value::Object(texts) => texts,
+            other => {
+                return Err(format!(
+                    "a template of `cross_lingual` is {}: expected a text, or a text for each response language",
+                    kind(&other)
+                ));
+            }
+        };
+        let each = |(code, text): (String, Value)| {
+            let language = code.parse::<Language>().map_err(|error| error.to_string())?;
+            match text {
+                Value::String(text) => Ok((language, text)),
+                other => Err(format!(
+                    "the template of `cross_lingual` for responses in {language} is {}: expected a text",
+                    kind(&other)
+                )),
+            }
+        };
+        texts.into_iter().map(each).collect::<Result<_, String>>().map(Self::Each)
+    }
 }
 
 /// A recipe file: `[[recipe]]` tables, and optionally a `[budget]`.

@@ -1,14 +1,14 @@
 //! Records: one instruction, an optional input, and an output, with an id and a language.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::files::{
     Place, Problem, Reading, atomic_write, for_each_line, json_fault, read_bytes, without_byte_order_mark,
@@ -63,21 +63,38 @@ pub fn read_records(path: &Path, language: &Language) -> Result<Reading<Record>>
 /// # Errors
 /// As [`read_records`].
 pub fn read_record_bytes(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Reading<Record>> {
-    Ok(read_numbered(path, bytes, language)?.reading)
+    Ok(read_numbered(path, bytes, language, Repeats::LeftOut)?.reading)
 }
 
-/// A set, and which ids its file did not give.
+/// What becomes of a row that is an earlier one again, id, texts and all: a recipe that takes rows again writes such.
+/// Another row under an earlier one's id is always left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// It is left out, and named: a set has every row once.
+    LeftOut,
+    /// It counts once more.
+    Kept,
+}
+
+/// A set, where its rows stand in their file, and which ids its file did not give.
 pub(crate) struct Numbered {
     pub(crate) reading: Reading<Record>,
+    /// Where each item stands.
+    pub(crate) places: Vec<Place>,
     /// The file's rows, those that were left out too.
     pub(crate) rows: usize,
     /// The items whose id is their row's number, in order: the item's place and that number.
     pub(crate) numbered: Vec<(usize, usize)>,
 }
 
-/// As [`read_record_bytes`], with which ids are the rows' numbers.
-pub(crate) fn read_numbered(path: &Path, bytes: Vec<u8>, language: &Language) -> Result<Numbered> {
-    let mut reader = RowReader::new(path, language);
+/// As [`read_record_bytes`], with where rows stand, and which ids are the rows' numbers.
+pub(crate) fn read_numbered(
+    path: &Path,
+    bytes: Vec<u8>,
+    language: &Language,
+    repeats: Repeats,
+) -> Result<Numbered> {
+    let mut reader = RowReader::new(path, language, repeats);
     if bytes.starts_with(parquet_file::MAGIC) {
         parquet_file::read_rows(path, bytes, &mut reader)?;
         return Ok(reader.finish());
@@ -144,21 +161,45 @@ pub(crate) struct Row {
     pub(crate) messages: Option<Vec<Turn>>,
 }
 
+impl Row {
+    /// A row of JSON. What serde takes for an object besides, an array of the values in order, is none.
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.trim_start().starts_with('[') {
+            return Err("expected a record's object in braces, found an array".to_owned());
+        }
+        serde_json::from_str(text).map_err(|error| json_fault(&error))
+    }
+}
+
 /// One turn of a chat, in either form.
 #[derive(Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 pub(crate) struct Turn {
-    #[serde(alias = "from")]
     role: String,
-    #[serde(alias = "value")]
     content: String,
+}
+
+impl TryFrom<Map<String, Value>> for Turn {
+    type Error = String;
+
+    fn try_from(mut keys: Map<String, Value>) -> Result<Self, String> {
+        let mut take = |names: [&str; 2]| {
+            let value = names.into_iter().find_map(|name| keys.remove(name));
+            text(names[0], value).map_err(|what| format!("a turn of the chat: {what}"))
+        };
+        Ok(Self { role: take(["role", "from"])?, content: take(["content", "value"])? })
+    }
 }
 
 /// Turns rows into records, and gathers what is wrong with them.
 pub(crate) struct RowReader<'a> {
     path: &'a Path,
     language: &'a Language,
+    repeats: Repeats,
     reading: Reading<Record>,
-    seen: BTreeSet<(Language, String)>,
+    places: Vec<Place>,
+    /// The first item with each id of a language.
+    seen: BTreeMap<(Language, String), usize>,
     row: usize,
     numbered: Vec<(usize, usize)>,
     later_turns: usize,
@@ -166,12 +207,14 @@ pub(crate) struct RowReader<'a> {
 }
 
 impl<'a> RowReader<'a> {
-    pub(crate) fn new(path: &'a Path, language: &'a Language) -> Self {
+    pub(crate) fn new(path: &'a Path, language: &'a Language, repeats: Repeats) -> Self {
         Self {
             path,
             language,
+            repeats,
             reading: Reading::default(),
-            seen: BTreeSet::new(),
+            places: Vec::new(),
+            seen: BTreeMap::new(),
             row: 0,
             numbered: Vec::new(),
             later_turns: 0,
@@ -197,8 +240,7 @@ impl<'a> RowReader<'a> {
         deserializer
             .deserialize_seq(Rows(|row: &RawValue| {
                 let line = lines.line_of(row.get());
-                let parsed = serde_json::from_str(row.get());
-                self.add(Some(line), parsed.map_err(|error| json_fault(&error)));
+                self.add(Some(line), Row::parse(row.get()));
             }))
             .and_then(|()| deserializer.end())
             .with_context(|| {
@@ -219,7 +261,7 @@ impl<'a> RowReader<'a> {
         }
         let mut problems = std::mem::take(&mut self.reading.problems);
         for_each_line(bytes, self.path, &mut problems, |line, text, problems| {
-            self.add(Some(line), serde_json::from_str(text).map_err(|error| json_fault(&error)));
+            self.add(Some(line), Row::parse(text));
             problems.append(&mut self.reading.problems);
         });
         self.reading.problems = problems;
@@ -239,21 +281,28 @@ impl<'a> RowReader<'a> {
     pub(crate) fn add(&mut self, line: Option<usize>, row: Result<Row, String>) {
         let number = self.row;
         self.row += 1;
+        let place = Place::Row { row: number, line };
         let has_no_id = row.as_ref().is_ok_and(|row| row.id.is_none());
         let what = match row.and_then(|row| self.record(number, row)) {
-            Ok(record) => {
-                if self.seen.insert((record.language.clone(), record.id.clone())) {
-                    if has_no_id {
-                        self.numbered.push((self.reading.items.len(), number));
-                    }
-                    return self.reading.items.push(record);
+            Ok(record) if self.is_wanted(&record) => {
+                if has_no_id {
+                    self.numbered.push((self.reading.items.len(), number));
                 }
-                format!("the id {} was met before", record.id)
+                self.places.push(place);
+                return self.reading.items.push(record);
             }
+            Ok(record) => format!("the id {} was met before", record.id),
             Err(what) => what,
         };
-        let place = Place::Row { row: number, line };
         self.reading.problems.push(Problem { file: self.path.to_path_buf(), place, what, dropped: true });
+    }
+
+    /// Whether a record is the next item: its id is new, or it is to count again.
+    fn is_wanted(&mut self, record: &Record) -> bool {
+        let next = self.reading.items.len();
+        let first = *self.seen.entry((record.language.clone(), record.id.clone())).or_insert(next);
+        let again = || self.repeats == Repeats::Kept && self.reading.items.get(first) == Some(record);
+        first == next || again()
     }
 
     fn record(&mut self, number: usize, row: Row) -> Result<Record, String> {
@@ -323,7 +372,8 @@ impl<'a> RowReader<'a> {
         };
         note(self.later_turns, "chats go on after the first answer: their later turns were left out");
         note(self.system_messages, "system messages of chats were left out");
-        Numbered { reading: self.reading, rows: self.row, numbered: self.numbered }
+        let Self { reading, places, row: rows, numbered, .. } = self;
+        Numbered { reading, places, rows, numbered }
     }
 }
 

@@ -10,7 +10,8 @@ use instructions::mix::{LeftOut, Set, Sets};
 use instructions::parallel::prompt_differences;
 use instructions::prompt::{Prompt, read_prompts};
 use instructions::recipe::Origin;
-use instructions::record::{Record, read_records};
+use instructions::record::{Record, Repeats};
+use instructions::set_files::SetFiles;
 
 use crate::experiment::{Experiment, Files};
 use crate::store::{StoreError, files_below, hash_file};
@@ -65,31 +66,26 @@ impl Inputs {
     fn records(&mut self, language: &Language, files: &Files, by_origin: bool) -> Result<Vec<Record>> {
         let mut records: Vec<Record> = Vec::new();
         let before = self.problems.len();
-        let mut ids = BTreeSet::new();
+        let mut set_files = SetFiles::new(Repeats::LeftOut);
+        let origin = |record: &Record| match by_origin {
+            true => record.origin.unwrap_or_default(),
+            false => Origin::default(),
+        };
         let (mut foreign, mut empty) = (Vec::new(), Vec::new());
         for path in files.iter() {
-            let reading = read_records(path, language)?;
+            let reading = set_files.read(path, language, origin)?;
             self.unread.push((language.clone(), reading.problems.clone()));
             self.problems.extend(reading.problems);
-            for (row, mut record) in reading.items.into_iter().enumerate() {
-                let set = if by_origin { record.origin.unwrap_or_default() } else { Origin::Native };
+            for (place, record) in reading.items {
                 if record.language != *language {
                     let what = format!("the row is in `{}`, expected `{language}`", record.language);
-                    self.dropped(path, Place::Row { row, line: None }, what);
+                    self.dropped(path, place, what);
                     foreign.push(record.id);
                 } else if record.output.trim().is_empty() {
                     let what = format!("the row with id {:?} has an empty output", record.id);
-                    self.dropped(path, Place::Row { row, line: None }, what);
+                    self.dropped(path, place, what);
                     empty.push(record.id);
                 } else {
-                    // Files without ids number their rows alike: the file's name tells them apart.
-                    if ids.contains(&(set, record.id.clone())) {
-                        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                        record.id = format!("{stem}:{}", record.id);
-                    }
-                    if !ids.insert((set, record.id.clone())) {
-                        bail!("{}: the id {:?} occurs twice in `{language}`", path.display(), record.id);
-                    }
                     records.push(record);
                 }
             }

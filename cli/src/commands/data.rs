@@ -6,19 +6,18 @@ mod mix;
 mod stats;
 mod translate;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use anyhow::anyhow;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use instructions::files::Problem;
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::recipe::Origin;
-use instructions::record::read_records;
+use instructions::record::{Record, Repeats};
+use instructions::set_files::SetFiles;
 use model::{BaseModel, Tokenizer};
 
 use super::tune::open;
@@ -85,25 +84,17 @@ fn read(files: &[SetFile], output: &Output) -> Result<Read, Failure> {
     let mut sets = Sets::new();
     let mut left_out = 0;
     let mut problems = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut set_files = SetFiles::new(Repeats::LeftOut);
     for file in files {
-        let reading = read_records(&file.path, &file.language).map_err(Failure::wrong_input)?;
+        let origin = |record: &Record| file.origin.or(record.origin).unwrap_or_default();
+        let reading = set_files.read(&file.path, &file.language, origin).map_err(Failure::wrong_input)?;
         for problem in &reading.problems {
             output.warning(problem.to_string());
         }
         left_out += reading.dropped();
         problems.push((file.language.clone(), reading.problems));
-        for record in reading.items {
-            let origin = file.origin.or(record.origin).unwrap_or_default();
-            if !seen.insert((record.language.clone(), origin, record.id.clone())) {
-                return Err(Failure::wrong_input(anyhow!(
-                    "{}: the id {} was met before in {} {}: give the rows of one language ids of their own",
-                    file.path.display(),
-                    record.id,
-                    origin.name(),
-                    record.language
-                )));
-            }
+        for (_, record) in reading.items {
+            let origin = origin(&record);
             // A file may say of its rows that they are in another language than it is given for.
             sets.add(Set { language: record.language.clone(), origin, records: vec![record] });
         }

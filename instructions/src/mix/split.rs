@@ -202,6 +202,18 @@ impl<'a> Pool<'a> {
     }
 }
 
+/// A set that has no row left to train on when its validation rows are held out.
+#[derive(Debug, thiserror::Error)]
+#[error("{set} has {rows} rows: expected more than the {wanted} that are held out for validation")]
+pub struct TooFewToHoldOut {
+    /// The set's language, and its origin where it is not native.
+    pub set: String,
+    /// Its rows.
+    pub rows: usize,
+    /// [`MixOptions::validation_rows`].
+    pub wanted: usize,
+}
+
 /// Moves each set's validation rows out of its training rows.
 fn hold_out(pools: &mut [Pool], options: &MixOptions) -> Result<()> {
     let wanted = options.validation_rows;
@@ -212,11 +224,7 @@ fn hold_out(pools: &mut [Pool], options: &MixOptions) -> Result<()> {
     let mut held_out: Vec<BTreeSet<String>> = Vec::new();
     for pool in pools.iter() {
         if pool.training.len() <= wanted {
-            bail!(
-                "{} has {} rows: expected more than the {wanted} that are held out for validation",
-                pool.name(),
-                pool.training.len()
-            );
+            return Err(TooFewToHoldOut { set: pool.name(), rows: pool.training.len(), wanted }.into());
         }
         let mut ranked: Vec<(u128, &str)> = pool
             .training

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
 use instructions::check::{CheckOptions, CheckReport, Cleaned, Fault, FaultKind, check, clean};
-use instructions::files::write_json_lines;
+use instructions::files::{Place, Problem, write_json_lines};
 use instructions::language::Language;
 use instructions::mix::{Set, Sets};
 use instructions::parallel::{ParallelDifference, record_differences};
@@ -17,6 +17,8 @@ use instructions::recipe::Origin;
 use instructions::record::write_set;
 use instructions::text::has_visible_text;
 use judge::identify::identifier;
+use serde::Serialize;
+use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 
 use super::{Read, RowBar, SetFile, Tokenized, read};
@@ -110,20 +112,21 @@ impl Form {
 
 impl Check {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
-        let Read { sets, left_out, .. } = read(&self.files, output)?;
+        let Read { sets, left_out, problems } = read(&self.files, output)?;
+        let unread = unread(&problems);
         self.check_places(&sets)?;
         let prompts = self.read_prompts(output)?;
         let report = self.check(&sets, &prompts, output)?;
         let differences = record_differences(sets.iter().flat_map(|set| &set.records));
         match &self.faults {
-            Some(path) => write_json_lines(path, &report.faults).map_err(Failure::failed)?,
+            Some(path) => write_lines(path, &report.faults, unread.iter().map(Unread::fault))?,
             None => show(&report.faults, output),
         }
         for difference in &differences {
             output.warning(difference.to_string());
         }
-        let cleaned =
-            self.clean.as_deref().map(|folder| self.write_clean(folder, &sets, &report)).transpose()?;
+        let clean = |folder| self.write_clean(folder, &sets, &report, &unread);
+        let cleaned = self.clean.as_deref().map(clean).transpose()?;
         tell(&report, left_out, &differences, cleaned.as_deref(), output)?;
         let faultless = report.faults.is_empty() && left_out == 0;
         Ok(if faultless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -190,7 +193,13 @@ impl Check {
     }
 
     /// Writes the cleaned copy, and gives what was dropped and mended.
-    fn write_clean(&self, folder: &Path, sets: &Sets, report: &CheckReport) -> Result<Vec<Cleaned>, Failure> {
+    fn write_clean(
+        &self,
+        folder: &Path,
+        sets: &Sets,
+        report: &CheckReport,
+        unread: &[Unread],
+    ) -> Result<Vec<Cleaned>, Failure> {
         let kinds = self.drop.as_deref().unwrap_or(&FaultKind::DROPPED);
         let (copy, cleaned) = clean(sets, report, kinds);
         for set in copy.iter() {
@@ -201,7 +210,7 @@ impl Check {
             }
             write_set(&self.copy_path(folder, sets, set), &records).map_err(Failure::failed)?;
         }
-        write_json_lines(&folder.join(CLEANED), &cleaned).map_err(Failure::failed)?;
+        write_lines(&folder.join(CLEANED), &cleaned, unread.iter().map(Unread::cleaned))?;
         Ok(cleaned)
     }
 
@@ -230,6 +239,73 @@ impl Check {
         let files = self.files.iter().chain(&self.prompts).map(|file| file.path.as_path());
         check_outputs(&outputs, files.chain(self.lid.as_deref()).chain(self.tokenizer.as_deref()))
     }
+}
+
+/// A row that could not be read, and so is in no set: it is told by its place, as it has no id.
+#[derive(Serialize)]
+struct Unread<'a> {
+    language: &'a Language,
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    row: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip)]
+    what: &'a str,
+}
+
+/// The rows of files that could not be read.
+fn unread(problems: &[(Language, Vec<Problem>)]) -> Vec<Unread<'_>> {
+    let dropped = problems.iter().flat_map(|(language, problems)| {
+        problems.iter().filter(|problem| problem.dropped).map(move |problem| (language, problem))
+    });
+    dropped.map(|(language, problem)| Unread::new(language, problem)).collect()
+}
+
+impl<'a> Unread<'a> {
+    fn new(language: &'a Language, problem: &'a Problem) -> Self {
+        let (row, line) = match problem.place {
+            Place::File => (None, None),
+            Place::Line(line) => (None, Some(line)),
+            Place::Row { row, line } => (Some(row), line),
+        };
+        Self { language, file: problem.file.display().to_string(), row, line, what: &problem.what }
+    }
+
+    /// Its line among the faults.
+    fn fault(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            #[serde(flatten)]
+            row: &'a Unread<'a>,
+            kind: &'static str,
+            what: &'a str,
+        }
+        Line { row: self, kind: "unreadable", what: self.what }
+    }
+
+    /// Its line among what was cleaned away.
+    fn cleaned(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            #[serde(flatten)]
+            row: &'a Unread<'a>,
+            dropped: bool,
+            reasons: [String; 1],
+        }
+        Line { row: self, dropped: true, reasons: [format!("unreadable: {}", self.what)] }
+    }
+}
+
+/// Writes some lines of JSON, and behind them others.
+fn write_lines(
+    path: &Path,
+    first: &[impl Serialize],
+    others: impl Iterator<Item = impl Serialize>,
+) -> Result<(), Failure> {
+    let lines = first.iter().map(to_raw_value).chain(others.map(|line| to_raw_value(&line)));
+    let lines: Result<Vec<_>, _> = lines.collect();
+    write_json_lines(path, &lines.map_err(Failure::failed)?).map_err(Failure::failed)
 }
 
 /// The first faults of each kind and language.
