@@ -92,7 +92,9 @@ fn what_would_be_lost_or_has_no_meaning_is_refused() {
     fs::write(folder.join("foreign.jsonl"), "{\"id\": \"7\"}\n").unwrap();
     fs::create_dir(folder.join("model")).unwrap();
     fs::write(folder.join("model/config.json"), "{}").unwrap();
-    let refused: [(&[&str], &str); 10] = [
+    let refused: [(&[&str], &str); 12] = [
+        (&["--out", "rows.json"], "--out rows.json: is a file; expected a folder"),
+        (&["--out", "out", "--modules", "nothing"], "--modules: module `nothing` is none of a"),
         (&["--out", "out", "--metrics", "rows.json"], "--metrics"),
         (&["--out", "out", "--metrics", "one line.json"], "one line.json:1: expected a tuning's metrics"),
         (&["--out", "out", "--metrics", "foreign.jsonl"], "foreign.jsonl:1: expected a tuning's metrics"),
@@ -182,6 +184,34 @@ fn validation_rows_are_set_apart_in_all_languages() {
     // The last id of en is 3; that of fi is 1, whose row in en goes with it.
     assert_eq!((&tuned["rows"], &tuned["validation_rows"]), (&2.into(), &3.into()));
     assert!(tuned["validation_loss"].is_number() && tuned["validation_loss_by_language"]["fi"].is_number());
+}
+
+#[test]
+fn rows_without_ids_are_numbered_through_files_and_repeated_rows_count_again() {
+    let folder = folder();
+    let row = |text: &str| format!("{{\"instruction\": \"Say {text}.\", \"output\": \"{text}\"}}\n");
+    for (file, texts) in [("first.jsonl", ["one", "two"]), ("second.jsonl", ["three", "four"])] {
+        fs::write(folder.path().join(file), texts.map(row).concat()).unwrap();
+    }
+    // Were the second file's rows 0 and 1 too, two rows would be set apart.
+    let data = ["--data", "first.jsonl", "second.jsonl", "--validation-rows", "1"];
+    let tuned = figures(folder.path(), "tune", &[&TUNE[2..], &data, &["--out", "out"]].concat());
+    assert_eq!((&tuned["rows"], &tuned["validation_rows"]), (&3.into(), &1.into()));
+    // What a recipe with `repeat` writes.
+    let again = "{\"id\": \"7\", \"instruction\": \"Say a.\", \"output\": \"a\"}\n".repeat(3);
+    fs::write(folder.path().join("mix.jsonl"), again).unwrap();
+    let tuned =
+        figures(folder.path(), "tune", &[&TUNE[2..], &["--data", "mix.jsonl", "--out", "mixed"]].concat());
+    assert_eq!(tuned["rows"], 3);
+}
+
+#[test]
+fn a_run_that_is_all_warm_up_is_told() {
+    let folder = folder();
+    // All but the flag's own value.
+    let output = polypaca(folder.path(), "tune", &[&TUNE[..8], &["--warmup", "2", "--out", "out"]].concat());
+    let told = "--warmup: the learning rate rises for 2 updates, and the run has 2: it never comes to 0.01";
+    assert!(output.status.success() && said(&output).contains(told), "{}", said(&output));
 }
 
 #[test]

@@ -56,11 +56,25 @@ fn identify_sweeps_compares_and_counts_pass_rates() {
     assert_eq!(gates(&["--labels", "fi", "sv"])[1], json!(0), "English is taken for one of the two");
     assert_eq!(gates(&["--set-aside-quotations"])[2], json!(1), "what is left of it is Finnish");
     assert_eq!(gates(&["--shortest", "1000", "--short", "pass"]), [1, 1, 1, 1]);
-    let sweep = identify(&["--sweep", "0", "1.5"]);
-    assert_eq!((&sweep[0]["responses"], &sweep[1]["passed"]), (&json!(4), &json!(0)));
+    let sweep = identify(&["--sweep", "0", "0.5"]);
+    assert_eq!((&sweep[0]["responses"], &sweep[1]["threshold"]), (&json!(4), &json!(0.5)));
+    for threshold in ["1.5", "nan"] {
+        let output = polypaca(folder.path(), &["identify", "responses.jsonl", "--sweep", threshold]);
+        assert_eq!(output.status.code(), Some(2), "{threshold}");
+    }
     assert_eq!(identify(&["--compare", "lingua"]), [] as [Value; 0]);
     let rates = identify(&["--pass-rates"]);
     assert_eq!((&rates[1]["system"], &rates[1]["counts"]["pass_by_line"]), (&json!("b"), &json!(1)));
+}
+
+#[test]
+fn a_language_that_the_identifier_has_no_label_for_is_told() {
+    let folder = folder();
+    let lines = "{\"id\": \"1\", \"language\": \"he\", \"response\": \"a\"}\n{\"id\": \"2\", \"language\": \"is\", \"response\": \"b\"}\n";
+    fs::write(folder.path().join("two.jsonl"), lines).expect("written");
+    let output = polypaca(folder.path(), &["identify", "two.jsonl"]);
+    let told = "lingua has no label for is: none of its 1 responses can pass; --lid names a fastText model";
+    assert!(said(&output).contains(told), "{}", said(&output));
 }
 
 #[test]

@@ -106,6 +106,8 @@ fn what_is_planned_is_what_is_run() {
     assert_eq!(before["left"]["hours"], Value::Null, "nothing was measured");
     let calibrated = json(&["plan", "planned.toml", "--json", "--calibrate"], folder);
     assert!(calibrated["left"]["hours"].as_f64().unwrap() > 0.0);
+    let said = String::from_utf8(polypaca(&["plan", "planned.toml"], folder).stderr).unwrap();
+    assert!(said.contains("the learning rate rises for 100 updates, and the run has 7"), "{said}");
     assert_eq!(calibrated["missing"], before["missing"], "measuring finishes no cell");
     // A thousandth of a second is too little for anything, and a thousand hours are enough for all.
     let drops = json(&["plan", "planned.toml", "--json", "--within", "0.0000001h"], folder);
@@ -113,6 +115,15 @@ fn what_is_planned_is_what_is_run() {
     let drops = json(&["plan", "planned.toml", "--json", "--within", "1000h"], folder);
     assert_eq!((&drops["drops"]["fits"], &drops["drops"]["lost"]), (&Value::Bool(true), &Value::from(0)));
     assert_eq!(polypaca(&["plan", "planned.toml", "--within", "soon"], folder).status.code(), Some(2));
+    // References ask for no money. What an endpoint's judge asks for is not known without its price.
+    let drops = json(&["plan", "planned.toml", "--json", "--within", "$1"], folder);
+    assert_eq!((&drops["drops"]["rest"], &drops["drops"]["fits"]), (&Value::from(0.0), &Value::Bool(true)));
+    let text = fs::read_to_string(folder.join("planned.toml")).unwrap();
+    let judge = "kind = \"openai\"\nendpoint = \"http://127.0.0.1:9\"\nmodel = \"m\"";
+    fs::write(folder.join("judged.toml"), text.replace("kind = \"reference\"", judge)).unwrap();
+    let unpriced = polypaca(&["plan", "judged.toml", "--within", "$1"], folder);
+    let said = String::from_utf8_lossy(&unpriced.stderr).into_owned();
+    assert!(unpriced.status.code() == Some(2) && said.contains("[judge] has no `price ="), "{said}");
 
     succeeds(&["run", "planned.toml"], folder);
     let mut tunings = 0;

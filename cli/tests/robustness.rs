@@ -297,6 +297,11 @@ fn what_a_run_cannot_have_is_told_at_plan_and_before_it_begins() {
     let judge = "[judge]\nkind = \"openai\"\nendpoint = \"http://127.0.0.1:9\"\nmodel = \"m\"\n";
     for (more, expected) in [
         (format!("{judge}key_variable = \"POLYPACA_NO_SUCH_KEY\"\n"), "variable POLYPACA_NO_SUCH_KEY"),
+        (
+            "[[system]]\nname = \"s\"\nendpoint = \"http://127.0.0.1:9\"\nmodel = \"m\"\nkey_variable = \"POLYPACA_NONE\"\n"
+                .to_owned(),
+            "variable POLYPACA_NONE",
+        ),
         (format!("{judge}price = {{ prompt = nan, completion = 1 }}\n"), "prompt is NaN"),
         (format!("{judge}price = {{ prompt = 1, completion = 1 }}\ncap = -1000\n"), "cap is -1000"),
     ] {

@@ -173,6 +173,7 @@ fn what_cannot_be_served_is_refused_in_openais_shape() {
         json!({"temperature": 3}),
         json!({"stop": ""}),
         json!({"n": 0}),
+        json!({"n": 1, "best_of": 2}),
         json!({"logprobs": true}),
         json!({"min_p": 0.5}),
         json!({"guided_json": {}}),
@@ -181,11 +182,15 @@ fn what_cannot_be_served_is_refused_in_openais_shape() {
     ] {
         refused(400, server.call("POST", path, &chat("base", "x", more).to_string()));
     }
+    let one =
+        server.call("POST", path, &chat("base", "x", json!({"best_of": 1, "max_tokens": 1})).to_string());
+    assert_eq!(one.0, 200, "{}", one.1);
     let long = refused(
         400,
         server.call("POST", path, &chat("base", &"word ".repeat(50_000), json!({})).to_string()),
     );
     assert_eq!(long["error"]["code"], "context_length_exceeded");
+    assert_eq!(long["error"]["param"], "messages");
     let models = server.call("GET", "/v1/models", "");
     let models: Value = serde_json::from_str(&models.1).expect("JSON");
     assert_eq!((&models["data"][1]["id"], &models["data"][1]["parent"]), (&json!("tuned"), &json!("base")));

@@ -10,7 +10,8 @@ pub mod calibration;
 mod rows;
 mod within;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -37,7 +38,7 @@ use crate::rooms::{self, NewModel};
 use crate::run::side_by_side;
 use crate::settings;
 use crate::store::Store;
-use crate::work::{MODEL_FOLDER, SMALL_MODEL, TUNING_FILE, TuningRecord, bytes};
+use crate::work::{MODEL_FOLDER, SMALL_MODEL, TUNING_FILE, TuningRecord, bytes, read_scores};
 use rows::{Encoder, RowLengths};
 
 /// What one cell takes.
@@ -57,7 +58,7 @@ pub struct CellCost {
     pub seconds: Option<f64>,
     /// How many such cells are worked on at once on this machine.
     pub at_once: usize,
-    /// Requests to a judge.
+    /// Requests to a judge, or to a system, over a network.
     pub requests: u64,
     /// A judge's price at most, in dollars; none where the judge has no price.
     pub dollars: Option<f64>,
@@ -167,9 +168,22 @@ impl<'a> Estimator<'a> {
             }
             Work::Scores { answers, language, .. } => {
                 let prompts = self.prepared.inputs.prompts.get(language).map(Vec::as_slice);
-                self.scores(*answers, prompts.unwrap_or_default())
+                self.scores(*answers, &self.to_rate(cell, prompts.unwrap_or_default())?)
             }
         }
+    }
+
+    /// The prompts whose responses a judge is still asked to rate: all, or where a finished cell is gone on with, those
+    /// that it has no rating of.
+    fn to_rate<'p>(&self, cell: &Cell, prompts: &'p [Prompt]) -> Result<Cow<'p, [Prompt]>> {
+        if self.store.incomplete(&cell.key).is_none() {
+            return Ok(Cow::Borrowed(prompts));
+        }
+        let scores = read_scores(&self.store.cell_folder(&cell.key))?;
+        let rated = scores.iter().filter(|score| score.rating.is_some());
+        let rated: BTreeSet<&str> = rated.map(|score| score.prompt_id.as_str()).collect();
+        let left = prompts.iter().filter(|prompt| !rated.contains(prompt.id.as_str()));
+        Ok(left.cloned().collect())
     }
 
     fn base_model(&mut self, number: usize) -> Result<CellCost> {
@@ -323,7 +337,8 @@ impl<'a> Estimator<'a> {
             Some(path) => PromptTemplate::from_file(path)?,
             None => PromptTemplate::default(),
         };
-        cost.requests = prompts.len() as u64;
+        // A judge on this machine is asked nothing over a network.
+        cost.requests = if judge.kind == JudgeKind::Openai { prompts.len() as u64 } else { 0 };
         let asked = prompts.iter().map(|prompt| template.fill(&prompt.prompt, "").len() as u64);
         // Every byte a token: no byte-level tokenizer makes more of them.
         let read = asked.sum::<u64>() + prompts.len() as u64 * response_bytes;

@@ -399,6 +399,14 @@ pub struct Gate {
     pub set_aside_code: bool,
 }
 
+impl Gate {
+    /// What tells languages, by name: the model's file, or `lingua`.
+    pub fn identifier_name(&self) -> String {
+        let file = self.lid.as_deref().and_then(Path::file_name);
+        file.map_or("lingua".to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
 /// `[tracking]`: how tunings are followed. It determines no result.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

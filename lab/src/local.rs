@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use instructions::language::Language;
+use instructions::mix::TooFewToHoldOut;
 use instructions::template::TemplateChoice;
 use judge::asking::TextJudge;
 use judge::identify::Identifier;
@@ -15,16 +16,16 @@ use judge::openai::{OpenAiJudge, OpenAiSettings};
 use judge::prompt_template::PromptTemplate;
 use judge::reference::{ReferenceJudge, References, Thresholds};
 
-use crate::experiment::{Experiment, JudgeKind};
+use crate::experiment::{Experiment, ExperimentError, JudgeKind, Source};
 use crate::inputs::{Inputs, Prompts};
 use crate::local_judge;
 use crate::mixes::Mixing;
-use crate::plan::{Answerer, Cell, Plan, Work};
+use crate::plan::{Answerer, Cell, Plan, Unmixed, Work};
 use crate::progress::Progress;
 use crate::records::{self, ModelFacts};
-use crate::run::{INCOMPLETE_FILE, Outcome, Run};
+use crate::run::{Outcome, Run};
 use crate::stop::Stop;
-use crate::store::{FolderLock, Store, StoreError};
+use crate::store::{FolderLock, INCOMPLETE_FILE, Store, StoreError};
 use crate::work::{AnswerRoom, MODEL_FOLDER, Rooms, Tuner};
 
 /// Where an experiment's results go.
@@ -102,8 +103,35 @@ pub fn prepare(path: &Path) -> Result<Prepared> {
     let experiment = Experiment::load(path)?;
     let inputs = Inputs::read(&experiment)?;
     let mixing = Mixing::new(&experiment)?;
-    let plan = Plan::new(&experiment, &inputs, &mixing)?;
+    let plan =
+        Plan::new(&experiment, &inputs, &mixing).map_err(|error| match error.downcast::<Unmixed>() {
+            Ok(unmixed) => placed(&unmixed, path, &experiment).into(),
+            Err(error) => error,
+        })?;
     Ok(Prepared { experiment, inputs, mixing, plan })
+}
+
+/// A recipe that cannot be mixed, at the setting of the file that asks for too much.
+fn placed(unmixed: &Unmixed, path: &Path, experiment: &Experiment) -> ExperimentError {
+    let source = match Source::read(path) {
+        Ok(source) => source,
+        Err(error) => return error,
+    };
+    let recipes = &experiment.experiment.recipes;
+    let place = recipes.iter().position(|recipe| *recipe == unmixed.recipe).unwrap_or(0).to_string();
+    let held_out = unmixed.error.is::<TooFewToHoldOut>();
+    let key: &[&str] = match (&experiment.budget.rows, &experiment.budget.c) {
+        _ if held_out && experiment.tune.validation_rows.is_some() => &["tune", "validation_rows"],
+        _ if held_out => &["tune"],
+        (Some(_), _) => &["budget", "rows"],
+        (None, Some(_)) => &["budget", "c"],
+        (None, None) => &["experiment", "recipes", &place],
+    };
+    let advice = match held_out && experiment.tune.validation_rows.is_none() {
+        true => "; `validation_rows` of [tune] says how many are",
+        false => "",
+    };
+    ExperimentError::Problems(vec![source.at(key, format!("{unmixed}{advice}"))])
 }
 
 /// What a run needs beside the plan, opened before anything starts.
@@ -247,7 +275,7 @@ impl Ready<'_> {
             plan,
             outcome,
             models: &self.models,
-            identifier: &identifier_name(experiment),
+            identifier: &experiment.gate.identifier_name(),
             judge: &self.judge.name(),
         };
         records::write(&sources, &report)?;
@@ -328,13 +356,8 @@ fn open_identifier(experiment: &Experiment) -> Result<Box<dyn Identifier>> {
         anyhow::ensure!(
             identifier.knows(&language),
             "[gate]: {} has no label for `{code}`: every response in it would score 0",
-            identifier_name(experiment)
+            experiment.gate.identifier_name()
         );
     }
     Ok(identifier)
-}
-
-fn identifier_name(experiment: &Experiment) -> String {
-    let file = experiment.gate.lid.as_deref().and_then(Path::file_name);
-    file.map_or("lingua".to_owned(), |name| name.to_string_lossy().into_owned())
 }

@@ -36,6 +36,10 @@ pub struct Plan {
     pub c: u64,
     /// The content hash of each `[[base_model]]` from files.
     pub base_hashes: BTreeMap<String, String>,
+    /// The content hashes of other models that were there before, by what they are: `the judge's model`.
+    pub model_hashes: BTreeMap<String, String>,
+    /// What is worth a warning, and stops nothing.
+    pub warnings: Vec<String>,
     places: BTreeMap<Key, usize>,
 }
 
@@ -148,6 +152,8 @@ pub struct System {
 pub enum State {
     /// It is there.
     Done,
+    /// It is there, and the next run goes on with it: why.
+    Incomplete(String),
     /// It is not there, and no cell of its name is.
     Missing,
     /// A cell of its name is there, and was determined by something else: what differs.
@@ -203,6 +209,16 @@ struct Base {
     determinant: String,
 }
 
+/// A recipe of an experiment that cannot be mixed from its sets.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct Unmixed {
+    /// The recipe's name.
+    pub recipe: String,
+    /// Why.
+    pub error: anyhow::Error,
+}
+
 impl Plan {
     /// Plans an experiment whose inputs are read.
     ///
@@ -211,6 +227,8 @@ impl Plan {
     pub fn new(experiment: &Experiment, inputs: &Inputs, mixing: &Mixing) -> Result<Self> {
         let mut plan = Self::default();
         let hashes = Hashes::new(experiment, inputs)?;
+        let judge = hashes.judge_model.iter().map(|hash| ("the judge's model".to_owned(), hash.clone()));
+        plan.model_hashes.extend(judge);
         let bases = plan.base_models(experiment)?;
         let mut mixes = Vec::new();
         for &seed in &experiment.experiment.seeds {
@@ -231,13 +249,42 @@ impl Plan {
         for (number, system) in experiment.system.iter().enumerate() {
             plan.extra(experiment, &bases, number, system, &hashes)?;
         }
+        plan.warnings = plan.doubtful_tunings(experiment, mixes.iter().flat_map(|(_, mixes)| mixes));
         Ok(plan)
+    }
+
+    /// Tunings that end before their learning rate has risen, and those that do not see all rows that their recipe is told
+    /// to cost.
+    fn doubtful_tunings<'m>(
+        &self,
+        experiment: &Experiment,
+        mixes: impl Iterator<Item = &'m PlannedMix>,
+    ) -> Vec<String> {
+        let mixes: BTreeMap<usize, &PlannedMix> = mixes.map(|mix| (mix.cell, mix)).collect();
+        let (mut short, mut partial) = (Vec::new(), Vec::new());
+        for cell in &self.cells {
+            let Work::Tuning { mix, method, seed, .. } = cell.work else { continue };
+            let Some(mix) = mixes.get(&mix) else { continue };
+            let given = experiment.tune.for_method(method).with_updates(mix.updates);
+            let settings = resolve::tuning(experiment.experiment.preset, method, &given, seed);
+            let label = &cell.determinants.label;
+            let told = settings.ends_in_warmup(mix.rows as usize);
+            short.extend(told.map(|told| format!("{label}: {told}")));
+            let seen = settings.updates(mix.rows as usize).saturating_mul(settings.batch as u64);
+            if mix.updates.is_none() && seen < mix.rows {
+                partial.push(format!(
+                    "{label}: its updates see {seen} of the mix's {} rows, and the recipe's cost is told of all",
+                    mix.rows
+                ));
+            }
+        }
+        [short, partial].into_iter().filter_map(first_of_many).collect()
     }
 
     /// How a cell stands in a store. `known` are the manifests of [`Store::list`].
     pub fn state(&self, cell: &Cell, store: &Store, known: &[Determinants]) -> State {
         if store.has(&cell.key) {
-            return State::Done;
+            return store.incomplete(&cell.key).map_or(State::Done, State::Incomplete);
         }
         // Of all earlier cells of this name, the one that differs least explains best.
         let earlier = known
@@ -283,12 +330,17 @@ impl Plan {
         mixing: &Mixing,
         seed: u64,
     ) -> Result<Vec<PlannedMix>> {
+        let asked = languages(experiment)?;
         let mut planned = Vec::new();
         for name in &experiment.experiment.recipes {
             let recipe = experiment.recipe(name).with_context(|| format!("unknown recipe `{name}`"))?;
-            for mix in mixing.of(&recipe, &inputs.sets, seed)? {
+            let mixes = mixing.of(&recipe, &inputs.sets, seed);
+            for mix in mixes.map_err(|error| Unmixed { recipe: name.clone(), error })? {
                 self.c = mix.manifest.cost.c;
-                planned.push(self.mix(&mix, seed));
+                // Nobody asks a system of a language that is trained on alone.
+                if mix.answers.as_ref().is_none_or(|language| asked.contains(language)) {
+                    planned.push(self.mix(&mix, seed));
+                }
             }
         }
         Ok(planned)
@@ -348,11 +400,6 @@ impl Plan {
         mix: &PlannedMix,
         hashes: &Hashes,
     ) -> Result<()> {
-        let asked = languages(experiment)?;
-        // Nobody asks a system of a language that is trained on alone.
-        if mix.answers.as_ref().is_some_and(|language| !asked.contains(language)) {
-            return Ok(());
-        }
         let id = format!("{}/{}/{}/seed-{seed}", base.name, method.name(), mix.name);
         let tuning = self.tuning(experiment, &id, base, method, seed, mix)?;
         let answerer = Answerer::Model {
@@ -363,7 +410,7 @@ impl Plan {
         };
         let languages = match &mix.answers {
             Some(language) => vec![language.clone()],
-            None => asked,
+            None => languages(experiment)?,
         };
         let who = [("tuning", self.cells[tuning].key.to_string())];
         let needs: Vec<usize> = base.cell.into_iter().chain([tuning]).collect();
@@ -434,6 +481,7 @@ impl Plan {
         let (kind, answerer, who, needs) = match (&extra.adapter, base) {
             (Some(adapter), Some(base)) => {
                 let hash = content_hash(adapter).with_context(|| format!("adapter `{}`", extra.name))?;
+                self.model_hashes.insert(format!("the adapter {}", extra.name), hash.clone());
                 let answerer = Answerer::Model {
                     base_model: base.number,
                     base_cell: base.cell,
@@ -574,6 +622,15 @@ impl Hashes {
     fn prompts(&self, language: &Language) -> Result<&PromptHashes> {
         self.prompts.get(language).with_context(|| format!("no prompts in `{language}`"))
     }
+}
+
+/// The first of some warnings, with the number of the others.
+fn first_of_many(warnings: Vec<String>) -> Option<String> {
+    let first = warnings.first()?;
+    Some(match warnings.len() - 1 {
+        0 => first.clone(),
+        others => format!("{first} (and {others} other tunings)"),
+    })
 }
 
 fn languages(experiment: &Experiment) -> Result<Vec<Language>> {

@@ -214,12 +214,14 @@ impl Sources<'_> {
         records::Judge { name: self.judge.to_owned(), kind, caption: judge.caption.clone() }
     }
 
-    /// The base models, the gate's model, the judge's wording, and every file of instructions and prompts, by content.
+    /// The base models, adapters, the judge's model and wording, the gate's model, and every file of instructions and prompts, by content.
     /// Files of one language are numbered: they may have one name in several folders.
     fn hashes(&self) -> Result<BTreeMap<String, String>> {
         let bases = self.plan.base_hashes.iter();
+        let bases = bases.map(|(name, hash)| (format!("base model {name}"), hash));
+        let others = self.plan.model_hashes.iter().map(|(name, hash)| (name.clone(), hash));
         let mut hashes: BTreeMap<String, String> =
-            bases.map(|(name, hash)| (format!("base model {name}"), format!("blake3:{hash}"))).collect();
+            bases.chain(others).map(|(name, hash)| (name, format!("blake3:{hash}"))).collect();
         let named = [
             ("the gate's model", self.experiment.gate.lid.as_deref()),
             ("the judge's wording", self.experiment.judge.prompt_template.as_deref()),

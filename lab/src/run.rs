@@ -19,10 +19,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::plan::{Cell, Plan};
 use crate::progress::{CellProgress, Progress};
 use crate::stop::{Stop, Stopped};
-use crate::store::{Claim, Claimed, Store, StoreError};
-
-/// In a cell's folder: its result is whole, but more may come of it when it is tried again. Holds the reason.
-pub const INCOMPLETE_FILE: &str = "incomplete.txt";
+use crate::store::{Claim, Claimed, INCOMPLETE_FILE, Store, StoreError};
 
 /// Does the work of one cell. The rooms do, and in tests something quicker.
 pub trait Worker: Sync {
@@ -155,7 +152,8 @@ impl<'a> Run<'a> {
     pub fn all(&self) -> Result<Outcome, StoreError> {
         let cells = self.cells();
         let all = cells.iter().map(|cell| &self.plan.cells[*cell]);
-        let missing = all.filter(|cell| !self.store.has(&cell.key));
+        let missing =
+            all.filter(|cell| !self.store.has(&cell.key) || self.store.incomplete(&cell.key).is_some());
         let missing: Vec<&str> = missing.map(|cell| cell.determinants.label.as_str()).collect();
         self.progress.begin(cells.len(), &missing);
         let (sender, ended) = mpsc::channel();

@@ -33,6 +33,9 @@ pub use manifest::{Determinants, FileHash, Key, Manifest};
 /// The name of a finished cell's manifest.
 pub const MANIFEST_FILE: &str = "cell.json";
 
+/// In a cell's folder: its result is whole, but more may come of it when it is tried again. Holds the reason.
+pub const INCOMPLETE_FILE: &str = "incomplete.txt";
+
 /// A folder of finished cells.
 #[derive(Debug)]
 pub struct Store {
@@ -210,6 +213,12 @@ impl Store {
     /// Whether a cell has a folder among the finished ones. Verifies nothing.
     pub fn has(&self, key: &Key) -> bool {
         self.cell_folder(key).join(MANIFEST_FILE).exists()
+    }
+
+    /// Why a finished cell is to be gone on with, where it is: its worker left [`INCOMPLETE_FILE`]. Verifies nothing.
+    pub fn incomplete(&self, key: &Key) -> Option<String> {
+        let reason = fs::read_to_string(self.cell_folder(key).join(INCOMPLETE_FILE)).ok()?;
+        self.has(key).then(|| reason.trim().to_owned())
     }
 
     /// The manifest of a finished cell.

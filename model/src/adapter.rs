@@ -19,8 +19,8 @@ use crate::keys::Keys;
 use crate::safetensors_file::SafeTensorsFile;
 use crate::write::write_atomically;
 
-/// PEFT's file of settings.
-const CONFIG: &str = "adapter_config.json";
+/// PEFT's file of settings. Where settings come from no file, messages name this alone.
+pub const CONFIG_FILE: &str = "adapter_config.json";
 /// PEFT's file of weights.
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// Stands before each module's name in the weights.
@@ -89,7 +89,7 @@ impl AdapterConfig {
             other => other.clone(),
         };
         let config_with_own_names = Self { targets, ..self.clone() };
-        config_with_own_names.modules_named_by(Path::new(CONFIG), family, config)
+        config_with_own_names.modules_named_by(Path::new(CONFIG_FILE), family, config)
     }
 
     /// As [`AdapterConfig::modules`], with the file to name in messages.
@@ -245,9 +245,9 @@ impl Adapter {
     /// A file is damaged; the settings ask for what is not computed (DoRA, biases, whole modules saved beside LoRA);
     /// a module or shape is not the model's; a target module has no weights.
     pub fn read(folder: &Path, family: Family, model: &DecoderConfig) -> Result<Self> {
-        let config_path = folder.join(CONFIG);
+        let config_path = folder.join(CONFIG_FILE);
         if !config_path.is_file() {
-            let reason = format!("expected {CONFIG} in the folder");
+            let reason = format!("expected {CONFIG_FILE} in the folder");
             return Err(Error::Adapter { path: folder.to_owned(), reason });
         }
         let config = AdapterConfig::read(&config_path, &read_json(&config_path)?)?;
@@ -401,7 +401,7 @@ impl Adapter {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         write_atomically(&path, &bytes)?;
         let json = format!("{:#}\n", self.config.to_json());
-        write_atomically(&folder.join(CONFIG), json.as_bytes())
+        write_atomically(&folder.join(CONFIG_FILE), json.as_bytes())
     }
 }
 
@@ -568,7 +568,7 @@ fn pattern<T>(keys: &Keys<'_>, key: &str, read: impl Fn(&Value) -> Option<T>) ->
 /// `get_pattern_key` has it.
 fn first_match<T: Copy>(patterns: &[(String, T)], key: &str, name: &str) -> Result<Option<T>> {
     for (expression, value) in patterns {
-        if compile(Path::new(CONFIG), key, &format!(r"^(?:.*\.)?(?:{expression})$"))?.is_match(name) {
+        if compile(Path::new(CONFIG_FILE), key, &format!(r"^(?:.*\.)?(?:{expression})$"))?.is_match(name) {
             return Ok(Some(*value));
         }
     }

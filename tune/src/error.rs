@@ -35,7 +35,7 @@ pub enum Error {
     /// The loss stopped being a number.
     #[error(
         "the loss became {loss} at update {update}; the largest gradient was {gradient}; the records of the \
-         update were {records}. The last good checkpoint is kept: lower the learning rate, or look at the records"
+         update were {records}. Checkpoints from before it are kept: lower the learning rate, or look at the records"
     )]
     NotFinite {
         /// The update, counted from 1.
@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// A validation loss is no number.
     #[error(
-        "the validation loss became {loss} after update {update}. The last good checkpoint is kept: lower the learning rate"
+        "the validation loss became {loss} after update {update}. Checkpoints from before it are kept: lower the learning rate"
     )]
     ValidationNotFinite {
         /// Updates done.

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rows::Packing;
+use crate::schedule::warmup_updates;
 
 /// How a base model is tuned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -355,6 +356,18 @@ impl Settings {
         }
     }
 
+    /// What to say of a run over `rows` rows that ends before its learning rate has risen, if it does.
+    pub fn ends_in_warmup(&self, rows: usize) -> Option<String> {
+        let updates = self.updates(rows);
+        let warmup = warmup_updates(self.warmup, updates);
+        (warmup >= updates).then(|| {
+            format!(
+                "the learning rate rises for {warmup} updates, and the run has {updates}: it never comes to {}",
+                self.learning_rate
+            )
+        })
+    }
+
     /// How the rows of a micro-batch are packed.
     pub fn packing(&self) -> Packing {
         if self.share_prefixes { Packing::Shared } else { Packing::Apart }
@@ -364,6 +377,21 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_is_all_warm_up_is_told() {
+        let of =
+            |length, warmup| Settings { length, warmup, ..Settings::preset(Preset::Paper, Method::Lora) };
+        let told = |length, warmup| of(length, warmup).ends_in_warmup(1000);
+        let said = "the learning rate rises for 100 updates, and the run has 20: it never comes to 0.0003";
+        assert_eq!(told(Length::Updates(20), 100.0).as_deref(), Some(said));
+        assert!(told(Length::Updates(100), 100.0).is_some());
+        assert_eq!(told(Length::Updates(101), 100.0), None);
+        // A share is rounded up: of a single update it is all.
+        assert!(told(Length::Updates(1), 0.03).is_some());
+        assert_eq!(told(Length::Epochs(1.0), 0.03), None);
+        assert_eq!(told(Length::Updates(1), 0.0), None);
+    }
 
     #[test]
     fn presets_can_be_had_and_each_wrong_setting_is_named() {

@@ -132,6 +132,11 @@ impl Body {
         served.models.iter().find(|model| model.name == name).ok_or_else(|| Refusal::no_model(name))
     }
 
+    /// What a call has its prompt under.
+    fn prompt_key(&self) -> &'static str {
+        if self.get("messages").is_some() { "messages" } else { "prompt" }
+    }
+
     /// A call whose prompts are known.
     fn asked(&self, served: &Served, model: &ServedModel, prompts: Vec<Vec<u32>>) -> Result<Asked, Refusal> {
         self.refuse(&[
@@ -140,7 +145,6 @@ impl Body {
             "logit_bias",
             "logprobs",
             "top_logprobs",
-            "best_of",
             "echo",
             "suffix",
             "functions",
@@ -156,6 +160,11 @@ impl Body {
             "use_beam_search",
         ])?;
         let choices = self.count("n", 1..=MOST_CHOICES)?.unwrap_or(1);
+        // The best n of n are all of them.
+        if self.count("best_of", 1..=MOST_CHOICES)?.is_some_and(|best_of| best_of != choices) {
+            let message = format!("`best_of` is not supported here; expected `n`, which is {choices}");
+            return Err(Refusal::bad("best_of", message).code("unsupported_parameter"));
+        }
         let limits = &served.settings;
         let (key, wanted) = match self.count("max_completion_tokens", 1..=usize::MAX)? {
             Some(wanted) => ("max_completion_tokens", Some(wanted)),
@@ -168,10 +177,16 @@ impl Body {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "A prompt has no tokens."));
         }
         if room == 0 || wanted.is_some_and(|wanted| wanted > room) {
-            let message = format!(
-                "This model's maximum context length is {context} tokens; the prompt has {longest}, and {} more were asked for.",
-                wanted.unwrap_or(1)
-            );
+            let whose = match context < served.base.config().max_positions {
+                true => "This server's context length, for which it has memory,",
+                false => "This model's maximum context length",
+            };
+            let more = match wanted {
+                Some(wanted) => format!("and {wanted} more were asked for"),
+                None => "and at least one more is needed".to_owned(),
+            };
+            let message = format!("{whose} is {context} tokens; the prompt has {longest}, {more}.");
+            let key = if room == 0 { self.prompt_key() } else { key };
             return Err(Refusal::bad(key, message).code("context_length_exceeded"));
         }
         if let Some(wanted) = wanted.filter(|wanted| *wanted > limits.new_tokens) {

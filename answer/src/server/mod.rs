@@ -94,6 +94,16 @@ struct Connection {
     jobs: Sender<Job>,
 }
 
+/// A server whose memory for keys and values holds no request.
+#[derive(Debug, thiserror::Error)]
+#[error("{given} bytes of keys and values hold no request; expected at least {needed}")]
+pub struct CacheTooSmall {
+    /// [`ServerSettings::cache_bytes`].
+    pub given: usize,
+    /// What holds a short request.
+    pub needed: usize,
+}
+
 /// Serves until SIGTERM or an interrupt; what is under way then is finished first. The batch runs on this thread.
 ///
 /// # Errors
@@ -111,7 +121,8 @@ pub fn serve<K: Kernels>(
     // Three pages of a prompt's own are the scheduler's reserve.
     let context = affordable.saturating_sub(held + 4) * PAGE_SIZE;
     if context == 0 {
-        bail!("{} bytes of keys and values hold no request; give more", settings.cache_bytes);
+        let needed = (held + 5) * KeyValueCache::page_bytes(&model.decoder);
+        return Err(CacheTooSmall { given: settings.cache_bytes, needed }.into());
     }
     let limits = Limits { batch_tokens: settings.batch_tokens, pages: affordable };
     let (jobs, desk) = channel();

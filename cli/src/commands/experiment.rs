@@ -34,6 +34,9 @@ impl ExperimentArguments {
         for difference in &prepared.inputs.differences {
             output.warning(difference);
         }
+        for warning in &prepared.plan.warnings {
+            output.warning(warning);
+        }
         let places = Places::new(&prepared.experiment, self.out.clone(), self.store.clone());
         Ok((prepared, places))
     }

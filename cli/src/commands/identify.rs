@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use instructions::language::Language;
 use judge::confusion::{ConfusionCheck, PassCounts, WordLists, read_word_lists};
-use judge::gate::{BadLine, GateRow, GateRules, SetAside, Short, read_gate_rows, sweep, write_gate_lines};
+use judge::gate::{GateRow, GateRules, SetAside, Short, read_gate_rows, sweep, write_gate_lines};
 use judge::identify::{Identifier, disagreements, identifier};
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ pub(crate) struct Identify {
     set_aside_quotations: bool,
 
     /// Instead, how many responses pass in each language at each of these thresholds
-    #[arg(long, value_name = "P", num_args = 1.., group = "instead")]
+    #[arg(long, value_name = "P", num_args = 1.., group = "instead", value_parser = probability::<f32>)]
     sweep: Vec<f32>,
 
     /// Instead, the responses on which this identifier disagrees: further fastText models, or `lingua`
@@ -103,18 +103,19 @@ impl Identify {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
         let identifier =
             identifier(self.lid.as_deref(), self.labels.as_deref()).map_err(Failure::wrong_input)?;
+        let (rows, bad) =
+            read_gate_rows(&self.responses, self.language.as_ref()).map_err(Failure::wrong_input)?;
+        self.warn_of_unknown(&*identifier, &rows, output);
         let mut lines = BufWriter::new(stdout().lock());
-        let bad = if !self.sweep.is_empty() {
-            self.write_sweep(&*identifier, &mut lines)?
+        if !self.sweep.is_empty() {
+            self.write_sweep(&*identifier, &rows, &mut lines)?;
         } else if !self.compare.is_empty() {
-            self.write_disagreements(&*identifier, &mut lines)?
+            self.write_disagreements(&*identifier, &rows, &mut lines)?;
         } else if self.pass_rates {
-            self.write_pass_rates(&*identifier, &mut lines)?
+            self.write_pass_rates(&*identifier, &rows, &mut lines)?;
         } else {
-            let (rows, bad) = self.rows()?;
             write_gate_lines(rows, &self.rules(), &*identifier, &mut lines)?;
-            bad
-        };
+        }
         lines.flush()?;
         for line in &bad {
             output.warning(format!("{}:{}: {}", self.responses.display(), line.line, line.found));
@@ -136,14 +137,31 @@ impl Identify {
         GateRules { threshold: self.threshold, set_aside, shortest: self.shortest, short }
     }
 
-    fn rows(&self) -> Result<(Vec<GateRow>, Vec<BadLine>), Failure> {
-        read_gate_rows(&self.responses, self.language.as_ref()).map_err(Failure::wrong_input)
+    /// Tells languages asked for of which the identifier has no label: none of their responses can pass.
+    fn warn_of_unknown(&self, identifier: &dyn Identifier, rows: &[GateRow], output: &Output) {
+        let mut unknown: BTreeMap<&Language, usize> = BTreeMap::new();
+        for expected in rows.iter().filter_map(|row| row.expected.as_ref()) {
+            if !identifier.knows(expected) {
+                *unknown.entry(expected).or_default() += 1;
+            }
+        }
+        let name = self.lid.as_ref().map_or(LINGUA.to_owned(), |path| path.display().to_string());
+        for (language, responses) in unknown {
+            let advice = if self.lid.is_some() { "" } else { "; --lid names a fastText model" };
+            output.warning(format!(
+                "{name} has no label for {language}: none of its {responses} responses can pass{advice}"
+            ));
+        }
     }
 
-    fn write_sweep(&self, identifier: &dyn Identifier, out: &mut dyn Write) -> Result<Vec<BadLine>, Failure> {
-        let (rows, bad) = self.rows()?;
+    fn write_sweep(
+        &self,
+        identifier: &dyn Identifier,
+        rows: &[GateRow],
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
         let mut languages: BTreeMap<&Language, Vec<(&str, &Language)>> = BTreeMap::new();
-        for row in &rows {
+        for row in rows {
             if let Some(expected) = &row.expected {
                 languages.entry(expected).or_default().push((&row.response, expected));
             }
@@ -158,14 +176,15 @@ impl Identify {
                 writeln!(out, "{line}")?;
             }
         }
-        Ok(bad)
+        Ok(())
     }
 
     fn write_disagreements(
         &self,
         first: &dyn Identifier,
+        rows: &[GateRow],
         out: &mut dyn Write,
-    ) -> Result<Vec<BadLine>, Failure> {
+    ) -> Result<(), Failure> {
         let others = self.compare.iter().map(|model| {
             let model = (model.as_os_str() != LINGUA).then_some(model.as_path());
             identifier(model, self.labels.as_deref()).map_err(Failure::wrong_input)
@@ -173,7 +192,6 @@ impl Identify {
         let others = others.collect::<Result<Vec<_>, _>>()?;
         let identifiers: Vec<&dyn Identifier> =
             std::iter::once(first).chain(others.iter().map(|other| &**other)).collect();
-        let (rows, bad) = self.rows()?;
         let set_aside = self.rules().set_aside;
         let texts: Vec<String> = rows.iter().map(|row| set_aside.rest(&row.response).into_owned()).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -191,21 +209,21 @@ impl Identify {
             });
             writeln!(out, "{line}")?;
         }
-        Ok(bad)
+        Ok(())
     }
 
     fn write_pass_rates(
         &self,
         identifier: &dyn Identifier,
+        rows: &[GateRow],
         out: &mut dyn Write,
-    ) -> Result<Vec<BadLine>, Failure> {
+    ) -> Result<(), Failure> {
         let lists = match &self.word_lists {
             Some(folder) => read_word_lists(folder).map_err(Failure::wrong_input)?,
             None => WordLists::new(),
         };
-        let (rows, bad) = self.rows()?;
         let mut cells: BTreeMap<(&Language, Option<&str>), Vec<&str>> = BTreeMap::new();
-        for row in &rows {
+        for row in rows {
             if let Some(expected) = &row.expected {
                 cells.entry((expected, row.system.as_deref())).or_default().push(&row.response);
             }
@@ -221,6 +239,6 @@ impl Identify {
             });
             writeln!(out, "{line}")?;
         }
-        Ok(bad)
+        Ok(())
     }
 }

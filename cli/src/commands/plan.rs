@@ -83,6 +83,7 @@ struct Whole {
     held: &'static str,
     systems: usize,
     done: usize,
+    incomplete: usize,
     missing: usize,
     stale: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,7 +155,13 @@ impl Plan {
         whole.left = Some(Left::of(&costs, &done, device));
         if let Some(Within(budget)) = self.within {
             let found = cost::drops(&prepared.plan, &costs, &done, budget);
-            let unknown = "--within: it is not known how long the cells take; add --calibrate";
+            let unknown = match budget {
+                Budget::Hours(_) => "--within: it is not known how long the cells take; add --calibrate",
+                Budget::Dollars(_) => {
+                    "--within: it is not known what the judge takes: [judge] has no `price = { prompt = ..., \
+                     completion = ... }`, in dollars a million tokens"
+                }
+            };
             whole.drops = Some(found.ok_or_else(|| Failure::wrong_input(anyhow::anyhow!(unknown)))?);
         }
         for (line, cost) in whole.cells.iter_mut().zip(costs) {
@@ -172,6 +179,7 @@ fn cells(plan: &lab::plan::Plan, store: &Store) -> Result<Vec<Line>, Failure> {
     let line = |cell: &Cell| {
         let (state, changed) = match plan.state(cell, store, &known) {
             State::Done => ("done", Vec::new()),
+            State::Incomplete(reason) => ("incomplete", vec![reason]),
             State::Missing => ("missing", Vec::new()),
             State::Stale(changed) => ("stale", changed),
         };
@@ -230,6 +238,7 @@ impl Whole {
             held: prepared.experiment.budget.held.name(),
             systems: prepared.plan.systems.len(),
             done: count("done"),
+            incomplete: count("incomplete"),
             missing: count("missing"),
             stale: count("stale"),
             left: None,
@@ -241,18 +250,19 @@ impl Whole {
     fn tell(&self, output: &Output, within: Option<Budget>) -> Result<(), Failure> {
         for line in &self.cells {
             let cost = line.cost.as_ref().map(words).unwrap_or_default();
-            output.line(format!("{:<8} {} {}{cost}", line.state, line.key, line.cell))?;
+            output.line(format!("{:<10} {} {}{cost}", line.state, line.key, line.cell))?;
             for change in &line.changed {
-                output.line(format!("         {change}"))?;
+                output.line(format!("           {change}"))?;
             }
         }
         output.line(format!(
-            "{} systems, C = {} {}; {} cells: {} done, {} missing, {} stale",
+            "{} systems, C = {} {}; {} cells: {} done, {} incomplete, {} missing, {} stale",
             self.systems,
             self.c,
             self.held,
             self.cells.len(),
             self.done,
+            self.incomplete,
             self.missing,
             self.stale
         ))?;

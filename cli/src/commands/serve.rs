@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use answer::server::{ServedModel, ServerSettings, check_names, serve};
+use answer::server::{CacheTooSmall, ServedModel, ServerSettings, check_names, serve};
 use answer::{AnswerModel, Conversation, MOST_BATCH_TOKENS};
 use anyhow::anyhow;
 use clap::Args;
@@ -127,7 +127,10 @@ impl Serve {
             batch_tokens: self.batch_tokens,
             cache_bytes: self.cache_bytes,
         };
-        serve(&model, models, settings, listener).map_err(Failure::failed)?;
+        serve(&model, models, settings, listener).map_err(|error| match error.is::<CacheTooSmall>() {
+            true => Failure::wrong_input(error.context("--cache-bytes")),
+            false => Failure::failed(error),
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }

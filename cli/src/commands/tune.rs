@@ -15,10 +15,11 @@ use engine::Cpu;
 use engine::kernels::Kernels;
 use instructions::hub::{Repository, fetch_model};
 use instructions::language::Language;
-use instructions::record::{Record, read_records};
+use instructions::record::{Record, Repeats};
+use instructions::set_files::SetFiles;
 use instructions::template::{Template, TemplateChoice};
 use lab::progress;
-use model::adapter::Adapter;
+use model::adapter::{Adapter, CONFIG_FILE};
 use model::{BaseModel, Tokenizer};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -248,8 +249,8 @@ fn presets() -> String {
 /// The instruction data of `tune` and `loss`.
 #[derive(Debug, Args)]
 pub(super) struct DataArguments {
-    /// Instruction data, several files one after the other: Alpaca's JSON, JSON Lines, or chats. fi=FILE says which
-    /// language rows are in that name none
+    /// Instruction data, several files one after the other: Alpaca's JSON, JSON Lines, Parquet, or chats. fi=FILE
+    /// says which language rows are in that name none
     #[arg(long, value_name = "FILE|LANGUAGE=FILE", required = true, num_args = 1..)]
     data: Vec<DataFile>,
 
@@ -334,6 +335,9 @@ impl Tune {
         let initial = self.init_adapter.as_deref().map(|folder| read_adapter(folder, &base)).transpose()?;
         let rows = encode(&records, &template, &base, &settings, "to train on", output)?;
         let held_out = encode(&validation, &template, &base, &settings, "for validation", output)?;
+        if let Some(warning) = settings.ends_in_warmup(rows.rows.len()) {
+            output.warning(format!("--warmup: {warning}"));
+        }
         let places = Places {
             metrics: self.metrics.clone(),
             tensorboard: self.tensorboard.clone(),
@@ -387,6 +391,12 @@ impl Tune {
         let files = self.data.data.iter().map(|file| file.path.as_path()).chain(self.init_config.as_deref());
         let metrics: Vec<_> = self.metrics.iter().map(|path| ("--metrics", path.clone())).collect();
         check_outputs(&metrics, files)?;
+        if self.out.exists() && !self.out.is_dir() {
+            return Err(Failure::wrong_input(anyhow!(
+                "--out {}: is a file; expected a folder, or a place for one",
+                self.out.display()
+            )));
+        }
         // The weights are read from the base model's files as long as the tuning goes.
         if let (Ok(model), Ok(out)) = (fs::canonicalize(&self.model), fs::canonicalize(&self.out))
             && model == out
@@ -525,18 +535,21 @@ impl DataArguments {
     /// All files' records. What is wrong with them is told; rows without an output are named and left out.
     pub(super) fn read(&self, output: &Output) -> Result<Vec<Record>, Failure> {
         let mut records = Vec::new();
+        // A mix may have rows more than once.
+        let mut files = SetFiles::new(Repeats::Kept);
         for DataFile { language, path } in &self.data {
             let language = language.as_ref().unwrap_or(&self.language);
-            let reading = read_records(path, language).map_err(Failure::wrong_input)?;
+            let origin = |record: &Record| record.origin.unwrap_or_default();
+            let reading = files.read(path, language, origin).map_err(Failure::wrong_input)?;
             for problem in &reading.problems {
                 output.warning(problem.to_string());
             }
             let mut left_out = reading.dropped();
-            for record in reading.items {
+            for (place, record) in reading.items {
                 if record.output.trim().is_empty() {
                     left_out += 1;
                     output.warning(format!(
-                        "{}: record {} ({}) has an empty output (left out)",
+                        "{}{place}: record {} ({}) has an empty output (left out)",
                         path.display(),
                         record.id,
                         record.language
@@ -632,6 +645,10 @@ pub(super) fn encode(
 /// Whether a tuning that failed was asked for something wrong.
 pub(crate) fn failure(error: tune::Error) -> Failure {
     match error {
+        // The settings' own modules are in no file.
+        tune::Error::Model(model::Error::Adapter { path, reason }) if path == Path::new(CONFIG_FILE) => {
+            Failure::wrong_input(anyhow!("--modules: {reason}"))
+        }
         tune::Error::Settings(_)
         | tune::Error::Decoder { .. }
         | tune::Error::OtherRun { .. }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::CellCost;
-use crate::plan::{Plan, System};
+use crate::plan::{Plan, System, Work};
 
 /// What may be spent on the cells that are left to do.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,7 +33,7 @@ pub struct Drops {
 
 /// The fewest scores lost for what they save: again and again the system is left out that saves most for each of its
 /// scores, and what turns out to have been left out needlessly comes back. `done` says of each cell whether it is
-/// finished, and costs nothing. None where a cell's time is not known.
+/// finished, and costs nothing. None where it is not known what a cell that is left takes of the budget.
 pub fn drops(plan: &Plan, costs: &[CellCost], done: &[bool], budget: Budget) -> Option<Drops> {
     let price = |cell: usize| match budget {
         _ if done[cell] => Some(0.0),
@@ -43,7 +43,11 @@ pub fn drops(plan: &Plan, costs: &[CellCost], done: &[bool], budget: Budget) -> 
             let seconds = if cost.flops > 0.0 { cost.seconds } else { Some(cost.seconds.unwrap_or(0.0)) };
             seconds.map(|seconds| seconds / 3600.0 / cost.at_once.max(1) as f64)
         }
-        Budget::Dollars(_) => Some(costs[cell].dollars.unwrap_or(0.0)),
+        // What a judge's requests cost is not known where it has no price. A system's are not the judge's.
+        Budget::Dollars(_) => {
+            let asks_judge = costs[cell].requests > 0 && matches!(plan.cells[cell].work, Work::Scores { .. });
+            costs[cell].dollars.or((!asks_judge).then_some(0.0))
+        }
     };
     let prices: Vec<f64> = (0..plan.cells.len()).map(price).collect::<Option<_>>()?;
     let (Budget::Hours(most) | Budget::Dollars(most)) = budget;

@@ -11,6 +11,7 @@ use instructions::files::is_file_name;
 use instructions::language::Language;
 use instructions::recipe::Recipe;
 use model::Family;
+use report::results::UNTUNED;
 use serde_json::Value;
 
 use super::error::nearest;
@@ -161,6 +162,10 @@ impl Checker<'_> {
                     self.problem(&["recipe", &number, "languages"], message);
                 }
             }
+        }
+        if grid.recipes.is_empty() && !grid.include_base && experiment.system.is_empty() {
+            let message = "nothing to do: expected a recipe, `include_base = true` or a [[system]]";
+            self.problem(&["experiment", "recipes"], message);
         }
         let custom: Vec<String> = experiment.recipe.iter().map(|recipe| recipe.name.clone()).collect();
         self.repeated_names("recipe", &custom);
@@ -478,8 +483,8 @@ impl Checker<'_> {
         for (number, system) in experiment.system.iter().enumerate() {
             let number = number.to_string();
             let key = |name| ["system", &number, name];
-            if system.name.is_empty() {
-                self.problem(&key("name"), "a system's name is empty");
+            if let Some(message) = self.unusable_name(&system.name) {
+                self.problem(&key("name"), message);
             }
             match (&system.adapter, &system.endpoint) {
                 (Some(adapter), None) => self.adapter_system(&number, system, adapter),
@@ -489,6 +494,29 @@ impl Checker<'_> {
                     format!("`{}`: expected either `adapter` or `endpoint`", system.name),
                 ),
             }
+        }
+    }
+
+    /// Why a system of one's own cannot have a name: the report tells systems apart by them.
+    fn unusable_name(&self, name: &str) -> Option<String> {
+        let grid = &self.experiment.experiment;
+        let of_base = |model: &&super::BaseModel| {
+            name.strip_prefix(model.name.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        if name.trim().is_empty() {
+            Some("a system's name is empty".to_owned())
+        } else if name.trim() != name || name.chars().any(char::is_control) {
+            Some(format!("the name {name:?}: expected one line, with no space around it"))
+        } else if name == UNTUNED || grid.recipes.iter().any(|recipe| recipe == name) {
+            Some(format!(
+                "the name `{name}`: expected another, the report has it for systems of the experiment's own"
+            ))
+        } else {
+            let base = self.experiment.base_model.iter().find(of_base)?;
+            Some(format!(
+                "the name `{name}`: expected another, systems of the base model `{}` begin so",
+                base.name
+            ))
         }
     }
 

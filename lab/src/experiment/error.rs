@@ -53,7 +53,10 @@ pub struct Source {
 
 impl Source {
     /// Reads an experiment file.
-    pub(super) fn read(path: &Path) -> Result<Self, ExperimentError> {
+    ///
+    /// # Errors
+    /// [`ExperimentError::Unreadable`].
+    pub fn read(path: &Path) -> Result<Self, ExperimentError> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| ExperimentError::Unreadable { path: path.to_owned(), error })?;
         Ok(Self { path: path.to_owned(), text })

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use endpoint::settings::EndpointSettings;
 use engine::decoder::config::DecoderConfig;
-use judge::identify::FastText;
+use judge::identify::{Identifier, identifier};
 use judge::prompt_template::PromptTemplate;
 use model::adapter::{Adapter, AdapterConfig, Targets};
 use model::{BaseModel, Family};
@@ -36,8 +36,9 @@ impl Experiment {
                 }
             }
         }
-        if let Some(Err(error)) = self.gate.lid.as_deref().map(|lid| FastText::open(lid, None)) {
-            problems.push(source.at(&["gate", "lid"], error.to_string()));
+        match identifier(self.gate.lid.as_deref(), None) {
+            Ok(identifier) => problems.extend(self.unknown_languages(&source, &*identifier)),
+            Err(error) => problems.push(source.at(&["gate", "lid"], error.to_string())),
         }
         if let Some(Err(error)) = self.judge.path.as_deref().map(BaseModel::open) {
             problems.push(source.at(&["judge", "path"], format!("{:#}", anyhow::Error::from(error))));
@@ -64,6 +65,19 @@ impl Experiment {
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(ExperimentError::Problems(problems)) }
+    }
+
+    /// Languages of the prompts that the gate's identifier has no label for.
+    fn unknown_languages(&self, source: &Source, identifier: &dyn Identifier) -> Vec<Problem> {
+        let known = |code: &str| code.parse().is_ok_and(|language| identifier.knows(&language));
+        let name = self.gate.identifier_name();
+        let told = |code: &str| {
+            let advice = if self.gate.lid.is_some() { "" } else { "; `lid` names a fastText model" };
+            let message =
+                format!("{name} has no label for `{code}`: every response in it would score 0{advice}");
+            source.at(&["prompts", code], message)
+        };
+        self.all_languages().filter(|code| !known(code)).map(told).collect()
     }
 
     /// Modules that are to have an adapter and that a base model does not have: each family has names of its own.

@@ -14,9 +14,8 @@ use report::records::{Score, ScoreStatus};
 
 use super::{RESPONSES_FILE, Rooms};
 use crate::progress::CellProgress;
-use crate::run::INCOMPLETE_FILE;
 use crate::stop::{Stopped, leave};
-use crate::store::write_atomically;
+use crate::store::{INCOMPLETE_FILE, write_atomically};
 
 /// In a scores folder: a [`Score`] a line, under the name of its responses' cell.
 pub const SCORES_FILE: &str = "scores.jsonl";

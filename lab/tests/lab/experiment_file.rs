@@ -22,6 +22,59 @@ fn the_small_experiment_is_in_order() {
     assert_eq!(experiment.base_model[0].path.as_deref(), Some(folder.path().join("tiny.gguf").as_path()));
 }
 
+/// What is said of an experiment that is in order, and yet cannot be planned.
+fn unplannable(from: &str, to: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(EXPERIMENT.contains(from), "{from}");
+    let path = write(folder.path(), &EXPERIMENT.replacen(from, to, 1));
+    lab::local::prepare(&path).err().expect("a problem").to_string()
+}
+
+#[test]
+fn a_recipe_that_asks_for_more_than_there_is_is_placed_in_the_file() {
+    let said = unplannable("rows = 6", "rows = 600");
+    assert!(said.contains("small.toml:24:1: recipe `") && said.contains("needs 600 rows"), "{said}");
+    let said = unplannable("validation_rows = 2", "validation_rows = 12");
+    assert!(said.contains("small.toml:27:1: ") && said.contains("more than the 12"), "{said}");
+    // Nothing in the file says so: the message does.
+    let said = unplannable("validation_rows = 2\n", "");
+    assert!(said.contains("small.toml:26:2: ") || said.contains("small.toml:26:1: "), "{said}");
+    assert!(said.ends_with("`validation_rows` of [tune] says how many are"), "{said}");
+}
+
+#[test]
+fn files_of_one_language_stay_parallel_with_those_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path();
+    let files = |code: &str| format!("{code} = [\"{code}-1/rows.json\", \"{code}-2/rows.json\"]");
+    let text = ["en", "fi", "zh"].iter().fold(EXPERIMENT.to_owned(), |text, code| {
+        text.replace(&format!("{code} = \"{code}.json\""), &files(code))
+    });
+    let path = write(place, &text);
+    for code in ["en", "fi", "zh"] {
+        for part in 1..=2 {
+            let rows: Vec<String> = (0..6)
+                .map(|row| format!(r#"{{"instruction":"{code} asks {part} {row}","output":"{code} says"}}"#))
+                .collect();
+            fs::create_dir(place.join(format!("{code}-{part}"))).unwrap();
+            fs::write(place.join(format!("{code}-{part}/rows.json")), format!("[{}]", rows.join(",")))
+                .unwrap();
+        }
+    }
+    let experiment = Experiment::load(&path).unwrap();
+    let inputs = Inputs::read(&experiment).unwrap();
+    let numbers: Vec<String> = (0..12).map(|number| number.to_string()).collect();
+    for set in inputs.sets.iter() {
+        let ids: Vec<&str> = set.records.iter().map(|record| record.id.as_str()).collect();
+        assert_eq!(ids, numbers, "{}", set.language);
+    }
+    // The same file again has no rows of its own.
+    let twice = text.replace("fi-2/rows.json", "fi-1/../fi-1/rows.json");
+    fs::write(&path, twice).unwrap();
+    let error = Inputs::read(&Experiment::load(&path).unwrap()).unwrap_err().to_string();
+    assert!(error.ends_with("the file is given twice for `fi`"), "{error}");
+}
+
 #[test]
 fn problems_are_named_with_their_place() {
     for (from, to, expected) in [
@@ -127,6 +180,24 @@ fn problems_are_named_with_their_place() {
                 ":34:1: `key_variable` is only for",
                 ":35:1: `requests_per_minute` is only for a system with an `endpoint`",
             ],
+        ),
+        (
+            "[answer]",
+            "[[system]]\nname = \"tiny/base\"\nendpoint = \"http://host\"\nmodel = \"m\"\n\
+             [[system]]\nname = \"untuned\"\nendpoint = \"http://host\"\nmodel = \"m\"\n\
+             [[system]]\nname = \"english\"\nendpoint = \"http://host\"\nmodel = \"m\"\n\
+             [[system]]\nname = \"a\\nb\"\nendpoint = \"http://host\"\nmodel = \"m\"\n[answer]",
+            &[
+                ":31:1: the name `tiny/base`: expected another, systems of the base model `tiny` begin so",
+                ":35:1: the name `untuned`: expected another",
+                ":39:1: the name `english`: expected another",
+                ":43:1: the name \"a\\nb\": expected one line",
+            ],
+        ),
+        (
+            "seeds = [1, 2]",
+            "recipes = []\ninclude_base = false",
+            &[":6:1: nothing to do: expected a recipe, `include_base = true` or a [[system]]"],
         ),
         ("[answer]", "[answer", &["small.toml:", ": "]),
         ("fi = \"fi.json\"", "fi = 3", &["expected a path or an array of paths"]),
@@ -250,17 +321,19 @@ fn rows_of_several_origins_are_sets_of_their_own_where_a_recipe_asks_for_one() {
         let text = text.replace("seeds = [1, 2]", &format!("seeds = [1, 2]\n{recipe}"));
         let experiment =
             Experiment::load(&write(folder.path(), &text)).unwrap_or_else(|error| panic!("{error}"));
-        let sets = Inputs::read(&experiment).unwrap().sets;
+        let sets = Inputs::read(&experiment).map_err(|error| error.to_string())?.sets;
         let of_finnish = sets.iter().filter(|set| set.language.code() == "fi");
         let told = |set: &instructions::mix::Set| {
             (set.origin.name(), set.records.len(), set.records[set.records.len() - 1].id.clone())
         };
-        of_finnish.map(told).collect::<Vec<_>>()
+        Ok(of_finnish.map(told).collect::<Vec<_>>())
     };
-    assert_eq!(read(""), [("native", 16, "mt:3".to_owned())]);
+    // As one set they would have two rows under one id, of which one may be validated and the other trained on.
+    let refused: Result<_, String> = read("");
+    assert!(refused.is_err_and(|said| said.contains("the id \"0\" was met before in `fi`")));
     let asks =
         "recipes = [\"mt\"]\n[[recipe]]\nname = \"mt\"\nlanguages = [\"fi\"]\norigin = \"translated\"\n";
-    assert_eq!(read(asks), [("native", 12, "11".to_owned()), ("translated", 4, "3".to_owned())]);
+    assert_eq!(read(asks), Ok(vec![("native", 12, "11".to_owned()), ("translated", 4, "3".to_owned())]));
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn a_language_that_is_trained_on_alone_is_in_the_mixes_and_asked_by_nobody() {
     assert_eq!((multilingual.languages.len(), multilingual.answers.len()), (3, 3));
     assert!(plan.systems.iter().all(|system| !system.id.contains("monolingual-zh")));
     // Under each seed: two monolingual ones (English among them), multilingual and downsampled.
-    assert_eq!(count(&plan, "tuning"), 8);
+    assert_eq!((count(&plan, "tuning"), count(&plan, "mix")), (8, 8));
 }
 
 #[test]

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::{Barrier, Mutex};
 
 use crate::common::{EXPERIMENT, plan, write};
-use lab::plan::{Cell, Plan};
+use lab::plan::{Cell, Plan, State};
 use lab::progress::{CellProgress, Silent};
-use lab::run::{INCOMPLETE_FILE, Needs, Outcome, Run, Threads, Worker};
+use lab::run::{Needs, Outcome, Run, Threads, Worker};
 use lab::stop::Stop;
-use lab::store::{Claimed, Store};
+use lab::store::{Claimed, INCOMPLETE_FILE, Store};
 
 #[derive(Default)]
 struct Writes {
@@ -87,9 +87,16 @@ fn an_incomplete_cell_is_gone_on_with_in_the_next_run() {
     let store = folder.path().join("store");
     let worker = Writes { incomplete: Some("scores/tiny/base/fi"), ..Writes::default() };
     assert_eq!(run_all(&plan, &store, &worker).finished.len(), plan.cells.len());
+    let states = || -> Vec<State> {
+        let store = Store::read(&store);
+        let state = plan.cells.iter().map(|cell| plan.state(cell, &store, &[]));
+        state.filter(|state| *state != State::Done).collect()
+    };
+    assert_eq!(states(), [State::Incomplete("one response is unrated".to_owned())]);
     worker.worked.lock().unwrap().clear();
     assert_eq!(run_all(&plan, &store, &worker).finished.len(), plan.cells.len());
     assert_eq!(*worker.worked.lock().unwrap(), ["scores/tiny/base/fi"]);
+    assert_eq!(states(), []);
     worker.worked.lock().unwrap().clear();
     run_all(&plan, &store, &worker);
     assert!(worker.worked.lock().unwrap().is_empty());

@@ -189,9 +189,9 @@ fn the_papers_grid_is_planned_whole() {
     let plan =
         Plan::new(&experiment, &inputs, &Mixing::new(&experiment).expect("its budget")).expect("a plan");
     let count = |kind: &str| plan.cells.iter().filter(|cell| cell.determinants.kind == kind).count();
-    // Eleven mixes: nine languages (English's serves two recipes), multilingual and downsampled. Sixteen base models by
-    // LoRA and the five of BLOOM in full; nobody asks a system of a language that is not tested.
-    assert_eq!(count("mix"), 11);
+    // Eight mixes: six languages (English's serves two recipes; nobody asks a system of a language that is not tested),
+    // multilingual and downsampled. Sixteen base models by LoRA and the five of BLOOM in full.
+    assert_eq!(count("mix"), 8);
     assert_eq!(count("tuning"), (16 + 5) * 8);
     // English, multilingual and downsampled systems answer eight languages, the five others one, the base models eight.
     assert_eq!(count("answers"), (16 + 5) * (3 * 8 + 5) + 16 * 8);

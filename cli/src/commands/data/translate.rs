@@ -41,7 +41,7 @@ const MANIFEST: &str = "manifest.json";
 /// Translates a set. Run again, it asks only for what is missing. Exit code 1 if rows are left unanswered
 #[derive(Debug, Args)]
 pub(crate) struct Translate {
-    /// The set: Alpaca JSON, JSONL or chats
+    /// The set: Alpaca's JSON, JSON Lines, Parquet, or chats
     #[arg(value_name = "FILE")]
     set: PathBuf,
 
@@ -211,6 +211,12 @@ impl FromStr for OwnCode {
 
 impl Translate {
     pub(crate) fn run(self, output: &Output) -> Result<ExitCode, Failure> {
+        if self.from == self.to {
+            let (from, to) = (self.from.code(), self.to.code());
+            return Err(Failure::wrong_input(anyhow!(
+                "--to {to}: expected another language than --from {from}"
+            )));
+        }
         self.check_engine()?;
         self.check_places()?;
         let reading = read_records(&self.set, &self.from).map_err(Failure::wrong_input)?;
