@@ -44,7 +44,7 @@ pub enum Reply {
 }
 
 /// Says of the answer to a question, by the question's index, whether it holds what was asked for, and else what is wrong
-/// with it. An answer that does not is asked for again.
+/// with it. An answer that does not is asked for again at once.
 pub type Check = dyn Fn(usize, &str) -> Result<(), String> + Send + Sync;
 
 /// Told while questions are asked.
@@ -52,13 +52,14 @@ pub type Check = dyn Fn(usize, &str) -> Result<(), String> + Send + Sync;
 pub enum Told {
     /// What came of a question, by its index.
     Reply(usize, Reply),
-    /// A request failed for `reason`; try number `next` comes after `wait`.
+    /// A request failed for `reason`, or its answer does not hold what was asked for; try number `next` comes after
+    /// `wait`.
     Retry {
         /// Why.
         reason: String,
         /// The number of the next try, from 1.
         next: u32,
-        /// How long until then.
+        /// How long until then; zero after an answer.
         wait: Duration,
     },
 }
@@ -224,12 +225,15 @@ impl Asking {
         sender: &mpsc::Sender<Message>,
     ) -> Result<Reply, EndpointError> {
         let mut said = String::new();
-        let mut tried = 0;
+        let (mut tried, mut failures) = (0, 0);
         loop {
-            let (reason, asked) = match self.ask_once(index, question).await? {
+            let (reason, failed) = match self.ask_once(index, question).await? {
                 Tried::Answered(text) => return Ok(Reply::Text(text)),
                 Tried::GivenUp(reason) => return Ok(Reply::Unanswered { reason, said }),
-                Tried::Failed { reason, wait } => (reason, wait),
+                Tried::Failed { reason, wait } => {
+                    failures += 1;
+                    (reason, Some(wait))
+                }
                 Tried::Unfit { fault, said: unfit } => {
                     said = unfit;
                     (fault, None)
@@ -239,14 +243,16 @@ impl Asking {
             if tried >= self.endpoint.settings.tries {
                 return Ok(Reply::Unanswered { reason: format!("{reason}, {tried} tries"), said });
             }
-            let wait = match asked {
-                None => pace::backoff(self.endpoint.settings.backoff, tried),
-                Some(asked) if asked > self.endpoint.settings.longest_wait => {
+            let wait = match failed {
+                // Waiting spares an endpoint that fails; this one has answered.
+                None => Duration::ZERO,
+                Some(None) => pace::backoff(self.endpoint.settings.backoff, failures),
+                Some(Some(asked)) if asked > self.endpoint.settings.longest_wait => {
                     let reason = format!("{reason}; it asks to wait {} s", asked.as_secs());
                     *lock(&self.halted) = Some(reason.clone());
                     return Ok(Reply::Unanswered { reason, said });
                 }
-                Some(asked) => {
+                Some(Some(asked)) => {
                     // The limit is the account's, not this request's: everybody waits.
                     self.pace.pause(asked);
                     asked

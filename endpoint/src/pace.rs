@@ -49,10 +49,10 @@ impl Pace {
     }
 }
 
-/// How long to wait after try number `tried` (from 1): doubled each time, up to a minute, and then a random
+/// How long to wait after failure number `failures` (from 1): doubled each time, up to a minute, and then a random
 /// share of it from a half to the whole, so that workers that failed together do not come back together.
-pub fn backoff(first: Duration, tried: u32) -> Duration {
-    let doubled = first.saturating_mul(2_u32.saturating_pow(tried.saturating_sub(1)));
+pub fn backoff(first: Duration, failures: u32) -> Duration {
+    let doubled = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     let longest = first.max(Duration::from_secs(60));
     doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0))
 }

@@ -27,7 +27,8 @@ pub struct EndpointSettings {
     pub requests_per_minute: Option<f64>,
     /// How often a question is asked before it is left unanswered.
     pub tries: u32,
-    /// The wait after the first failure; doubled after each further one.
+    /// The wait after the first failure; doubled after each further one. An answer that does not hold what was asked for
+    /// is no failure: the question is asked again at once.
     pub backoff: Duration,
     /// The longest wait that a server may ask for; beyond it the rest is left for a later run.
     pub longest_wait: Duration,

@@ -62,7 +62,7 @@ pub trait Progress: Sync {
     /// Two responses have been compared in one order.
     fn compared(&self) {}
 
-    /// A request failed for `reason`; try number `next` comes after `wait`.
+    /// A request failed for `reason`, or its reply cannot be read; try number `next` comes after `wait`.
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let _ = (reason, next, wait);
     }

@@ -41,7 +41,8 @@ pub struct OpenAiSettings {
     pub requests_per_minute: Option<f64>,
     /// How often a response is asked for before it is left unrated.
     pub tries: u32,
-    /// The wait after the first failure; doubled after each further one.
+    /// The wait after the first failure; doubled after each further one. A reply without a rating is no failure: the
+    /// question is asked again at once.
     pub backoff: Duration,
     /// The longest wait that a server may ask for; beyond it the rest is left unrated for a later run.
     pub longest_wait: Duration,

@@ -245,6 +245,46 @@ fn a_judge_that_repeats_the_candidates_rating_gives_its_own() {
     assert!(judged.ratings.iter().all(|rating| rating.rating == Some(1.0)), "{:?}", judged.ratings);
 }
 
+/// Waiting helps a server that fails. A judge that answered and gave no rating has not failed.
+#[test]
+fn a_reply_without_a_rating_is_asked_again_at_once() {
+    #[derive(Default)]
+    struct Waits(Mutex<Vec<(String, u32, Duration)>>);
+    impl judge::judging::Progress for Waits {
+        fn retry(&self, reason: &str, next: u32, wait: Duration) {
+            self.0.lock().unwrap().push((reason.to_owned(), next, wait));
+        }
+    }
+    let plan: common::Plan = Box::new(|message, time| match (number(message), time) {
+        (0, _) | (1, 0..2) => Reaction::Nonsense,
+        (2, 0) => Reaction::Nothing,
+        (3, 0..2) => Reaction::Error,
+        // The first failure, whatever was asked before it.
+        (4, 0) => Reaction::Nonsense,
+        (4, 1) => Reaction::TooMany(None),
+        (5, 0) => Reaction::Close,
+        _ => Reaction::Answer,
+    });
+    let server = StandIn::start(0, plan).unwrap();
+    let place = place();
+    let settings = settings(&server, &place);
+    let judge = OpenAiJudge::new(settings.clone()).unwrap();
+    let waits = Waits::default();
+    let judged = judge_responses(&judge, &responses(6), &place.out, &waits).unwrap();
+    assert_eq!(judged.unrated, [("no [[n]] in the reply, 3 tries".to_owned(), 1)]);
+    let waits = waits.0.into_inner().unwrap();
+    let (replied, failed): (Vec<_>, Vec<_>) =
+        waits.into_iter().partition(|(reason, ..)| reason.contains("reply"));
+    assert_eq!(replied.len(), 6, "{replied:?}");
+    assert!(replied.iter().all(|(_, _, wait)| wait.is_zero()), "{replied:?}");
+    assert_eq!(failed.len(), 4, "{failed:?}");
+    for (reason, next, wait) in &failed {
+        let first = reason.contains("429") || *next == 2;
+        let longest = if first { settings.backoff } else { settings.backoff * 2 };
+        assert!(*wait >= longest / 2 && *wait <= longest, "{failed:?}");
+    }
+}
+
 #[test]
 fn the_rate_is_never_exceeded() {
     let server =

@@ -36,7 +36,7 @@ pub trait Progress: Sync {
     /// A piece has come back.
     fn translated(&self) {}
 
-    /// A request failed for `reason`; try number `next` comes after `wait`.
+    /// A request failed for `reason`, or its answer does not fit; try number `next` comes after `wait`.
     fn retry(&self, reason: &str, next: u32, wait: Duration) {
         let _ = (reason, next, wait);
     }
