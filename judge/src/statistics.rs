@@ -130,7 +130,8 @@ fn sort_counting(values: &mut [f64]) -> f64 {
 pub enum Weights {
     /// Equal or not.
     Unweighted,
-    /// The square of the distance between the marks' places in the sorted list of marks that occur.
+    /// The square of the difference between the marks. On a scale of even steps this is the square of the distance
+    /// between their places on it, those of marks that nobody gave included.
     Quadratic,
 }
 
@@ -152,7 +153,7 @@ pub fn cohen_kappa(first: &[f64], second: &[f64], weights: Weights) -> Option<f6
         for (b, count) in row.iter().enumerate() {
             let weight = match weights {
                 Weights::Unweighted => f64::from(u8::from(a != b)),
-                Weights::Quadratic => (a as f64 - b as f64).powi(2),
+                Weights::Quadratic => (labels[a] - labels[b]).powi(2),
             };
             observed += weight * count;
             expected += weight * rows[a] * columns[b] / first.len() as f64;
@@ -295,6 +296,19 @@ mod tests {
         assert_eq!(krippendorff_alpha(&[vec![1.0], vec![2.0]], Measurement::Nominal), None);
         assert_eq!(bootstrap_interval(1, 100, 0, |_| Some(1.0)), None);
         assert_eq!(bootstrap_interval(2, 0, 0, |_| Some(1.0)), None);
+    }
+
+    /// scikit-learn 1.9.1: `cohen_kappa_score(first, second, labels=[1, 2, 3, 4, 5], weights="quadratic")`. Nobody gave
+    /// 3 or 4: 2 and 5 are still three apart.
+    #[test]
+    fn kappa_knows_of_marks_that_nobody_gave() {
+        let (first, second) =
+            ([1.0, 2.0, 5.0, 5.0, 1.0, 2.0, 2.0, 5.0], [1.0, 2.0, 5.0, 2.0, 2.0, 1.0, 2.0, 5.0]);
+        let kappa = cohen_kappa(&first, &second, Weights::Quadratic).unwrap();
+        assert!((kappa - 0.738_095_238_095_238_1).abs() < 1e-12, "{kappa}");
+        // A scale in halves has the same order and distances.
+        let halves = |marks: &[f64]| marks.iter().map(|mark| mark / 2.0).collect::<Vec<f64>>();
+        assert_eq!(cohen_kappa(&halves(&first), &halves(&second), Weights::Quadratic), Some(kappa));
     }
 
     proptest! {
