@@ -116,9 +116,12 @@ fn agree_shows_raters_differences_and_drift() {
                 a,fi,2,x,2,1\na,fi,2,y,2,2\nb,fi,2,x,3,3\nb,fi,2,y,3,2.5\n";
     fs::write(folder.path().join("marks.csv"), rows).expect("the folder takes files");
     let shown = polypaca(folder.path(), &["agree", "marks.csv", "--differences"]);
+    let warned = said(&shown);
+    assert!(warned.contains("2 systems: a correlation says nothing of fewer than 3"), "{warned}");
     let shown = String::from_utf8(shown.stdout).expect("text");
     for part in [
-        "fi: 2 systems",
+        // A line goes through any two points.
+        "fi: 2 systems, Pearson -, Spearman -, Kendall -\n",
         "fi: 4 responses",
         "fi: 2 people, Krippendorff's alpha",
         "x and y: 4 responses, kappa",

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::rating::{Rating, ResponseKey};
 use crate::statistics::{self, Interval, Measurement, Weights};
 
+/// A line goes through any two points: fewer than these have a correlation of 1 or -1, whatever they are.
+pub const FEWEST: usize = 3;
+
 /// How many of the largest differences are listed.
 const LISTED: usize = 10;
 
@@ -75,8 +78,8 @@ pub struct Row {
 /// Reads the table.
 ///
 /// # Errors
-/// [`AgreeError`]: also where a column stands twice, a language is not written as its ISO 639 code, one row or one
-/// person's mark stands twice, or the judge's mark of one response differs between its rows.
+/// [`AgreeError`]: also where a column stands twice, a row names no system, a language is not written as its ISO 639
+/// code, one row or one person's mark stands twice, or the judge's mark of one response differs between its rows.
 pub fn read_table(path: &Path) -> Result<Vec<Row>, AgreeError> {
     let mut text = Vec::new();
     std::fs::File::open(path)
@@ -141,6 +144,9 @@ impl Columns {
             Ok(value) if value.is_finite() => Ok(Some(value)),
             _ => Err(format!("{name}: expected a number or nothing, found {:?}", cell(place))),
         };
+        if cell(self.system).is_empty() {
+            return Err("system: expected a name, found nothing".to_owned());
+        }
         // Another way of writing a code would make a language of its own.
         let language = cell(self.language);
         match language.parse::<Language>() {
@@ -222,7 +228,7 @@ impl Default for Bootstrap {
 /// A correlation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Correlation {
-    /// The figure; null where it is not defined, as for a constant column.
+    /// The figure; null where it is not defined, as for a constant column, or says nothing, as for two pairs.
     pub value: Option<f64>,
     /// Its 95 % bootstrap interval.
     pub interval: Option<Interval>,
@@ -401,6 +407,9 @@ fn agreement(pairs: &[Difference], bootstrap: Bootstrap) -> Agreement {
     let judge: Vec<f64> = pairs.iter().map(|pair| pair.judge).collect();
     let human: Vec<f64> = pairs.iter().map(|pair| pair.human).collect();
     let correlation = |figure: fn(&[f64], &[f64]) -> Option<f64>, with_p: bool| {
+        if pairs.len() < FEWEST {
+            return Correlation { value: None, interval: None, p: None };
+        }
         let value = figure(&judge, &human);
         let interval =
             statistics::bootstrap_interval(pairs.len(), bootstrap.draws, bootstrap.seed, |drawn| {

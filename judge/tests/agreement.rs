@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use judge::agree::{Agreement, Bootstrap, Row, agree, read_table};
+use judge::agree::{Agreement, Bootstrap, Correlation, Row, agree, read_table};
 use serde_json::Value;
 
 #[test]
@@ -58,6 +58,7 @@ fn a_table_that_contradicts_itself_is_refused_with_its_line() {
         (totals, "a,EN,1,2\n", "line 2: language: expected \"en\", found \"EN\""),
         (totals, "a,en-US,1,2\n", "line 2: language: expected \"en\", found \"en-US\""),
         (totals, "a,,1,2\n", "line 2: language: unknown language code ``"),
+        (totals, "a,en,1,2\n ,en,1,2\n", "line 3: system: expected a name, found nothing"),
     ] {
         std::fs::write(&path, format!("{heading}\n{rows}")).unwrap();
         let error = read_table(&path).unwrap_err().to_string();
@@ -96,6 +97,37 @@ fn an_unrated_response_is_not_a_zero_in_a_systems_total() {
     assert_eq!(totals, [(10.0, 10.0), (20.0, 20.0), (30.0, 30.0)]);
     // Exact but for the last bits of a few sums.
     assert!((found.systems.pearson.value.unwrap() - 1.0).abs() < 1e-12);
+}
+
+/// A line goes through any two points: each correlation would be 1 or -1, and so would both ends of its interval.
+#[test]
+fn two_systems_correlate_in_no_way() {
+    let row = |system: &str, id: Option<usize>, judge: f64, human: f64| Row {
+        system: system.into(),
+        language: "en".into(),
+        id: id.map(|id| id.to_string()),
+        rater: None,
+        judge: Some(judge),
+        human: Some(human),
+    };
+    let correlations = |Agreement { pearson, spearman, kendall, .. }: Agreement| [pearson, spearman, kendall];
+    let none = Correlation { value: None, interval: None, p: None };
+    let two = [row("a", None, 1.0, 1.0), row("b", None, 2.0, 3.0)];
+    let found = agree(&two, Bootstrap::default()).remove(0);
+    assert_eq!(correlations(found.systems), [none.clone(), none.clone(), none.clone()]);
+    // Over the responses of the same two systems there is something to tell.
+    let mut responses = Vec::new();
+    for id in 0..6 {
+        responses.push(row("a", Some(id), (id % 3) as f64, (id % 2) as f64));
+        responses.push(row("b", Some(id), (id % 3) as f64, (id % 4) as f64));
+    }
+    let found = agree(&responses, Bootstrap::default()).remove(0);
+    assert_eq!(correlations(found.systems), [none.clone(), none.clone(), none]);
+    let over_responses = correlations(found.responses.unwrap());
+    assert!(over_responses.iter().all(|found| found.value.is_some() && found.interval.is_some()));
+    let three = [two[0].clone(), two[1].clone(), row("c", None, 3.0, 2.0)];
+    let found = agree(&three, Bootstrap::default()).remove(0);
+    assert!((found.systems.pearson.value.unwrap() - 0.5).abs() < 1e-12);
 }
 
 fn real() -> Option<PathBuf> {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use judge::agree::{
-    Agreement, Bootstrap, Correlation, Difference, LanguageAgreement, Raters, agree, drift, read_table,
+    Agreement, Bootstrap, Correlation, Difference, FEWEST, LanguageAgreement, Raters, agree, drift,
+    read_table,
 };
 use judge::rating::{Rating, of_judge, read_ratings};
 use judge::statistics::Interval;
@@ -96,6 +97,15 @@ impl Agree {
                 let id = id.as_ref().map_or_else(String::new, |id| format!(", id {id}"));
                 output.line(format!("{language}: system {system}{id}: judge {judge}, people {human:.2}"))?;
             }
+        }
+        for (count, what) in [(Some(&found.systems), "systems"), (found.responses.as_ref(), "responses")]
+            .into_iter()
+            .filter_map(|(agreement, what)| Some((agreement?.pairs, what)))
+            .filter(|(count, _)| *count < FEWEST)
+        {
+            output.warning(format!(
+                "{language}: {count} {what}: a correlation says nothing of fewer than {FEWEST}"
+            ));
         }
         if found.unrated_rows > 0 {
             let rows = found.unrated_rows;
