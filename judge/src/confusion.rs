@@ -11,6 +11,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use instructions::language::Language;
+use instructions::text::has_visible_text;
 use regex::Regex;
 use serde::Serialize;
 
@@ -148,13 +149,14 @@ impl<'a> ConfusionCheck<'a> {
         Ok(Self { expected: expected.clone(), identifier, rules, word, own_script, lists })
     }
 
-    /// Whether every line that is long enough is in the language.
+    /// Whether every line that is long enough is in the language. A response without any visible character is in none,
+    /// as at the gate.
     pub fn passes_by_line(&self, response: &str) -> bool {
         response
             .lines()
             .filter(|line| is_long_enough(line))
             .all(|line| self.rules.check(self.identifier, line, &self.expected).passes)
-            && !response.trim().is_empty()
+            && has_visible_text(response)
     }
 
     /// The words of another language, in the order in which they stand.

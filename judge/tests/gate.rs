@@ -206,6 +206,23 @@ fn pass_rates_by_line_and_by_word() {
     assert_eq!(check.foreign_words("Das weather ist heute schön, mein Name ist 北京."), ["weather", "北京"]);
 }
 
+/// A response that a reader sees nothing of fails by line as it fails the gate.
+#[test]
+fn what_nobody_sees_passes_neither_by_line_nor_by_word() {
+    let russian = language("ru");
+    let lingua = Lingua::new(Some(&[russian.clone(), language("en")])).expect("lingua");
+    let lists = WordLists::new();
+    let check = ConfusionCheck::new(&russian, &lingua, GateRules::default(), &lists).expect("a check");
+    let unseen = ["", " \n", "\u{200b}", "\u{feff}\n\u{2060}", "\u{3164}\u{ad}", "\u{2800}", "\u{0}"];
+    let counts = check.count(unseen);
+    assert_eq!((counts.responses, counts.pass_by_line, counts.pass_by_word), (7, 0, 0));
+    for response in unseen {
+        assert!(!GateRules::default().check(&lingua, response, &russian).passes, "{response:?}");
+    }
+    // Too short to tell its language, but there.
+    assert!(check.passes_by_line("42"));
+}
+
 #[test]
 fn the_confusion_matrix_counts_what_the_gate_accepts() {
     let mut matrix = ConfusionMatrix::default();
