@@ -344,13 +344,28 @@ impl Finder<'_> {
         let recipes = |pair: &&Pair| pair.left != UNTUNED && pair.right != UNTUNED;
         let pairs: Vec<&Pair> =
             self.results.cases.iter().flat_map(|case| case.pairs.iter().filter(recipes)).collect();
-        let mut detectable: Vec<f64> = pairs.iter().map(|pair| pair.detectable).collect();
-        detectable.sort_by(f64::total_cmp);
-        let (least, most) = (*detectable.first()?, *detectable.last()?);
-        let middle = detectable[detectable.len() / 2];
-        let hold = pairs.iter().filter(|pair| pair.p_corrected < SIGNIFICANT).count();
-        let too_small = pairs.iter().filter(|pair| pair.difference.value.abs() < pair.detectable).count();
         let prompts = self.results.prompts.values().map(Vec::len).min()?;
+        let prompts = counted(prompts, "prompt", "prompts");
+        // Without a spread there is nothing to say of what would be found.
+        let mut bounded: Vec<(f64, &Pair)> =
+            pairs.iter().filter_map(|pair| Some((pair.detectable?, *pair))).collect();
+        bounded.sort_by(|(left, _), (right, _)| left.total_cmp(right));
+        let alike = pairs.len() - bounded.len();
+        let (Some(&(least, _)), Some(&(most, _))) = (bounded.first(), bounded.last()) else {
+            let alike = counted(Some(alike).filter(|alike| *alike > 0)?, "difference", "differences");
+            return Some(Finding::new(
+                format!(
+                    "From how many points on {prompts} a language find a difference between recipes cannot be told."
+                ),
+                format!(
+                    "Of {alike}, every one is the same on all prompts, so that there is no standard error."
+                ),
+            ));
+        };
+        let (middle, _) = bounded[bounded.len() / 2];
+        let is_held = |p: Option<f64>| p.is_some_and(|p| p < SIGNIFICANT);
+        let hold = bounded.iter().filter(|(_, pair)| is_held(pair.p_corrected)).count();
+        let too_small = bounded.iter().filter(|(bound, pair)| pair.difference.value.abs() < *bound).count();
         let seeds =
             self.results.lines.iter().flat_map(|line| &line.cells).map(|cell| cell.runs.len()).max()?;
         let one_seed =
@@ -359,18 +374,26 @@ impl Finder<'_> {
             format!(
                 "{} a language find a difference between recipes four times in five from about {} points on. Of {}, {} \
                  below what it would take, and {} once corrected for all comparisons together.{one_seed}",
-                counted(prompts, "prompt", "prompts"),
+                prompts,
                 one_digit(middle),
-                counted(pairs.len(), "difference", "differences"),
+                counted(bounded.len(), "difference", "differences"),
                 counted(too_small, "lies", "lie"),
                 counted(hold, "holds", "hold"),
             ),
             format!(
                 "The bound is 2.8 standard errors of the paired difference, {} to {} points over all comparisons. A \
                  smaller difference may be real: so few prompts cannot tell. Correction: Holm's, p below {SIGNIFICANT}, \
-                 from the bootstrap's standard error.",
+                 from the bootstrap's standard error.{}",
                 one_digit(least),
-                one_digit(most)
+                one_digit(most),
+                if alike > 0 {
+                    format!(
+                        " {} the same on all prompts: without a standard error, not counted here.",
+                        counted(alike, "further difference is", "further differences are")
+                    )
+                } else {
+                    String::new()
+                }
             ),
         ))
     }

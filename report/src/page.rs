@@ -212,7 +212,7 @@ fn methods(records: &Records, options: &Options) -> Vec<String> {
             "Intervals are percentiles 2.5 and 97.5 of {} bootstrap resamples (seed {}) of prompts and of seeds; where \
              two systems have no seeds in common, as with an untuned base model, a difference is of the means over the \
              seeds, and only prompts are drawn. One rated prompt has no interval. Two recipes are told apart where the interval of their paired difference leaves zero out; p (Holm) beside it is \
-             corrected for all comparisons together. A recipe reaches a minimum score ({}) if its gated total is that high in every seen \
+             corrected for all comparisons together, and there is none where a difference is the same on every prompt. A recipe reaches a minimum score ({}) if its gated total is that high in every seen \
              language. english and monolingual in English are one tuning; monolingual has no system for a language that \
              was not tuned on.",
             options.resamples,

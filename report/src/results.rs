@@ -195,12 +195,14 @@ pub struct Pair {
     pub difference: Estimate,
     /// Whether the interval leaves zero out.
     pub told_apart: bool,
-    /// Two-sided p of no difference.
-    pub p: f64,
-    /// The same, corrected for all comparisons of the report (Holm).
-    pub p_corrected: f64,
-    /// The smallest difference that so many prompts and seeds would find four times in five.
-    pub detectable: f64,
+    /// Two-sided p of no difference; none where the difference is the same in every resample, as there is nothing to
+    /// test then.
+    pub p: Option<f64>,
+    /// The same, corrected for all comparisons of the report that have a p (Holm).
+    pub p_corrected: Option<f64>,
+    /// The smallest difference that so many prompts and seeds would find four times in five; none where every resample
+    /// is the same.
+    pub detectable: Option<f64>,
 }
 
 /// Two recipes in one language, over all base models of a method.
@@ -671,10 +673,11 @@ fn cases(records: &Records, lines: &[Line], resamples: &Drawn) -> Vec<Case> {
 
 /// Corrects the comparisons of all cases for being many.
 fn correct(cases: &mut [Case]) {
-    let pairs = || cases.iter().flat_map(|case| &case.pairs);
-    let corrected = holm(&pairs().map(|pair| pair.p).collect::<Vec<f64>>());
-    for (pair, p) in cases.iter_mut().flat_map(|case| &mut case.pairs).zip(corrected) {
-        pair.p_corrected = p;
+    let tested = cases.iter_mut().flat_map(|case| &mut case.pairs);
+    let mut tested: Vec<(f64, &mut Pair)> = tested.filter_map(|pair| Some((pair.p?, pair))).collect();
+    let corrected = holm(&tested.iter().map(|(p, _)| *p).collect::<Vec<f64>>());
+    for ((_, pair), p) in tested.iter_mut().zip(corrected) {
+        pair.p_corrected = Some(p);
     }
 }
 
@@ -708,7 +711,7 @@ fn case(
                     told_apart: difference.estimate.excludes_zero(),
                     p: difference.p(),
                     // All comparisons must be there to be corrected.
-                    p_corrected: 1.0,
+                    p_corrected: None,
                     detectable: difference.detectable(),
                     difference: difference.estimate,
                 });
@@ -818,9 +821,9 @@ mod tests {
             right: right.to_owned(),
             difference: Estimate { value: 1.0, low: 0.5, high: 1.5 },
             told_apart: true,
-            p: 0.01,
-            p_corrected: 0.01,
-            detectable: 0.4,
+            p: Some(0.01),
+            p_corrected: Some(0.01),
+            detectable: Some(0.4),
         };
         let standing = |level: &[&str], rivals: &[&str]| {
             let case = Case {

@@ -59,7 +59,8 @@ impl Total {
 pub struct Difference {
     /// The difference, with its interval.
     pub estimate: Estimate,
-    /// Its standard error: the standard deviation of the resamples.
+    /// Its standard error: the standard deviation of the resamples. 0 where every resample is the same, as for a
+    /// difference that is the same on every prompt.
     pub error: f64,
 }
 
@@ -69,17 +70,20 @@ const FOUND: f64 = 1.959_964 + 0.841_621;
 
 impl Difference {
     /// Two-sided p of no difference. From the standard error and the normal distribution, as counted resamples could
-    /// show no p below one in their number, and many comparisons at once need smaller ones.
-    pub fn p(&self) -> f64 {
+    /// show no p below one in their number, and many comparisons at once need smaller ones. None where there is a
+    /// difference and no standard error to hold it against.
+    pub fn p(&self) -> Option<f64> {
         if self.estimate.value == 0.0 {
-            return 1.0;
+            return Some(1.0);
         }
-        libm::erfc((self.estimate.value / self.error).abs() / std::f64::consts::SQRT_2)
+        let deviations = (self.error > 0.0).then(|| (self.estimate.value / self.error).abs())?;
+        Some(libm::erfc(deviations / std::f64::consts::SQRT_2))
     }
 
-    /// The smallest difference that so many prompts and seeds would find four times in five.
-    pub fn detectable(&self) -> f64 {
-        FOUND * self.error
+    /// The smallest difference that so many prompts and seeds would find four times in five; none without a standard
+    /// error.
+    pub fn detectable(&self) -> Option<f64> {
+        (self.error > 0.0).then_some(FOUND * self.error)
     }
 }
 
@@ -95,6 +99,9 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     }
     corrected
 }
+
+/// Numbers that differ by less than this share of themselves differ by what sums in another order round.
+const ROUNDING: f64 = 1e-12;
 
 /// How often each prompt and each seed was drawn, for every resample.
 #[derive(Debug, Clone)]
@@ -183,7 +190,8 @@ fn spread(value: f64, resampled: impl Iterator<Item = f64>) -> Option<Difference
     let estimate = Estimate { value, low: percentile(&values, 0.025), high: percentile(&values, 0.975) };
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    Some(Difference { estimate, error: (squares / values.len() as f64).sqrt() })
+    let error = (squares / values.len() as f64).sqrt();
+    Some(Difference { estimate, error: if error > ROUNDING * mean.abs() { error } else { 0.0 } })
 }
 
 /// The mean over seeds of `prompts` × the mean score of the rated prompts; NaN if nothing was rated. With every
@@ -221,8 +229,14 @@ pub fn total(
 /// `paired` says that rows of both are the same seeds; where they are not, the means over the seeds are one row, so that
 /// only prompts are drawn.
 pub fn subtract(left: &Table, right: &Table, paired: bool) -> Table {
-    let minus =
-        |left: &[f64], right: &[f64]| left.iter().zip(right).map(|(left, right)| left - right).collect();
+    let minus = |left: &[f64], right: &[f64]| {
+        let difference = |(left, right): (&f64, &f64)| {
+            // The mean of equal marks may be rounded.
+            let rounded = (left - right).abs() <= ROUNDING * left.abs();
+            if rounded { 0.0 } else { left - right }
+        };
+        left.iter().zip(right).map(difference).collect()
+    };
     if paired && left.len() == right.len() {
         left.iter().zip(right).map(|(left, right)| minus(left, right)).collect()
     } else {
@@ -287,17 +301,29 @@ mod tests {
         let left: Table =
             (0..2).map(|seed| (0..20).map(|prompt| f64::from((seed + prompt) % 4)).collect()).collect();
         let equal = resamples.difference(&subtract(&left, &left, true), 20).unwrap();
-        assert_eq!(equal.p(), 1.0);
+        assert_eq!((equal.p(), equal.detectable()), (Some(1.0), None));
         let equal = equal.estimate;
         assert_eq!((equal.value, equal.low, equal.high), (0.0, 0.0, 0.0));
         assert!(!equal.excludes_zero());
         let right: Table = left.iter().map(|row| row.iter().map(|score| score - 1.0).collect()).collect();
         let gap = resamples.difference(&subtract(&left, &right, true), 20).unwrap();
-        // The same gap on every prompt: there is no spread, and no doubt.
-        assert_eq!((gap.p(), gap.detectable()), (0.0, 0.0));
+        // The same gap on every prompt: the interval has no width, and there is nothing to make a test of.
+        assert_eq!((gap.p(), gap.detectable()), (None, None));
         let gap = gap.estimate;
         assert_eq!(gap.value, 20.0);
         assert!(gap.excludes_zero());
+    }
+
+    /// Sums of tenths round differently in each resample: that is no spread. Nor is the mean of three equal marks another
+    /// mark.
+    #[test]
+    fn what_is_rounded_is_neither_a_spread_nor_a_difference() {
+        let resamples = Resamples::draw(500, 7, 1, 7);
+        let tenth = resamples.difference(&vec![vec![0.1; 7]], 7).unwrap();
+        assert_eq!((tenth.error, tenth.p(), tenth.detectable()), (0.0, None, None));
+        let (three, two) = (vec![vec![2.1; 7]; 3], vec![vec![2.1; 7]; 2]);
+        let equal = resamples.difference(&subtract(&three, &two, false), 7).unwrap();
+        assert_eq!((equal.estimate.value, equal.p()), (0.0, Some(1.0)));
     }
 
     /// With one prompt every resample that draws it is the same, as if there were no doubt.
@@ -316,7 +342,7 @@ mod tests {
         // Two prompts may be rated for two seeds.
         let found = resamples.difference(&two, 3).unwrap();
         assert_eq!((found.estimate.low, found.estimate.high), (3.0, 6.0));
-        assert!(found.error > 0.0 && found.p() > 0.0);
+        assert!(found.error > 0.0 && found.p().unwrap() > 0.0);
         assert_eq!(resamples.total(&two, 3).unwrap().interval(), Some((3.0, 6.0)));
     }
 
@@ -338,8 +364,9 @@ mod tests {
             vec![(0..400).map(|prompt| if prompt % 20 < 11 { 1.0 } else { -1.0 }).collect::<Vec<f64>>()];
         let found = resamples.difference(&left, 400).unwrap();
         assert_eq!(found.estimate.value, 40.0);
-        assert!((found.p() - 0.044).abs() < 0.014, "{}", found.p());
-        assert!((found.detectable() - 2.8016 * 19.9).abs() < 0.065 * 2.8016 * 19.9, "{}", found.detectable());
+        let (p, detectable) = (found.p().unwrap(), found.detectable().unwrap());
+        assert!((p - 0.044).abs() < 0.014, "{p}");
+        assert!((detectable - 2.8016 * 19.9).abs() < 0.065 * 2.8016 * 19.9, "{detectable}");
     }
 
     /// The bootstrap's interval of a mean of independent draws comes near the normal one: for 400 values of 0 and 3

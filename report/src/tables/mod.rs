@@ -94,6 +94,9 @@ pub struct PlainTable {
     pub rows: Vec<Vec<String>>,
 }
 
+/// What stands where there is no number.
+const NONE: &str = "–";
+
 /// The grid of every line.
 pub fn grid(records: &Records, results: &Results) -> Grid {
     let experiment = &records.experiment;
@@ -155,7 +158,7 @@ fn block(title: &str, base_model: &str, method: &str, lines: &[&Line]) -> Block 
         .iter()
         .map(|line| GridRow {
             recipe: line.recipe.clone(),
-            mean: line.seen_mean.map_or_else(|| "–".to_owned(), |mean| one_digit(mean.value)),
+            mean: line.seen_mean.map_or_else(|| NONE.to_owned(), |mean| one_digit(mean.value)),
             cells: line
                 .cells
                 .iter()
@@ -175,7 +178,7 @@ fn grid_cell(cell: &Cell, best: bool) -> GridCell {
         language: cell.language.clone(),
         state: cell.state,
         gated: match cell.state {
-            CellState::Absent => "–".to_owned(),
+            CellState::Absent => NONE.to_owned(),
             CellState::Empty => empty_word(cell).to_owned(),
             CellState::Partial | CellState::Complete => number(cell.value()),
         },
@@ -236,7 +239,7 @@ pub fn costs(results: &Results) -> PlainTable {
                 line.method.clone().unwrap_or_default(),
                 line.recipe.clone(),
             ];
-            let known = |value: f64, text: String| if value > 0.0 { text } else { "–".to_owned() };
+            let known = |value: f64, text: String| if value > 0.0 { text } else { NONE.to_owned() };
             match &line.cost {
                 Some(cost) => row.extend([
                     cost.systems.to_string(),
@@ -246,9 +249,9 @@ pub fn costs(results: &Results) -> PlainTable {
                     known(cost.updates, format!("{:.0}", cost.updates)),
                     known(cost.flops, format!("{:.2e}", cost.flops)),
                     known(cost.seconds, duration(cost.seconds)),
-                    line.seen_mean.map_or_else(|| "–".to_owned(), |mean| one_digit(mean.value)),
+                    line.seen_mean.map_or_else(|| NONE.to_owned(), |mean| one_digit(mean.value)),
                 ]),
-                None => row.extend(std::iter::repeat_n("–".to_owned(), 8)),
+                None => row.extend(std::iter::repeat_n(NONE.to_owned(), 8)),
             }
             row
         })
@@ -295,7 +298,7 @@ pub fn comparisons(results: &Results) -> PlainTable {
                 if pair.told_apart { "yes" } else { "no" }.to_owned(),
                 probability(pair.p),
                 probability(pair.p_corrected),
-                one_digit(pair.detectable),
+                pair.detectable.map_or_else(|| NONE.to_owned(), one_digit),
             ]
         })
         .collect();
@@ -324,8 +327,12 @@ pub fn comparisons(results: &Results) -> PlainTable {
 }
 
 /// A probability as a reader expects it: never 0.0000.
-fn probability(p: f64) -> String {
-    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
+fn probability(p: Option<f64>) -> String {
+    match p {
+        None => NONE.to_owned(),
+        Some(p) if p < 0.0001 => "< 0.0001".to_owned(),
+        Some(p) => format!("{p:.4}"),
+    }
 }
 
 /// Runs that are not there, with their messages.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::synthetic;
 use base64::Engine;
-use report::records::{SCORES_FILE, Score};
+use report::records::{SCORES_FILE, SYSTEMS_FILE, Score, ScoreStatus, System};
 use serde_json::{Value, json};
 
 fn options() -> report::Options {
@@ -184,6 +184,90 @@ fn what_is_missing_is_no_zero() {
     assert!(totals.contains("birch-1b,Birch,1000000000,full,downsampled,en,true,empty,8,,,,,,3,3,0,0"));
     let latex = fs::read_to_string(folder.path().join("tables/totals.tex")).unwrap();
     assert!(latex.contains("downsampled & \\emph{failed} & \\emph{failed}"));
+}
+
+/// A report of the small experiment whose runs are all there and whose ratings and gates `mark` gives, told the recipe
+/// and the prompt's number.
+fn marked(mark: fn(&str, u64) -> (f64, u8)) -> (tempfile::TempDir, Value) {
+    let folder = tempfile::tempdir().unwrap();
+    synthetic::write(folder.path(), &synthetic::Size::small());
+    let recipes: BTreeMap<String, String> = lines::<System>(folder.path(), SYSTEMS_FILE)
+        .into_iter()
+        .map(|system| {
+            let english = system.languages == ["en"];
+            let recipe = system.recipe.unwrap_or_else(|| "untuned".to_owned());
+            (system.id, if english { "english".to_owned() } else { recipe })
+        })
+        .collect();
+    let scores = lines::<Score>(folder.path(), SCORES_FILE).into_iter().map(|mut score| {
+        let (rating, gate) = mark(&recipes[&score.system], score.prompt_id.parse().unwrap());
+        (score.rating, score.gate, score.status) = (Some(rating), Some(gate), ScoreStatus::Rated);
+        serde_json::to_string(&score).unwrap() + "\n"
+    });
+    fs::write(folder.path().join(SCORES_FILE), scores.collect::<String>()).unwrap();
+    let summary = report::build(folder.path(), folder.path(), &options()).unwrap();
+    let json = serde_json::from_str(&fs::read_to_string(&summary.json).unwrap()).unwrap();
+    (folder, json)
+}
+
+/// The finding that contains these words: its text and its detail.
+fn finding(json: &Value, words: &str) -> (String, String) {
+    let findings = json["findings"].as_array().unwrap();
+    let found = findings.iter().find(|finding| finding["text"].as_str().unwrap().contains(words));
+    let found = found.unwrap_or_else(|| panic!("{words}: {findings:?}"));
+    (found["text"].as_str().unwrap().to_owned(), found["detail"].as_str().unwrap().to_owned())
+}
+
+/// Resamples of a difference that is the same on every prompt are all alike: there is no standard error, so no p, and
+/// nothing to say of what the prompts could find.
+#[test]
+fn a_difference_without_spread_has_no_p() {
+    let constant = |recipe: &str, _| match recipe {
+        "monolingual" => (3.0, 1),
+        "untuned" => (1.0, 1),
+        _ => (2.1, 1),
+    };
+    let (folder, json) = marked(constant);
+    let cases = json["results"]["cases"].as_array().unwrap();
+    let pairs: Vec<&Value> = cases.iter().flat_map(|case| case["pairs"].as_array().unwrap()).collect();
+    assert!(pairs.iter().all(|pair| pair["detectable"].is_null()));
+    let (equal, apart): (Vec<&Value>, Vec<&Value>) =
+        pairs.into_iter().partition(|pair| pair["difference"]["value"] == 0.0);
+    assert!(!equal.is_empty() && !apart.is_empty());
+    assert!(equal.iter().all(|pair| pair["p"] == 1.0 && pair["p_corrected"] == 1.0));
+    assert!(apart.iter().all(|pair| pair["p"].is_null() && pair["p_corrected"].is_null()));
+
+    let (text, _) = finding(&json, "find a difference");
+    assert!(text.contains("cannot be told") && !text.contains("0.0"), "{text}");
+    for row in json["comparisons"]["rows"].as_array().unwrap() {
+        let ends: Vec<&str> =
+            row.as_array().unwrap()[9..].iter().map(|cell| cell.as_str().unwrap()).collect();
+        assert!(ends == ["–", "–", "–"] || ends == ["1.0000", "1.0000", "–"], "{row}");
+    }
+    let csv = fs::read_to_string(folder.path().join("tables/comparisons.csv")).unwrap();
+    let ends = csv.lines().skip(1).all(|row| row.ends_with(",true,,,") || row.ends_with(",false,1.0,1.0,"));
+    assert!(ends, "{csv}");
+    let latex = fs::read_to_string(folder.path().join("tables/comparisons.tex")).unwrap();
+    assert!(latex.contains("yes & -- & -- & --") && !latex.contains("0.0001"), "{latex}");
+}
+
+/// Where some differences have a spread and some have none, the first alone are counted, and the others told.
+#[test]
+fn what_prompts_can_find_is_counted_where_differences_have_a_spread() {
+    let mixed = |recipe: &str, prompt: u64| match recipe {
+        "multilingual" => (1.0 + (prompt % 3) as f64, 1),
+        "monolingual" => (3.0, 1),
+        _ => (2.0, 1),
+    };
+    let (_folder, json) = marked(mixed);
+    let cases = json["results"]["cases"].as_array().unwrap();
+    let pairs = cases.iter().flat_map(|case| case["pairs"].as_array().unwrap());
+    let recipes: Vec<&Value> = pairs.filter(|pair| pair["right"] != "untuned").collect();
+    let spread = recipes.iter().filter(|pair| !pair["detectable"].is_null()).count();
+    assert!(spread > 0 && spread < recipes.len());
+    let (text, detail) = finding(&json, "find a difference");
+    assert!(text.contains(&format!("Of {spread} differences")) && !text.contains("about 0.0"), "{text}");
+    assert!(detail.contains(&format!("{} further differences", recipes.len() - spread)), "{detail}");
 }
 
 #[test]

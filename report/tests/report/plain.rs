@@ -40,20 +40,24 @@ pub(crate) struct Difference {
 
 impl Difference {
     /// Two-sided p of no difference, were it normal.
-    pub(crate) fn p(&self) -> f64 {
-        let deviations = (self.estimate.value / self.error).abs();
-        if self.estimate.value == 0.0 { 1.0 } else { libm::erfc(deviations / 2f64.sqrt()) }
+    pub(crate) fn p(&self) -> Option<f64> {
+        match (self.estimate.value, self.error) {
+            (0.0, _) => Some(1.0),
+            (_, 0.0) => None,
+            (value, error) => Some(libm::erfc((value / error).abs() / 2f64.sqrt())),
+        }
     }
 
     /// What is found four times in five.
-    pub(crate) fn detectable(&self) -> f64 {
-        2.801_585 * self.error
+    pub(crate) fn detectable(&self) -> Option<f64> {
+        (self.error > 0.0).then_some(2.801_585 * self.error)
     }
 }
 
-/// Holm's correction: the smallest of n is taken n times, the next n - 1 times, and none is below a smaller one's.
-pub(crate) fn holm(p_values: &[f64]) -> Vec<f64> {
-    let mut sorted = p_values.to_vec();
+/// Holm's correction: the smallest of n is taken n times, the next n - 1 times, and none is below a smaller one's. What
+/// has no p is not among the n.
+pub(crate) fn holm(p_values: &[Option<f64>]) -> Vec<Option<f64>> {
+    let mut sorted: Vec<f64> = p_values.iter().copied().flatten().collect();
     sorted.sort_by(f64::total_cmp);
     let times = |place: usize| (sorted[place] * (sorted.len() - place) as f64).min(1.0);
     let mut highest = Vec::new();
@@ -61,7 +65,7 @@ pub(crate) fn holm(p_values: &[f64]) -> Vec<f64> {
         highest.push(times(place).max(highest.last().copied().unwrap_or(0.0)));
     }
     let last_of = |p: f64| sorted.partition_point(|other| *other <= p) - 1;
-    p_values.iter().map(|&p| highest[last_of(p)]).collect()
+    p_values.iter().map(|p| p.map(|p| highest[last_of(p)])).collect()
 }
 
 /// How recipes compare in one language.

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::plain::{Case, Estimate, Line, Plain, dropped, gated, holm, mean, raw, told_apart};
+use crate::plain::{Case, Estimate, Line, Pair, Plain, dropped, gated, holm, mean, raw, told_apart};
 use report::records::{Cost, ScoreStatus, SystemStatus};
 use serde_json::Value;
 
@@ -140,7 +140,7 @@ fn every_comparison() {
     assert_eq!(found.len(), cases.len());
     let mut rows = array(&json["comparisons"]["rows"]).iter();
     let pairs = cases.iter().flat_map(|case| &case.pairs);
-    let mut corrected = holm(&pairs.map(|pair| pair.2.p()).collect::<Vec<f64>>()).into_iter();
+    let mut corrected = holm(&pairs.map(|pair| pair.2.p()).collect::<Vec<Option<f64>>>()).into_iter();
     for (found, case) in found.iter().zip(&cases) {
         let of = format!("{} {} {}", case.base_model, case.method, case.language.code);
         assert_eq!(
@@ -152,9 +152,9 @@ fn every_comparison() {
         assert_eq!(array(&found["pairs"]).len(), case.pairs.len(), "{of}");
         for (pair, (left, right, difference)) in array(&found["pairs"]).iter().zip(&case.pairs) {
             assert_eq!((text(&pair["left"]), text(&pair["right"])), (left.as_str(), right.as_str()), "{of}");
-            close(&pair["detectable"], Some(difference.detectable()), &of);
-            close(&pair["p"], Some(difference.p()), &of);
-            close(&pair["p_corrected"], corrected.next(), &of);
+            close(&pair["detectable"], difference.detectable(), &of);
+            close(&pair["p"], difference.p(), &of);
+            close(&pair["p_corrected"], corrected.next().unwrap(), &of);
             let difference = &difference.estimate;
             estimate(&pair["difference"], Some(*difference), &of);
             assert_eq!(pair["told_apart"], told_apart(difference), "{of}");
@@ -355,13 +355,15 @@ fn every_two_recipes_over_all_base_models() {
 /// What so many prompts can tell.
 fn power(cases: &[Case]) -> String {
     let corrected =
-        holm(&cases.iter().flat_map(|case| &case.pairs).map(|pair| pair.2.p()).collect::<Vec<f64>>());
+        holm(&cases.iter().flat_map(|case| &case.pairs).map(|pair| pair.2.p()).collect::<Vec<Option<f64>>>());
     let pairs = cases.iter().flat_map(|case| &case.pairs).zip(corrected);
-    let recipes: Vec<_> = pairs.filter(|(pair, _)| pair.1 != "untuned").collect();
-    let mut bounds: Vec<f64> = recipes.iter().map(|(pair, _)| pair.2.detectable()).collect();
+    let has_bound = |pair: &Pair| pair.1 != "untuned" && pair.2.detectable().is_some();
+    let recipes: Vec<_> = pairs.filter(|(pair, _)| has_bound(pair)).collect();
+    let mut bounds: Vec<f64> = recipes.iter().filter_map(|(pair, _)| pair.2.detectable()).collect();
     bounds.sort_by(f64::total_cmp);
-    let small = recipes.iter().filter(|(pair, _)| pair.2.estimate.value.abs() < pair.2.detectable()).count();
-    let hold = recipes.iter().filter(|(_, corrected)| *corrected < 0.05).count();
+    let is_small = |pair: &Pair| Some(pair.2.estimate.value.abs()) < pair.2.detectable();
+    let small = recipes.iter().filter(|(pair, _)| is_small(pair)).count();
+    let hold = recipes.iter().filter(|(_, corrected)| corrected.is_some_and(|p| p < 0.05)).count();
     format!(
         "from about {} points on. Of {} differences, {small} lie below what it would take, and {hold} hold once",
         said(bounds[bounds.len() / 2]),
