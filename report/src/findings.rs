@@ -526,7 +526,7 @@ impl Finder<'_> {
     }
 
     fn gate(&self) -> Option<Finding> {
-        let mut means: Vec<(String, f64, f64)> = Vec::new();
+        let mut taken: Vec<Taken> = Vec::new();
         for recipe in &self.records.experiment.recipes {
             let of_recipe: Vec<(f64, f64)> = self
                 .results
@@ -539,28 +539,30 @@ impl Finder<'_> {
                 let count = of_recipe.len() as f64;
                 let dropped = of_recipe.iter().map(|(dropped, _)| dropped).sum::<f64>() / count;
                 let gated = of_recipe.iter().map(|(_, gated)| gated).sum::<f64>() / count;
-                means.push((recipe.name.clone(), dropped, dropped + gated));
+                taken.push(Taken { recipe: recipe.name.clone(), dropped, raw: dropped + gated });
             }
         }
-        let most = means.iter().max_by(|left, right| left.1.total_cmp(&right.1))?;
-        let least = means.iter().min_by(|left, right| left.1.total_cmp(&right.1))?;
-        let all: Vec<String> = means
-            .iter()
-            .map(|(name, dropped, raw)| format!("{name} {} of {}", one_digit(*dropped), one_digit(*raw)))
-            .collect();
-        let text = if means.len() > 1 {
-            format!(
-                "The language gate takes most from {}, {} of its raw {}, and least from {}, {} of {}.",
-                most.0,
-                one_digit(most.1),
-                one_digit(most.2),
-                least.0,
-                one_digit(least.1),
-                one_digit(least.2)
-            )
-        } else {
-            format!("The language gate takes {} of a raw {}.", one_digit(most.1), one_digit(most.2))
+        let by_dropped = |left: &&Taken, right: &&Taken| left.dropped.total_cmp(&right.dropped);
+        let (most, least) = (taken.iter().max_by(by_dropped)?, taken.iter().min_by(by_dropped)?);
+        // What is told as the same number is told as level.
+        let level = |end: &Taken| -> Vec<&Taken> {
+            taken.iter().filter(|one| one_digit(one.dropped) == one_digit(end.dropped)).collect()
         };
+        let text = if let [only] = &taken[..] {
+            format!("The language gate takes {} of a raw {}.", one_digit(only.dropped), one_digit(only.raw))
+        } else if level(most).len() == taken.len() {
+            format!("The language gate takes as much from every recipe: {}.", one_digit(most.dropped))
+        } else {
+            format!(
+                "The language gate takes most from {}, and least from {}.",
+                taken_in_words(&level(most), true),
+                taken_in_words(&level(least), false)
+            )
+        };
+        let all: Vec<String> = taken
+            .iter()
+            .map(|one| format!("{} {} of {}", one.recipe, one_digit(one.dropped), one_digit(one.raw)))
+            .collect();
         Some(Finding::new(
             text,
             format!(
@@ -612,6 +614,23 @@ impl Finder<'_> {
                      marked wherever something is left out."
                 .to_owned()))
     }
+}
+
+/// What the gate takes from a recipe.
+struct Taken {
+    recipe: String,
+    dropped: f64,
+    raw: f64,
+}
+
+/// `english, 12.3 of its raw 45.6`, of recipes from which as much is taken.
+fn taken_in_words(level: &[&Taken], says_raw: bool) -> String {
+    let names: Vec<String> = level.iter().map(|one| one.recipe.clone()).collect();
+    let raw: Vec<String> = level.iter().map(|one| one_digit(one.raw)).collect();
+    let dropped = level.first().map_or_else(String::new, |one| one_digit(one.dropped));
+    let (alike, whose) = if level.len() > 1 { (" alike", "their") } else { ("", "its") };
+    let whose = if says_raw { format!("{whose} raw ") } else { String::new() };
+    format!("{}{alike}, {dropped} of {whose}{}", listed(&names), listed(&raw))
 }
 
 /// Who stands how in a place, in words.

@@ -270,6 +270,42 @@ fn what_prompts_can_find_is_counted_where_differences_have_a_spread() {
     assert!(detail.contains(&format!("{} further differences", recipes.len() - spread)), "{detail}");
 }
 
+/// Recipes from which the gate takes as much are neither better nor worse than each other.
+#[test]
+fn the_gates_ties_are_told_as_ties() {
+    let (_folder, json) = marked(|_, _| (2.0, 1));
+    let (text, _) = finding(&json, "The language gate");
+    assert_eq!(text, "The language gate takes as much from every recipe: 0.0.");
+    for (mark, expected) in [
+        (
+            (|recipe, prompt| match recipe {
+                "multilingual" => (3.0, (prompt % 2) as u8),
+                "english" => (2.0, u8::from(prompt % 4 != 0)),
+                _ => (2.0, 1),
+            }) as fn(&str, u64) -> (f64, u8),
+            "most from multilingual, 30.0 of its raw 60.0, and least from downsampled, 0.0 of 40.0.",
+        ),
+        (
+            |recipe, prompt| match recipe {
+                "multilingual" => (2.0, (prompt % 2) as u8),
+                "english" => (1.0, 0),
+                _ => (2.0, 1),
+            },
+            "most from multilingual and english alike, 20.0 of their raw 40.0 and 20.0, and least from downsampled, \
+             0.0 of 40.0.",
+        ),
+        (
+            |recipe, prompt| (2.0, if recipe == "multilingual" { (prompt % 2) as u8 } else { 1 }),
+            "most from multilingual, 20.0 of its raw 40.0, and least from monolingual, english and downsampled \
+             alike, 0.0 of 40.0, 40.0 and 40.0.",
+        ),
+    ] {
+        let (_folder, json) = marked(mark);
+        let (text, _) = finding(&json, "The language gate");
+        assert_eq!(text, format!("The language gate takes {expected}"));
+    }
+}
+
 #[test]
 fn text_of_the_records_is_never_markup() {
     let folder = tempfile::tempdir().unwrap();
