@@ -6,7 +6,7 @@
 use super::Decoder;
 use super::Gradients;
 use super::config::{Head, Residual};
-use super::forward::{Pass, whole_batch};
+use super::forward::{Attend, Pass, whole_batch};
 use super::lora::{Adapter, AdapterGradients, Linear, LoraModule};
 use super::weights::{LayerSlot, Slot};
 use crate::arena::{BlockActivations, Workspace};
@@ -22,9 +22,9 @@ pub enum Trained<'a, K: Kernels> {
 }
 
 /// The gradients a step adds to, without the adapter beside them.
-struct Sink<'a, K: Kernels> {
-    adapter: Option<(&'a Adapter<K>, &'a mut AdapterGradients<K>)>,
-    full: Option<&'a mut Gradients<K>>,
+pub(super) struct Sink<'a, K: Kernels> {
+    pub(super) adapter: Option<(&'a Adapter<K>, &'a mut AdapterGradients<K>)>,
+    pub(super) full: Option<&'a mut Gradients<K>>,
 }
 
 impl<K: Kernels> Decoder<K> {
@@ -53,39 +53,45 @@ impl<K: Kernels> Decoder<K> {
         pass.dropout = Some((dropout, batch));
 
         self.run_blocks(&pass, &batch.sequences, workspace);
-        self.select(&batch.supervised, workspace);
-        let losses = self.head_backward(batch, scale, &mut sink, workspace);
+        let losses = self.head_step(batch, scale, &mut sink, workspace);
         let lowest = match &sink.adapter {
             Some((adapter, _)) => adapter.lowest().unwrap_or(self.config.layers),
             None => 0,
         };
         for layer in (lowest..self.config.layers).rev() {
-            if workspace.plan.recompute {
-                self.recompute_block(layer, &pass, &batch.sequences, workspace);
-            }
-            self.block_backward(
-                layer,
-                layer == lowest && sink.full.is_none(),
-                &pass,
-                batch,
-                &mut sink,
-                workspace,
-            );
+            let lowest = layer == lowest && sink.full.is_none();
+            self.block_step(layer, lowest, &pass, batch, &mut sink, workspace);
         }
-        if let Some(gradients) = sink.full {
-            self.embed_backward(batch, gradients, workspace);
-        }
+        self.embed_backward(batch, &mut sink, workspace);
         losses
     }
 
+    /// A block's backward; where its activations were not kept, they are computed again first.
+    pub(super) fn block_step(
+        &self,
+        layer: usize,
+        lowest: bool,
+        pass: &Pass<'_, K>,
+        batch: &Batch,
+        sink: &mut Sink<'_, K>,
+        workspace: &mut Workspace<K>,
+    ) {
+        if workspace.plan.recompute {
+            // The block's output is in place already: computing it again writes the same bytes.
+            self.block_forward(layer, pass, &mut Attend::Packed(&batch.sequences), workspace);
+        }
+        self.block_backward(layer, lowest, pass, batch, sink, workspace);
+    }
+
     /// The losses, and the gradient of the residual stream at the supervised rows.
-    fn head_backward(
+    pub(super) fn head_step(
         &self,
         batch: &Batch,
         scale: f32,
         sink: &mut Sink<'_, K>,
         w: &mut Workspace<K>,
     ) -> Vec<f32> {
+        self.select(&batch.supervised, w);
         let (k, config, rows) = (&self.kernels, &self.config, batch.targets.len());
         let scales = batch.scales(scale);
         let losses = match sink.full.as_deref_mut().and_then(|gradients| gradients.get(self.head_slot())) {
@@ -311,8 +317,9 @@ impl<K: Kernels> Decoder<K> {
         }
     }
 
-    /// The embedding table's gradient, and its norm's.
-    fn embed_backward(&self, batch: &Batch, gradients: &mut Gradients<K>, w: &mut Workspace<K>) {
+    /// The embedding table's gradient, and its norm's, where they are trained.
+    pub(super) fn embed_backward(&self, batch: &Batch, sink: &mut Sink<'_, K>, w: &mut Workspace<K>) {
+        let Some(gradients) = sink.full.as_deref_mut() else { return };
         let (k, config, rows) = (&self.kernels, &self.config, batch.rows());
         if let Some(weight) = self.outer_vector(Slot::EmbeddingNormWeight) {
             // The norm's input and statistics were scratch: once more.

@@ -172,19 +172,20 @@ fn weight(config: &DecoderConfig, linear: Linear) -> u128 {
     (inputs * outputs) as u128
 }
 
-/// Bytes of a decoder's weights on the CPU backend, where a matrix is kept in `precision`. Vectors are f32, a matrix's
-/// rows fill whole panels, and a normalised head that is trained is there twice.
+/// Bytes of a decoder's weights on the CPU backend, where a matrix is kept in `precision`.
 pub fn weight_bytes(config: &DecoderConfig, trained: bool, precision: impl Fn(Slot) -> Precision) -> usize {
-    let of = |slot: Slot| {
-        let shape = slot.shape(config);
-        match shape[..] {
-            [rows, columns] => {
-                let copies =
-                    if trained && slot == Slot::Head && config.head == Head::Normalised { 2 } else { 1 };
-                copies * precision(slot).bytes(crate::cpu::packed_length(rows, columns))
-            }
-            _ => 4 * shape.iter().product::<usize>(),
+    slots(config).into_iter().map(|slot| slot_bytes(config, slot, trained, precision(slot))).sum()
+}
+
+/// Bytes of the weight at `slot` there. Vectors are f32, a matrix's rows fill whole panels, and a normalised head that is
+/// trained is there twice.
+pub fn slot_bytes(config: &DecoderConfig, slot: Slot, trained: bool, precision: Precision) -> usize {
+    let shape = slot.shape(config);
+    match shape[..] {
+        [rows, columns] => {
+            let copies = if trained && slot == Slot::Head && config.head == Head::Normalised { 2 } else { 1 };
+            copies * precision.bytes(crate::cpu::packed_length(rows, columns))
         }
-    };
-    slots(config).into_iter().map(of).sum()
+        _ => 4 * shape.iter().product::<usize>(),
+    }
 }

@@ -27,7 +27,7 @@ pub struct AdapterRows<'a, K: Kernels> {
 }
 
 /// Whose keys and values attention reads.
-enum Attend<'a, K: Kernels> {
+pub(super) enum Attend<'a, K: Kernels> {
     /// Those of the batch's own sequences.
     Packed(&'a [Sequence]),
     /// Those in a cache, to which the batch's own are added first.
@@ -54,8 +54,7 @@ impl<K: Kernels> Decoder<K> {
     ) -> Vec<f32> {
         let adapters = whole_batch(adapter, batch);
         self.run_blocks(&Pass::evaluation(batch, &adapters), &batch.sequences, workspace);
-        self.select(&batch.supervised, workspace);
-        self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, None)
+        self.head_forward(batch, workspace)
     }
 
     /// The logits of the given rows of a batch: `[rows.len(), vocabulary]`.
@@ -112,20 +111,8 @@ impl<K: Kernels> Decoder<K> {
         }
     }
 
-    /// One block again, for a backward pass that did not keep its activations.
-    pub(super) fn recompute_block(
-        &self,
-        layer: usize,
-        pass: &Pass<'_, K>,
-        sequences: &[Sequence],
-        workspace: &mut Workspace<K>,
-    ) {
-        // The block's output is in place already: computing it again writes the same bytes.
-        self.block_forward(layer, pass, &mut Attend::Packed(sequences), workspace);
-    }
-
     /// Token embeddings, with BLOOM's norm.
-    fn embed(&self, pass: &Pass<'_, K>, workspace: &mut Workspace<K>) {
+    pub(super) fn embed(&self, pass: &Pass<'_, K>, workspace: &mut Workspace<K>) {
         let (k, scale) = (&self.kernels, self.config.embedding_scale);
         assert!(pass.rows <= workspace.plan.tokens, "{} rows in a smaller workspace", pass.rows);
         match self.outer_vector(Slot::EmbeddingNormWeight) {
@@ -140,7 +127,7 @@ impl<K: Kernels> Decoder<K> {
     }
 
     /// `x += attention(norm(x)); x += feed_forward(norm(x))`, or both from the same `x`.
-    fn block_forward(
+    pub(super) fn block_forward(
         &self,
         layer: usize,
         pass: &Pass<'_, K>,
@@ -290,6 +277,12 @@ impl<K: Kernels> Decoder<K> {
         k.head_norm(&self.shape, rows, queries, epsilon, weight, x, &mut block.query_stats);
         let weight = self.vector(layer, LayerSlot::KeyNormWeight);
         k.head_norm(&self.shape, rows, keys, epsilon, weight, x, &mut block.key_stats);
+    }
+
+    /// The loss of each supervised row behind the last block.
+    pub(super) fn head_forward(&self, batch: &Batch, workspace: &mut Workspace<K>) -> Vec<f32> {
+        self.select(&batch.supervised, workspace);
+        self.kernels.cross_entropy(&workspace.selected_normed, self.head(), &batch.targets, None)
     }
 
     /// The final norm of the rows asked for.

@@ -1,12 +1,13 @@
 //! One decoder, set by a configuration, with its forward and backward written out by hand.
 //!
-//! Read [`config`] and [`weights`] (what there is), then `forward` and `backward` side by side, then `lora` and
-//! [`cache`].
+//! Read [`config`] and [`weights`] (what there is), then `forward` and `backward` side by side, then `lora`,
+//! [`cache`] and [`parts`].
 
 pub mod cache;
 pub mod config;
 pub mod cost;
 pub mod lora;
+pub mod parts;
 pub mod weights;
 
 pub mod backward;
@@ -77,6 +78,21 @@ impl<K: Kernels> Decoder<K> {
         kernels: K,
         config: &DecoderConfig,
         weights: Weights,
+        source: impl FnMut(Slot) -> Result<HostTensor<'a>, E>,
+    ) -> Result<Self, LoadError<E>> {
+        Self::load_some(kernels, config, weights, |_| true, source)
+    }
+
+    /// [`Decoder::load`] with the `wanted` weights alone, for which `source` is asked. What a part of the decoder reads has
+    /// to be put in with [`Decoder::put`] before it computes.
+    ///
+    /// # Errors
+    /// As for [`Decoder::load`].
+    pub fn load_some<'a, E>(
+        kernels: K,
+        config: &DecoderConfig,
+        weights: Weights,
+        wanted: impl Fn(Slot) -> bool,
         mut source: impl FnMut(Slot) -> Result<HostTensor<'a>, E>,
     ) -> Result<Self, LoadError<E>> {
         check(config).map_err(LoadError::Unsupported)?;
@@ -90,7 +106,7 @@ impl<K: Kernels> Decoder<K> {
         };
         let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
         let mut normalised_head = None;
-        for slot in slots(config) {
+        for slot in slots(config).into_iter().filter(|slot| wanted(*slot)) {
             let mut tensor = source(slot).map_err(LoadError::Source)?;
             let expected = slot.shape(config);
             if tensor.shape != expected {
@@ -161,6 +177,42 @@ impl<K: Kernels> Decoder<K> {
         self.renormalise_head(slot);
     }
 
+    /// Whether the weight at `slot` is here.
+    pub fn has(&self, slot: Slot) -> bool {
+        self.matrices.contains_key(&slot) || self.vectors.contains_key(&slot)
+    }
+
+    /// Room for the trained weight at `slot`, and for its gradient: zeros, outside of the decoder.
+    pub fn room(&self, slot: Slot) -> (OwnedWeight<K>, K::Buffer) {
+        let shape = slot.shape(&self.config);
+        let length = shape.iter().product();
+        if !slot.is_matrix() {
+            return (OwnedWeight::Vector(self.kernels.buffer(length)), self.kernels.buffer(length));
+        }
+        let zeros = HostTensor { shape, data: HostData::F32(vec![0.0; length].into()) };
+        let matrix = self.kernels.matrix(&zeros, Precision::F32);
+        let gradient = self.kernels.like_matrix(&matrix);
+        (OwnedWeight::Matrix(matrix), gradient)
+    }
+
+    /// Puts a weight in at `slot`, whose shape it has. [`Decoder::weights_moved`] is to be called when its values are
+    /// there.
+    pub fn put(&mut self, slot: Slot, weight: OwnedWeight<K>) {
+        match weight {
+            OwnedWeight::Matrix(matrix) => drop(self.matrices.insert(slot, matrix)),
+            OwnedWeight::Vector(vector) => drop(self.vectors.insert(slot, vector)),
+        }
+    }
+
+    /// Takes the weight at `slot` out.
+    pub fn take(&mut self, slot: Slot) -> Option<OwnedWeight<K>> {
+        if slot == Slot::Head {
+            self.normalised_head = None;
+        }
+        let matrix = self.matrices.remove(&slot).map(OwnedWeight::Matrix);
+        matrix.or_else(|| self.vectors.remove(&slot).map(OwnedWeight::Vector))
+    }
+
     /// All weights by slot, as the backend has them laid out; [`Decoder::weights_moved`] is to be called after they have
     /// been written.
     pub fn weights_mut(&mut self) -> (&K, BTreeMap<Slot, Weight<'_, K>>) {
@@ -182,7 +234,7 @@ impl<K: Kernels> Decoder<K> {
         matrices + vectors
     }
 
-    /// Gradients of zero for every weight.
+    /// Gradients of zero for every weight that is here.
     pub fn gradients(&self) -> Gradients<K> {
         let matrices = self.matrices.iter().map(|(slot, matrix)| (*slot, self.kernels.like_matrix(matrix)));
         let vectors =
@@ -225,7 +277,11 @@ impl<K: Kernels> Decoder<K> {
 
     /// After the weights at `slot` moved: what is computed from them, again.
     fn renormalise_head(&mut self, slot: Slot) {
-        if slot == Slot::Head && self.normalised_head.is_some() {
+        if slot == Slot::Head
+            && self.config.head == Head::Normalised
+            && self.trained
+            && self.matrices.contains_key(&slot)
+        {
             let data = HostData::F32(self.tensor(slot).into());
             let tensor = HostTensor { shape: slot.shape(&self.config), data };
             let normalised = normalised_head::normalise(&tensor);
@@ -288,6 +344,14 @@ pub struct Gradients<K: Kernels> {
     buffers: BTreeMap<Slot, K::Buffer>,
 }
 
+/// One of a decoder's weights, by itself.
+pub enum OwnedWeight<K: Kernels> {
+    /// One that products read.
+    Matrix(K::Matrix),
+    /// A bias, or a norm's weight.
+    Vector(K::Buffer),
+}
+
 /// One of a decoder's weights.
 pub enum Weight<'a, K: Kernels> {
     /// One that products read.
@@ -305,6 +369,16 @@ impl<K: Kernels> Gradients<K> {
     /// The same, to be written.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut K::Buffer)> {
         self.buffers.iter_mut().map(|(slot, buffer)| (*slot, buffer))
+    }
+
+    /// Adds a gradient, in the layout of the weight at `slot`; gives back what was there.
+    pub fn insert(&mut self, slot: Slot, gradient: K::Buffer) -> Option<K::Buffer> {
+        self.buffers.insert(slot, gradient)
+    }
+
+    /// Takes the gradient of the weight at `slot` out.
+    pub fn remove(&mut self, slot: Slot) -> Option<K::Buffer> {
+        self.buffers.remove(&slot)
     }
 
     pub(crate) fn get(&mut self, slot: Slot) -> Option<&mut K::Buffer> {
