@@ -73,11 +73,11 @@ pub trait Kernels: Send + Sync {
 
     /// Bytes of a backend's own memory that its kernels hold beside weights, activations and what is trained, while a
     /// decoder is tuned on `tokens` tokens at once: by an adapter of at most `rank`, or (none) in full. `precision` is in
-    /// what its matrices are kept. None where it works in the machine's memory.
+    /// what its matrices are kept; none of those that are not kept here. None where it works in the machine's memory.
     fn scratch_bytes(
         &self,
         config: &DecoderConfig,
-        precision: &dyn Fn(Slot) -> Precision,
+        precision: &dyn Fn(Slot) -> Option<Precision>,
         tokens: usize,
         rank: Option<usize>,
     ) -> Option<u64> {

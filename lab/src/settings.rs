@@ -42,6 +42,7 @@ pub fn tuning(preset: Preset, method: Method, given: &Tune, seed: u64) -> tune::
         share_prefixes: given.share_prefixes.unwrap_or(base.share_prefixes),
         seed,
         checkpoint_every: given.checkpoint_every.unwrap_or(base.checkpoint_every),
+        shard_weights: base.shard_weights,
     }
 }
 

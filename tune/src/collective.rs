@@ -4,7 +4,7 @@
 //! owns some of the trained tensors. After a batch's backward pass the gradients of a tensor are summed at its owner,
 //! which alone keeps the moments and moves the values, and hands the values to the others: optimizer states are sharded
 //! (ZeRO's first stage, Rajbhandari et al. 2020), and all ranks have the same values to the last bit, whatever
-//! processors they run on.
+//! processors they run on. Full tuning can divide the weights and gradients too: see `sharded.rs`.
 
 mod meeting;
 pub mod mesh;

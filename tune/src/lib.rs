@@ -1,7 +1,7 @@
 //! Tuning: batches, optimizer, schedule, validation, checkpoints and resume.
 //!
 //! Reading order: [`settings`] (what a run is), [`rows`] (records as tokens), [`order`] (which row when), [`prefixes`]
-//! (rows that begin alike), [`schedule`], `trained` (what the optimizer moves), `checkpoint`, [`cost`] and [`memory`] (what a run takes, told
+//! (rows that begin alike), [`schedule`], `trained` (what the optimizer moves), `sharded` (weights that are divided among processes), `checkpoint`, [`cost`] and [`memory`] (what a run takes, told
 //! beforehand), [`tensorboard`], and [`run`], which puts them together; [`verify`] tests a model beforehand.
 
 mod checkpoint;
@@ -16,6 +16,7 @@ pub mod rows;
 pub mod run;
 pub mod schedule;
 pub mod settings;
+mod sharded;
 pub mod tensorboard;
 mod trained;
 pub mod verify;

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use engine::decoder::cost::ModuleShape;
-use engine::decoder::weights::slots;
+use engine::decoder::config::DecoderConfig;
+use engine::decoder::cost::{ModuleShape, slot_bytes};
+use engine::decoder::weights::{Precision, Slot, slots};
 use engine::kernels::Kernels;
 use model::BaseModel;
 
@@ -12,6 +13,7 @@ use crate::collective::{Collective, deal};
 use crate::cost::{Memory, RowLength, Shape, cost, most_tokens};
 use crate::error::{Error, Result};
 use crate::settings::{FrozenWeights, Method, Settings};
+use crate::sharded::Held;
 
 /// The program before it has read a model: code, the threads' stacks, the tokenizer.
 pub const PROGRAM: u64 = 100 << 20;
@@ -75,7 +77,7 @@ pub(crate) fn check<K: Kernels>(
     let mut fitting =
         "nothing that `tune` can spare would make it fit: it takes a smaller model or a larger machine"
             .to_owned();
-    for (flags, settings) in frugal(settings, longest) {
+    for (flags, settings) in frugal(settings, longest, room.world_size) {
         let total = room.taken(of(&settings)?);
         if total <= available {
             fitting = format!("{flags} would fit, with {}", gigabytes(total));
@@ -120,13 +122,21 @@ fn predict<K: Kernels>(
     world_size: usize,
 ) -> Memory {
     let mut memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
-    if world_size > 1 && shape.modules.is_none() {
+    let held = (settings.shard_weights && world_size > 1 && shape.modules.is_none())
+        .then(|| most_held(&shape.config, world_size));
+    if let Some(held) = &held {
+        let bytes = |slots: &[Slot]| bytes_of(&shape.config, slots);
+        memory.weights = bytes(&held.own) + bytes(&held.guests);
+        // A gradient of each, and two moments of its own.
+        memory.optimizer = 3 * bytes(&held.own) + bytes(&held.guests);
+    } else if world_size > 1 && shape.modules.is_none() {
         // Moments of the tensors that it owns.
         memory.optimizer -= MOMENTS_BYTES * shape.trained_parameters() as u64;
         memory.optimizer += MOMENTS_BYTES * largest_share(shape, world_size);
     }
     let tokens = most_tokens(rows, validation, settings, world_size);
-    let precision = |slot| shape.precision(slot);
+    let here = |slot| held.as_ref().is_none_or(|held| held.all().any(|other| *other == slot));
+    let precision = |slot| here(slot).then(|| shape.precision(slot));
     let widest = |modules: &Vec<ModuleShape>| modules.iter().map(|module| module.rank).max().unwrap_or(0);
     let rank = shape.modules.as_ref().map(widest);
     match kernels.scratch_bytes(&shape.config, &precision, tokens, rank) {
@@ -150,8 +160,32 @@ fn largest_share(shape: &Shape, world_size: usize) -> u64 {
     shares.into_iter().max().unwrap_or(0)
 }
 
+/// What the process holds that has the most of a decoder whose weights are divided.
+fn most_held(config: &DecoderConfig, world_size: usize) -> Held {
+    let all = (0..world_size).map(|rank| Held::by(rank, config, world_size));
+    let most = all.max_by_key(|held| 2 * bytes_of(config, &held.own) + bytes_of(config, &held.guests));
+    most.unwrap_or_else(|| Held::by(0, config, 1))
+}
+
+/// Bytes of trained weights.
+fn bytes_of(config: &DecoderConfig, slots: &[Slot]) -> u64 {
+    slots.iter().map(|slot| slot_bytes(config, *slot, true, Precision::F32) as u64).sum()
+}
+
 /// Settings that take less, from the one that costs the least time or precision on, each with its flags.
-fn frugal(settings: &Settings, longest: usize) -> Vec<(String, Settings)> {
+fn frugal(settings: &Settings, longest: usize, world_size: usize) -> Vec<(String, Settings)> {
+    let mut ways = in_fewer_bytes(settings, longest);
+    if settings.method == Method::Full && world_size > 1 && !settings.shard_weights {
+        let divided = Settings { shard_weights: true, ..settings.clone() };
+        let flags = |flags: String| format!("--shard-weights {flags}").trim_end().to_owned();
+        let more = in_fewer_bytes(&divided, longest).into_iter();
+        ways.extend(more.map(|(also, settings)| (flags(also), settings)));
+    }
+    ways
+}
+
+/// Settings that take less in each process by itself.
+fn in_fewer_bytes(settings: &Settings, longest: usize) -> Vec<(String, Settings)> {
     let mut ways = Vec::new();
     let weights = [
         (None, settings.weights),
@@ -324,6 +358,13 @@ mod tests {
         let moments = MOMENTS_BYTES * shape.trained_parameters() as u64;
         // Three quarters of the moments are others'; no tensor is cut.
         assert!(optimizer(4) < optimizer(1) - moments * 2 / 3, "{} and {}", optimizer(4), optimizer(1));
+        // What is divided is the last that is proposed.
+        let least =
+            Settings { shard_weights: true, recompute: true, micro_batch_tokens: 64, ..settings.clone() };
+        let enough = predict(&Cpu, &shape, &rows, &[], &least, 4).total();
+        let room = Room { available: Some(enough), sharing: 1, of_machine: None, world_size: 4 };
+        let told = check(&Cpu, &base, &rows, &[], &settings, room).unwrap_err().to_string();
+        assert!(told.contains("--shard-weights --micro-batch-tokens 64 --recompute would fit"), "{told}");
         let found = |of_machine| {
             let room = Room { available: None, sharing: 1, of_machine: Some(of_machine), world_size: 1 };
             check(&Cpu, &base, &rows, &[], &settings, room).map_err(|error| error.to_string())
@@ -390,6 +431,70 @@ mod tests {
             );
             // Rows that are all alike take less than a bound for any.
             assert!(came_to <= told && (share_prefixes || told <= SPARE * came_to), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_gpus_that_divide_the_weights_are_thought_to_hold_is_what_they_hold() {
+        let world_size = 3;
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/goldens/llama-grouped/model");
+        // Blocks enough that the room for one is not the most of it, and whole panels: a GPU's matrices have no others.
+        let text = fs::read_to_string(folder.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for (key, value) in [
+            ("num_hidden_layers", 12),
+            ("hidden_size", 64),
+            ("head_dim", 16),
+            ("intermediate_size", 128),
+            ("vocab_size", 416),
+        ] {
+            config[key] = value.into();
+        }
+        let deep = tempfile::tempdir().unwrap();
+        let path = deep.path().join("config.json");
+        fs::write(&path, config.to_string()).unwrap();
+        let base = BaseModel::fresh(&path, &folder, 0).unwrap();
+        for arithmetic in [Arithmetic::Bf16, Arithmetic::F32] {
+            let settings = Settings {
+                batch: 6,
+                length: Length::Updates(2),
+                share_prefixes: false,
+                recompute: true,
+                shard_weights: true,
+                ..Settings::preset(Preset::Paper, Method::Full)
+            };
+            let row = |id: usize| TrainingRow {
+                id: id.to_string(),
+                language: "en".to_owned(),
+                tokens: (0..20).collect(),
+                supervised_from: 0,
+            };
+            let rows = Rows { rows: (0..6).map(row).collect(), ..Rows::default() };
+            let shape = Shape::of(&base, &settings).unwrap();
+            let told = |settings: &Settings| {
+                let kernels = Cuda::new(Arc::new(Emulator::default()), arithmetic);
+                let lengths = RowLength::of(&rows.rows);
+                let told = predict(&kernels, &shape, &lengths, &[], settings, world_size).total();
+                // The emulator has none of NVIDIA's libraries.
+                told as f64 - LIBRARIES_BYTES as f64
+            };
+            let out = tempfile::tempdir().unwrap();
+            let came_to = crate::collective::mesh::world(world_size, |mesh| {
+                let gpu = Arc::new(Emulator::default());
+                let kernels = Cuda::new(gpu.clone(), arithmetic);
+                let (none, places) = (Rows::default(), Places::under(out.path()));
+                crate::tune_together(
+                    &kernels, &mesh, &base, &rows, &none, None, &settings, &places, &mut Quiet,
+                )
+                .unwrap();
+                gpu.most_bytes() as f64
+            });
+            let (told, whole) =
+                (told(&settings), told(&Settings { shard_weights: false, ..settings.clone() }));
+            let most = came_to.iter().copied().fold(0.0, f64::max);
+            let what = format!("{arithmetic:?}: told {told}, came to {came_to:?}; whole {whole}");
+            assert!(most <= told && told <= SPARE * most, "{what}");
+            assert!(told < 0.8 * whole, "{what}");
         }
     }
 

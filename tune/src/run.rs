@@ -1,5 +1,6 @@
 //! A run: rows in, a tuned system out.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use engine::decoder::cost::ModuleShape;
-use engine::decoder::weights::{HostData, HostTensor};
+use engine::decoder::weights::{HostData, HostTensor, Slot, slots};
 use engine::decoder::{Adapter, Decoder, LoadError, LoraModule, Weights};
 use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace, WorkspacePlan};
@@ -17,7 +18,7 @@ use model::adapter::{Adapter as PeftAdapter, AdapterConfig, Targets};
 use model::folder::Precision;
 
 use crate::checkpoint::{Checkpoints, Entry, Fingerprint, State};
-use crate::collective::{Alone, Collective, part};
+use crate::collective::{Alone, Collective, hand_to_first, part};
 use crate::cost::{self, RowLength, Shape};
 use crate::error::{Error, Result, system_error};
 use crate::memory::{self, Room, peak_bytes};
@@ -27,6 +28,7 @@ use crate::prefixes;
 use crate::rows::{Packing, Rows, TrainingRow, micro_batches, pack};
 use crate::schedule::learning_rate;
 use crate::settings::{BestOver, FrozenWeights, Keep, Method, Settings};
+use crate::sharded;
 use crate::tensorboard::EventFile;
 use crate::trained::{Kept, Trained};
 
@@ -141,7 +143,9 @@ pub fn loss<K: Kernels + Clone>(
     let plan = WorkspacePlan { tokens: micro_batch_tokens.max(longest), training: false, recompute: false };
     let adapters: Vec<&Adapter<K>> = adapter.iter().collect();
     let mut workspace = Workspace::new(&decoder, &adapters, plan);
-    let loss = measure(&decoder, &Alone, adapter.as_ref(), &rows.rows, micro_batch_tokens, &mut workspace)?;
+    let loss = measure(&Alone, &rows.rows, micro_batch_tokens, |batch| {
+        Ok(batch.map_or_else(Vec::new, |batch| decoder.loss(adapter.as_ref(), batch, &mut workspace)))
+    })?;
     if loss.supervised_tokens == 0 {
         return Err(Error::Settings("no row has a token that a loss could be taken over".into()));
     }
@@ -203,6 +207,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         places: &'a Places,
     ) -> Result<Self> {
         check(rows, validation, settings)?;
+        check_sharding(settings, collective)?;
         // All that can be wrong is looked at before the model is loaded, which takes a while.
         if let Some(path) = places.metrics.as_deref().filter(|_| collective.is_first()) {
             check_metrics(path)?;
@@ -345,11 +350,14 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         let scale = 1.0 / supervised.max(1) as f32;
         let lengths: Vec<usize> = numbers.iter().map(|number| self.rows[*number].tokens.len()).collect();
         let own = part(&lengths, self.collective.rank(), self.collective.world_size());
+        let dropout = if self.settings.method == Method::Lora { self.settings.dropout } else { 0.0 };
+        let batches = self.cut(self.rows, &numbers[own]);
         let mut sum = 0.0;
-        for batch in self.cut(self.rows, &numbers[own]) {
-            let dropout = if self.settings.method == Method::Lora { self.settings.dropout } else { 0.0 };
-            let losses = self.trained.step(&self.decoder, &batch, scale, dropout, &mut self.workspace);
-            sum += batch.sum_of_losses(&losses);
+        for round in 0..self.rounds(&lengths) {
+            let batch = batches.get(round);
+            let Self { trained, decoder, workspace, .. } = self;
+            let losses = trained.step(decoder, self.collective, batch, scale, dropout, workspace)?;
+            sum += batch.map_or(0.0, |batch| batch.sum_of_losses(&losses));
         }
         self.trained.reduce(&self.decoder, self.collective)?;
         let mut sums = [sum, self.trained.squared_norm(&self.decoder.kernels)];
@@ -360,7 +368,7 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             return Err(Error::NotFinite {
                 update: update + 1,
                 loss,
-                gradient: self.trained.largest_gradient(&self.decoder),
+                gradient: self.trained.largest_gradient(&self.decoder, self.collective)?,
                 records: ids.join(", "),
             });
         }
@@ -394,6 +402,15 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
         })
     }
 
+    /// Micro-batches of the rank that has the most of them, of an update's rows of these lengths.
+    fn rounds(&self, lengths: &[usize]) -> usize {
+        let (tokens, most) =
+            (self.settings.micro_batch_tokens, self.settings.micro_batch.unwrap_or(usize::MAX));
+        let world_size = self.collective.world_size();
+        let of_rank = |rank| micro_batches(&lengths[part(lengths, rank, world_size)], tokens, most).len();
+        (0..world_size).map(of_rank).max().unwrap_or(0)
+    }
+
     /// The micro-batches of some rows.
     fn cut(&self, rows: &[TrainingRow], numbers: &[usize]) -> Vec<Batch> {
         let lengths: Vec<usize> = numbers.iter().map(|number| rows[*number].tokens.len()).collect();
@@ -405,10 +422,10 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
 
     /// Measures the validation loss, and keeps the values if it is the lowest.
     fn validate(&mut self) -> Result<ValidationMetrics> {
-        let adapter = self.trained.as_adapter();
-        let tokens = self.settings.micro_batch_tokens;
-        let loss =
-            measure(&self.decoder, self.collective, adapter, self.validation, tokens, &mut self.workspace)?;
+        let Self { trained, decoder, workspace, collective, .. } = self;
+        let loss = measure(*collective, self.validation, self.settings.micro_batch_tokens, |batch| {
+            trained.loss(decoder, *collective, batch, workspace)
+        })?;
         let compared = match self.settings.best_over {
             BestOver::Rows => loss.loss,
             BestOver::Languages => loss.mean_of_languages(),
@@ -440,17 +457,13 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
     /// Writes the system that is kept, and removes the checkpoints: rank 0's work, for which the others wait.
     fn finish(mut self) -> Result<Outcome> {
         let collective = self.collective;
-        let mut kept_update = self.state.update;
-        if self.settings.keep == Keep::Best
-            && collective.is_first()
-            && let Some((best, mut tensors)) = self.checkpoints.read_best(&self.state.fingerprint)?
-        {
-            kept_update = best.update;
-            let read = |entry: &Entry| tensors.read(&entry.name, entry.length);
-            self.trained.restore(&mut self.decoder, Kept::Best, read)?;
-        }
+        let kept_update = self.take_best()?;
+        self.trained.dismiss_guests(&mut self.decoder);
         // No loss was taken after the last update.
-        if collective.is_first() && !self.trained.are_finite(&self.decoder) {
+        let looks = collective.is_first() || self.trained.is_divided();
+        let mut not_finite = [f64::from(u8::from(looks && !self.trained.are_finite(&self.decoder)))];
+        collective.sum(&mut not_finite)?;
+        if not_finite[0] > 0.0 {
             return Err(Error::ValuesNotFinite { update: kept_update });
         }
         let work = cost::updates(&RowLength::of(self.rows), self.settings, self.state.update, 1);
@@ -467,13 +480,9 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
                 adapter.parameters()
             }
             (trained, _) => {
+                let holders = trained.holders(&decoder, collective);
                 drop(trained);
-                if collective.is_first() {
-                    model::folder::write(&places.out, base, Precision::F32, |slot| {
-                        let data = HostData::F32(decoder.tensor(slot).into());
-                        Ok(HostTensor { shape: slot.shape(base.config()), data })
-                    })?;
-                }
+                write_folder(&places.out, base, &decoder, collective, &holders)?;
                 base.config().parameters()
             }
         };
@@ -491,6 +500,31 @@ impl<'a, K: Kernels + Clone> Run<'a, K> {
             checkpoints.remove()?;
         }
         Ok(outcome)
+    }
+
+    /// Puts the best values in the place of the last ones where these are to be kept: in rank 0, and where weights are
+    /// divided in their owners. The update whose values there are now, as far as this rank knows.
+    fn take_best(&mut self) -> Result<u64> {
+        if self.settings.keep != Keep::Best {
+            return Ok(self.state.update);
+        }
+        let (collective, divided) = (self.collective, self.trained.is_divided());
+        let mut found = None;
+        if collective.is_first() {
+            found = self.checkpoints.read_best(&self.state.fingerprint)?;
+        }
+        let mut there = [f64::from(u8::from(found.is_some()))];
+        if divided {
+            collective.sum(&mut there)?;
+        }
+        let (best, mut tensors) = found.unzip();
+        if there[0] > 0.0 {
+            self.trained.restore(&mut self.decoder, Kept::Best, |entry| {
+                let own = tensors.as_mut().map(|tensors| tensors.read(&entry.name, entry.length));
+                if divided { handed_on(own, collective) } else { own.unwrap_or_else(|| Ok(Vec::new())) }
+            })?;
+        }
+        Ok(best.map_or(self.state.update, |best| best.update))
     }
 
     fn open_metrics(&self) -> Result<Option<File>> {
@@ -521,6 +555,17 @@ fn check(rows: &Rows, validation: &Rows, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// That weights can be divided where that is wanted.
+fn check_sharding(settings: &Settings, collective: &dyn Collective) -> Result<()> {
+    let needed = match (settings.method, collective.world_size()) {
+        _ if !settings.shard_weights => return Ok(()),
+        (Method::Lora, _) => "full tuning, found LoRA",
+        (Method::Full, 1) => "several processes, found one",
+        (Method::Full, _) => return Ok(()),
+    };
+    Err(Error::Settings(format!("weights that are divided among processes: expected {needed}")))
+}
+
 /// The adapter that a run begins with; none where all weights are tuned.
 fn first_adapter(
     base: &BaseModel,
@@ -549,9 +594,12 @@ fn load_trained<K: Kernels + Clone>(
         Method::Full => Weights::Trained,
         Method::Lora => Weights::Frozen(settings.weights.precision()),
     };
-    let decoder = load(kernels, base, weights)?;
+    let divided = settings.shard_weights;
+    let owners = sharded::owners(base.config(), collective.world_size());
+    let wanted = |slot| !divided || owners[&slot] == collective.rank();
+    let decoder = load_some(kernels, base, weights, wanted)?;
     let trained = match peft {
-        None => Trained::full(&decoder, collective),
+        None => Trained::full(&decoder, collective, divided),
         Some(peft) => Trained::adapter(kernels, upload(kernels, base, peft)?, collective),
     };
     Ok((decoder, trained))
@@ -559,7 +607,18 @@ fn load_trained<K: Kernels + Clone>(
 
 /// The base model's weights in the engine.
 fn load<K: Kernels + Clone>(kernels: &K, base: &BaseModel, weights: Weights) -> Result<Decoder<K>> {
-    let loaded = Decoder::load(kernels.clone(), base.config(), weights, |slot| base.tensor(slot));
+    load_some(kernels, base, weights, |_| true)
+}
+
+/// Those of the base model's weights that are wanted, in the engine.
+fn load_some<K: Kernels + Clone>(
+    kernels: &K,
+    base: &BaseModel,
+    weights: Weights,
+    wanted: impl Fn(Slot) -> bool,
+) -> Result<Decoder<K>> {
+    let read = |slot| base.tensor(slot);
+    let loaded = Decoder::load_some(kernels.clone(), base.config(), weights, wanted, read);
     base.forget_what_was_read();
     loaded.map_err(|error| match error {
         LoadError::Source(error) => Error::Model(error),
@@ -608,23 +667,53 @@ pub(crate) fn adapter_config(base: &BaseModel, settings: &Settings) -> AdapterCo
     }
 }
 
-/// Mean loss over rows; each rank takes some of the micro-batches. The sums are in f64 and in the rows' order.
-fn measure<K: Kernels>(
+/// Writes the tuned model's folder, in rank 0: each tensor is fetched when it is written, from the rank that has it.
+fn write_folder<K: Kernels>(
+    out: &Path,
+    base: &BaseModel,
     decoder: &Decoder<K>,
     collective: &dyn Collective,
-    adapter: Option<&Adapter<K>>,
+    holders: &[usize],
+) -> Result<()> {
+    let (config, slots) = (base.config(), slots(base.config()));
+    let lengths: Vec<usize> = slots.iter().map(|slot| slot.shape(config).iter().product()).collect();
+    let own = |tensor: usize| decoder.tensor(slots[tensor]);
+    hand_to_first(collective, holders, &lengths, &own, |fetch| {
+        // Whoever writes the folder knows of no other process: what became of one is kept here.
+        let failed = RefCell::new(None);
+        let written = model::folder::write(out, base, Precision::F32, |slot| {
+            let number = slots.iter().position(|other| *other == slot).unwrap_or_default();
+            let values = fetch(number).map_err(|error| {
+                let source = std::io::Error::other(error.to_string());
+                *failed.borrow_mut() = Some(error);
+                model::Error::Io { path: out.to_owned(), source }
+            })?;
+            Ok(HostTensor { shape: slot.shape(config), data: HostData::F32(values.into()) })
+        });
+        failed.into_inner().map_or_else(|| Ok(written?), Err)
+    })
+    .map(drop)
+}
+
+/// Mean loss over rows, whose losses `losses` gives; each rank takes some of the micro-batches, and all call `losses` as
+/// often: with none when they have run out. The sums are in f64 and in the rows' order.
+fn measure(
+    collective: &dyn Collective,
     rows: &[TrainingRow],
     micro_batch_tokens: usize,
-    workspace: &mut Workspace<K>,
+    mut losses: impl FnMut(Option<&Batch>) -> Result<Vec<f32>>,
 ) -> Result<Loss> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
     let mut sums: BTreeMap<&str, [f64; 2]> =
         rows.iter().map(|row| (row.language.as_str(), [0.0; 2])).collect();
-    let cuts = micro_batches(&lengths, micro_batch_tokens, usize::MAX).into_iter();
-    for cut in cuts.skip(collective.rank()).step_by(collective.world_size()) {
+    let cuts = micro_batches(&lengths, micro_batch_tokens, usize::MAX);
+    for round in cuts.chunks(collective.world_size()) {
+        let Some(cut) = round.get(collective.rank()).cloned() else {
+            losses(None)?;
+            continue;
+        };
         let numbers: Vec<usize> = cut.clone().collect();
-        let losses = decoder.loss(adapter, &pack(rows, &numbers, 0, 0, Packing::Apart), workspace);
-        let mut losses = losses.into_iter();
+        let mut losses = losses(Some(&pack(rows, &numbers, 0, 0, Packing::Apart)))?.into_iter();
         for row in &rows[cut] {
             let [sum, count] = sums.entry(&row.language).or_default();
             *sum += losses.by_ref().take(row.supervised()).map(f64::from).sum::<f64>();
@@ -674,8 +763,8 @@ fn agree<K: Kernels>(
     }
     let (device, version) = (std::any::type_name::<K>(), env!("CARGO_PKG_VERSION"));
     let config = adapter.map(|adapter| &adapter.config);
-    let every = settings.checkpoint_every;
-    let own = format!("{version} {device} {fingerprint:?} {every} {config:?}").into_bytes();
+    let Settings { checkpoint_every: every, shard_weights: divided, .. } = settings;
+    let own = format!("{version} {device} {fingerprint:?} {every} {divided} {config:?}").into_bytes();
     let mut first = own.clone();
     collective.broadcast(&mut first)?;
     let mut others = [f64::from(u8::from(first != own))];

@@ -186,6 +186,10 @@ pub struct Settings {
     pub seed: u64,
     /// Updates between two checkpoints.
     pub checkpoint_every: u64,
+    /// Have each weight in one of several processes alone, which full tuning can. The result depends on it by rounding
+    /// alone, as on how many processes there are, and neither is written down: a run may go on with it or without.
+    #[serde(skip)]
+    pub shard_weights: bool,
 }
 
 /// The most updates of a run: more than anything is trained for, and few enough that their rows can be counted.
@@ -260,6 +264,7 @@ impl Settings {
             share_prefixes: true,
             seed: 0,
             checkpoint_every: 50,
+            shard_weights: false,
         };
         match (preset, method) {
             (Preset::Paper, Method::Lora) => lora,

@@ -1,26 +1,29 @@
 //! What the optimizer moves: an adapter's matrices, or all of a decoder's weights.
 //!
 //! Its tensors have an order: A and B of each of an adapter's modules, or a decoder's slots. Where several processes
-//! tune, each tensor has an owner, which alone keeps its moments and moves it: see [`crate::collective`].
+//! tune, each tensor has an owner, which alone keeps its moments and moves it: see [`crate::collective`]. Where the weights
+//! are divided as well, their values and gradients are at their owners alone: see [`crate::sharded`].
 
 use std::collections::BTreeMap;
 
 use engine::decoder::backward::Trained as Gradient;
 use engine::decoder::weights::{Slot, slots};
-use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients, Weight};
+use engine::decoder::{Adapter, AdapterGradients, Decoder, Gradients, LoraModule, Weight};
 use engine::kernels::{AdamW, Kernels};
 use engine::{Batch, Workspace};
 
 use crate::checkpoint::{Entry, Fetch};
 use crate::collective::{Collective, Receivers, Tensor, deal, hand_to_first};
 use crate::error::Result;
+use crate::sharded::{self, Sharded};
 
 /// The trained values, their gradients and their moments.
 pub(crate) enum Trained<K: Kernels> {
     /// LoRA.
     Adapter { adapter: Adapter<K>, gradients: AdapterGradients<K>, moments: Vec<Option<Moments<K>>> },
-    /// Full tuning: the weights themselves are the decoder's.
-    Full { gradients: Gradients<K>, moments: BTreeMap<Slot, Moments<K>> },
+    /// Full tuning: the weights themselves are the decoder's. Where they are divided, the gradients are those of this
+    /// rank's own.
+    Full { gradients: Gradients<K>, moments: BTreeMap<Slot, Moments<K>>, sharded: Option<Sharded<K>> },
 }
 
 /// A tensor's first and second moment.
@@ -46,16 +49,14 @@ impl<K: Kernels> Trained<K> {
         Self::Adapter { adapter, gradients, moments }
     }
 
-    /// All weights, with moments of zero for those that this rank owns.
-    pub(crate) fn full(decoder: &Decoder<K>, collective: &dyn Collective) -> Self {
+    /// All weights, with moments of zero for those that this rank owns; where the decoder is `divided`, it has those alone.
+    pub(crate) fn full(decoder: &Decoder<K>, collective: &dyn Collective, divided: bool) -> Self {
         let gradients = decoder.gradients();
-        let owners = deal(&slot_lengths(decoder), collective.world_size());
-        let owned = slots(&decoder.config).into_iter().zip(owners);
-        let owned: Vec<Slot> =
-            owned.filter(|(_, owner)| *owner == collective.rank()).map(|(slot, _)| slot).collect();
-        let own = gradients.iter().filter(|(slot, _)| owned.contains(slot));
+        let owners = sharded::owners(&decoder.config, collective.world_size());
+        let own = gradients.iter().filter(|(slot, _)| owners[slot] == collective.rank());
         let moments = own.map(|(slot, buffer)| (slot, zeros(&decoder.kernels, buffer))).collect();
-        Self::Full { gradients, moments }
+        let sharded = divided.then(|| Sharded::new(decoder, collective));
+        Self::Full { gradients, moments, sharded }
     }
 
     /// The adapter, if it is one.
@@ -66,27 +67,55 @@ impl<K: Kernels> Trained<K> {
         }
     }
 
-    /// Adds a micro-batch's gradient; returns its losses.
+    /// Whether the weights are divided among the ranks.
+    pub(crate) fn is_divided(&self) -> bool {
+        matches!(self, Self::Full { sharded: Some(_), .. })
+    }
+
+    /// Adds a micro-batch's gradient; returns its losses. All ranks call it as often: one that has no micro-batch left does
+    /// nothing, or where weights are divided helps the others.
     pub(crate) fn step(
         &mut self,
-        decoder: &Decoder<K>,
-        batch: &Batch,
+        decoder: &mut Decoder<K>,
+        collective: &dyn Collective,
+        batch: Option<&Batch>,
         scale: f32,
         dropout: f32,
         workspace: &mut Workspace<K>,
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>> {
         let gradient = match self {
+            Self::Full { gradients, sharded: Some(sharded), .. } => {
+                return sharded.step(decoder, gradients, collective, batch, scale, workspace);
+            }
             Self::Adapter { adapter, gradients, .. } => Gradient::Adapter(adapter, gradients),
             Self::Full { gradients, .. } => Gradient::Full(gradients),
         };
-        decoder.step(gradient, batch, scale, dropout, workspace)
+        Ok(batch.map_or_else(Vec::new, |batch| decoder.step(gradient, batch, scale, dropout, workspace)))
+    }
+
+    /// A micro-batch's losses, as [`Trained::step`] has them but without a gradient.
+    pub(crate) fn loss(
+        &mut self,
+        decoder: &mut Decoder<K>,
+        collective: &dyn Collective,
+        batch: Option<&Batch>,
+        workspace: &mut Workspace<K>,
+    ) -> Result<Vec<f32>> {
+        if let Self::Full { sharded: Some(sharded), .. } = self {
+            return sharded.loss(decoder, collective, batch, workspace);
+        }
+        Ok(batch.map_or_else(Vec::new, |batch| decoder.loss(self.as_adapter(), batch, workspace)))
     }
 
     /// Sums the gradients over all ranks, each at its owner. Elsewhere they are still the rank's own.
     pub(crate) fn reduce(&mut self, decoder: &Decoder<K>, collective: &dyn Collective) -> Result<()> {
+        if self.is_divided() {
+            // Every micro-batch's step has done it.
+            return Ok(());
+        }
         let owners = self.owners(decoder, collective);
         let gradients = self.gradients_mut(decoder).into_iter();
-        collective.reduce(&owners, gradients.map(|buffer| shared(&decoder.kernels, buffer)).collect())
+        collective.reduce(&owners, gradients.map(|(_, buffer)| shared(&decoder.kernels, buffer)).collect())
     }
 
     /// Σ g² over the tensors that this rank owns.
@@ -98,53 +127,59 @@ impl<K: Kernels> Trained<K> {
                     .map(|(buffer, _)| kernels.squared_norm(buffer))
                     .sum()
             }
-            Self::Full { gradients, moments } => {
+            Self::Full { gradients, moments, .. } => {
                 let own = gradients.iter().filter(|(slot, _)| moments.contains_key(slot));
                 own.map(|(_, buffer)| kernels.squared_norm(buffer)).sum()
             }
         }
     }
 
-    /// The tensor with the largest gradient, or the first whose gradient is no number, and the gradient's norm: for
-    /// messages.
-    pub(crate) fn largest_gradient(&self, decoder: &Decoder<K>) -> String {
-        let kernels = &decoder.kernels;
-        let norms: Vec<(String, f64)> = match self {
-            Self::Adapter { adapter, gradients, .. } => {
-                let blocks = adapter.blocks.iter().zip(&gradients.blocks).enumerate();
-                let modules = blocks.flat_map(|(layer, (modules, gradients))| {
-                    modules.iter().zip(gradients).map(move |(module, gradients)| (layer, module, gradients))
-                });
-                modules
-                    .flat_map(|(layer, module, [da, db])| {
-                        let place =
-                            format!("block {layer}'s {:?} (from row {})", module.linear, module.first_row);
-                        [(format!("A on {place}"), da), (format!("B on {place}"), db)]
-                    })
-                    .map(|(name, gradient)| (name, kernels.squared_norm(gradient).sqrt()))
-                    .collect()
+    /// The tensor with the largest gradient of all ranks' rows, or the first whose gradient is no number, and the gradient's
+    /// norm: for messages. All ranks call it, after [`Trained::reduce`].
+    pub(crate) fn largest_gradient(
+        &mut self,
+        decoder: &Decoder<K>,
+        collective: &dyn Collective,
+    ) -> Result<String> {
+        let (owners, names) = (self.owners(decoder, collective), self.described(decoder));
+        // Of what this rank owns; the others tell the rest.
+        let mut norms = vec![0.0; owners.len()];
+        for (tensor, gradient) in self.gradients_mut(decoder) {
+            if owners[tensor] == collective.rank() {
+                norms[tensor] = decoder.kernels.squared_norm(gradient);
             }
-            Self::Full { gradients, .. } => {
-                let named = |(slot, gradient): (Slot, &K::Buffer)| {
-                    let name = match slot {
-                        Slot::Layer(layer, slot) => format!("block {layer}'s {slot:?}"),
-                        other => format!("{other:?}"),
-                    };
-                    (name, kernels.squared_norm(gradient).sqrt())
-                };
-                slots(&decoder.config)
-                    .into_iter()
-                    .filter_map(|slot| gradients.iter().find(|(other, _)| *other == slot))
-                    .map(named)
-                    .collect()
-            }
-        };
+        }
+        collective.sum(&mut norms)?;
+        let norms: Vec<(String, f64)> = names.into_iter().zip(norms.into_iter().map(f64::sqrt)).collect();
         let no_number = norms.iter().find(|(_, norm)| !norm.is_finite());
         let largest = no_number.or_else(|| norms.iter().max_by(|a, b| a.1.total_cmp(&b.1)));
-        largest.map_or_else(|| "none".to_owned(), |(name, norm)| format!("that of {name}, {norm:.3e}"))
+        Ok(largest.map_or_else(|| "none".to_owned(), |(name, norm)| format!("that of {name}, {norm:.3e}")))
     }
 
-    /// Whether all values are numbers, and none is infinite.
+    /// By tensor, what a message calls it.
+    fn described(&self, decoder: &Decoder<K>) -> Vec<String> {
+        match self {
+            Self::Adapter { adapter, .. } => {
+                let of_block = |(layer, modules): (usize, &Vec<LoraModule<K>>)| -> Vec<String> {
+                    let place = |module: &LoraModule<K>| {
+                        format!("block {layer}'s {:?} (from row {})", module.linear, module.first_row)
+                    };
+                    let sides = |place: String| [format!("A on {place}"), format!("B on {place}")];
+                    modules.iter().map(place).flat_map(sides).collect()
+                };
+                adapter.blocks.iter().enumerate().flat_map(of_block).collect()
+            }
+            Self::Full { .. } => {
+                let named = |slot| match slot {
+                    Slot::Layer(layer, slot) => format!("block {layer}'s {slot:?}"),
+                    other => format!("{other:?}"),
+                };
+                slots(&decoder.config).into_iter().map(named).collect()
+            }
+        }
+    }
+
+    /// Whether all values that are here are numbers, and none is infinite.
     pub(crate) fn are_finite(&self, decoder: &Decoder<K>) -> bool {
         (0..self.lengths(decoder).len())
             .all(|tensor| self.values(decoder, tensor).iter().all(|value| value.is_finite()))
@@ -163,7 +198,7 @@ impl<K: Kernels> Trained<K> {
                     }
                 }
             }
-            Self::Full { gradients, moments } => {
+            Self::Full { gradients, moments, .. } => {
                 let undecayed = AdamW { weight_decay: 0.0, ..*settings };
                 for (slot, gradient) in gradients.iter_mut() {
                     let settings = if slot.is_matrix() { settings } else { &undecayed };
@@ -176,7 +211,8 @@ impl<K: Kernels> Trained<K> {
         }
     }
 
-    /// Hands the values that were moved from their owners to all ranks.
+    /// Hands the values that were moved from their owners to all ranks; where weights are divided, when they are next
+    /// asked for.
     pub(crate) fn share(&mut self, decoder: &mut Decoder<K>, collective: &dyn Collective) -> Result<()> {
         if collective.world_size() == 1 {
             return Ok(());
@@ -187,17 +223,15 @@ impl<K: Kernels> Trained<K> {
                 let tensors = matrices_mut(adapter).map(|buffer| shared(&decoder.kernels, buffer)).collect();
                 collective.gather(&owners, tensors, Receivers::All)
             }
+            Self::Full { sharded: Some(sharded), .. } => {
+                sharded.dismiss(decoder);
+                Ok(())
+            }
             Self::Full { .. } => {
                 let slots = slots(&decoder.config);
                 let (kernels, mut weights) = decoder.weights_mut();
-                let tensors = slots.into_iter().filter_map(|slot| {
-                    Some(match weights.remove(&slot)? {
-                        Weight::Matrix(matrix) => {
-                            Box::new(SharedMatrix { kernels, matrix }) as Box<dyn Tensor>
-                        }
-                        Weight::Vector(buffer) => shared(kernels, buffer),
-                    })
-                });
+                let tensors =
+                    slots.into_iter().filter_map(|slot| Some(shared_weight(kernels, weights.remove(&slot)?)));
                 collective.gather(&owners, tensors.collect(), Receivers::All)?;
                 decoder.weights_moved();
                 Ok(())
@@ -215,9 +249,9 @@ impl<K: Kernels> Trained<K> {
         write: impl FnOnce(&[Entry], &Fetch<'_>) -> Result<()>,
     ) -> Result<()> {
         let (owners, entries) = (self.owners(decoder, collective), self.entries(decoder, kept));
-        // Values are in all ranks.
+        let of_values = self.holders(decoder, collective);
         let holder = |number: usize| match kept.part(number) {
-            (_, Part::Values) => 0,
+            (tensor, Part::Values) => of_values[tensor],
             (tensor, Part::Moment(_)) => owners[tensor],
         };
         let own = |number: usize| match kept.part(number) {
@@ -229,14 +263,22 @@ impl<K: Kernels> Trained<K> {
         hand_to_first(collective, &holders, &lengths, &own, |fetch| write(&entries, fetch)).map(drop)
     }
 
+    /// By tensor, the rank that gives its values: its owner where weights are divided; else all have them, and rank 0 has no
+    /// need of another.
+    pub(crate) fn holders(&self, decoder: &Decoder<K>, collective: &dyn Collective) -> Vec<usize> {
+        let owners = self.owners(decoder, collective);
+        if self.is_divided() { owners } else { vec![0; owners.len()] }
+    }
+
     /// The inverse of [`Trained::keep`]: `read` gives the values of an entry. Moments that are another rank's stay as they
-    /// are.
+    /// are, and where weights are divided its values.
     pub(crate) fn restore(
         &mut self,
         decoder: &mut Decoder<K>,
         kept: Kept,
         mut read: impl FnMut(&Entry) -> Result<Vec<f32>>,
     ) -> Result<()> {
+        self.dismiss_guests(decoder);
         for (number, entry) in self.entries(decoder, kept).iter().enumerate() {
             let values = read(entry)?;
             match kept.part(number) {
@@ -245,6 +287,13 @@ impl<K: Kernels> Trained<K> {
             }
         }
         Ok(())
+    }
+
+    /// Leaves a decoder that is divided what this rank owns.
+    pub(crate) fn dismiss_guests(&mut self, decoder: &mut Decoder<K>) {
+        if let Self::Full { sharded: Some(sharded), .. } = self {
+            sharded.dismiss(decoder);
+        }
     }
 
     /// What a checkpoint keeps: of each tensor its values, and the moments where they are kept.
@@ -286,13 +335,16 @@ impl<K: Kernels> Trained<K> {
         }
     }
 
-    /// By tensor, its gradient.
-    fn gradients_mut(&mut self, decoder: &Decoder<K>) -> Vec<&mut K::Buffer> {
+    /// The gradients that are here, each with its tensor.
+    fn gradients_mut(&mut self, decoder: &Decoder<K>) -> Vec<(usize, &mut K::Buffer)> {
         match self {
-            Self::Adapter { gradients, .. } => gradients.blocks.iter_mut().flatten().flatten().collect(),
+            Self::Adapter { gradients, .. } => {
+                gradients.blocks.iter_mut().flatten().flatten().enumerate().collect()
+            }
             Self::Full { gradients, .. } => {
                 let mut by_slot: BTreeMap<Slot, &mut K::Buffer> = gradients.iter_mut().collect();
-                slots(&decoder.config).into_iter().filter_map(|slot| by_slot.remove(&slot)).collect()
+                let slots = slots(&decoder.config).into_iter().enumerate();
+                slots.filter_map(|(tensor, slot)| Some((tensor, by_slot.remove(&slot)?))).collect()
             }
         }
     }
@@ -317,7 +369,12 @@ impl<K: Kernels> Trained<K> {
                     decoder.kernels.write(&values, buffer);
                 }
             }
-            Self::Full { .. } => decoder.set_tensor(slots(&decoder.config)[tensor], values),
+            Self::Full { sharded, .. } => {
+                let slot = slots(&decoder.config)[tensor];
+                if sharded.as_ref().is_none_or(|sharded| sharded.owns(slot)) {
+                    decoder.set_tensor(slot, values);
+                }
+            }
         }
     }
 
@@ -384,8 +441,17 @@ impl<K: Kernels> Tensor for SharedMatrix<'_, K> {
     }
 }
 
-fn shared<'a, K: Kernels>(kernels: &'a K, buffer: &'a mut K::Buffer) -> Box<dyn Tensor + 'a> {
+/// A buffer as ranks hand it each other.
+pub(crate) fn shared<'a, K: Kernels>(kernels: &'a K, buffer: &'a mut K::Buffer) -> Box<dyn Tensor + 'a> {
     Box::new(SharedBuffer { kernels, buffer })
+}
+
+/// A weight as ranks hand it each other.
+pub(crate) fn shared_weight<'a, K: Kernels>(kernels: &'a K, weight: Weight<'a, K>) -> Box<dyn Tensor + 'a> {
+    match weight {
+        Weight::Matrix(matrix) => Box::new(SharedMatrix { kernels, matrix }),
+        Weight::Vector(buffer) => shared(kernels, buffer),
+    }
 }
 
 /// What a checkpoint has.

@@ -23,7 +23,7 @@ use serde_json::Value;
 use tune::collective::mesh::{Mesh, Seat};
 use tune::collective::{Alone, Collective};
 use tune::{
-    Error, Length, Method, Outcome, Places, Preset, Progress, Rows, Settings, UpdateMetrics,
+    Error, Keep, Length, Method, Outcome, Places, Preset, Progress, Rows, Settings, Supervise, UpdateMetrics,
     ValidationMetrics, tune_together,
 };
 
@@ -274,13 +274,17 @@ fn the_same_processes_come_to_the_same_bytes_stopped_or_not() {
 fn processes_with_a_gpu_each_come_to_one_processes_losses() {
     // Sums in another order, as for processes on the CPU; and brain floats, of 8 bits.
     let arithmetics = [(Arithmetic::F32, 1e-4), (Arithmetic::Bf16, 2e-2)];
-    for (method, (arithmetic, tolerance)) in
-        [Method::Lora, Method::Full].into_iter().flat_map(|method| arithmetics.map(|of| (method, of)))
+    let ways = [everything(Method::Lora), everything(Method::Full), divided()];
+    for (settings, (arithmetic, tolerance)) in
+        ways.into_iter().flat_map(|settings| arithmetics.map(|of| (settings.clone(), of)))
     {
-        let job = Job::new("llama-grouped", Settings { length: Length::Updates(3), ..everything(method) });
+        let (method, divided) = (settings.method, settings.shard_weights);
+        let job = Job::new("llama-grouped", Settings { length: Length::Updates(3), ..settings });
         let folder = tempfile::tempdir().unwrap();
         let mut expected = Heard::default();
-        job.run(&Alone, &folder.path().join("alone"), &mut expected).unwrap();
+        let whole = Settings { shard_weights: false, ..job.settings.clone() };
+        let alone = Job::new("llama-grouped", whole);
+        alone.run(&Alone, &folder.path().join("alone"), &mut expected).unwrap();
         let out = folder.path().join("together");
         let ranks = world(2, |mesh| {
             let kernels = Cuda::new(Arc::new(Emulator::default()), arithmetic);
@@ -289,9 +293,149 @@ fn processes_with_a_gpu_each_come_to_one_processes_losses() {
             heard
         });
         for heard in ranks {
-            let what = format!("{method:?} in {arithmetic:?}");
+            let what = format!("{method:?} in {arithmetic:?}, divided: {divided}");
             assert_close(&what, &heard.losses, &expected.losses, tolerance);
             assert_close(&what, &heard.validations, &expected.validations, tolerance);
+        }
+    }
+}
+
+/// Full tuning whose weights are divided, with everything on.
+fn divided() -> Settings {
+    Settings { shard_weights: true, ..everything(Method::Full) }
+}
+
+#[test]
+fn processes_that_divide_the_weights_come_to_one_processes_losses_in_every_family() {
+    for (model, _) in TINY_MODELS {
+        let job = Job::new(model, divided());
+        let whole = Job::new(model, everything(Method::Full));
+        let folder = tempfile::tempdir().unwrap();
+        let alone = folder.path().join("alone");
+        let mut expected = Heard::default();
+        let outcome = whole.run(&Alone, &alone, &mut expected).unwrap();
+        for world_size in [2, 3] {
+            let out = folder.path().join(world_size.to_string());
+            for (rank, (heard, found)) in
+                job.run_together(world_size, &out, |_| Heard::default()).iter().enumerate()
+            {
+                let what = format!("{model}, rank {rank} of {world_size}");
+                // Sums in another order, whose rounding ten updates of Adam carry on.
+                assert_close(&what, &heard.losses, &expected.losses, 1e-4);
+                assert_close(&what, &heard.validations, &expected.validations, 1e-4);
+                let found = found.as_ref().unwrap();
+                assert_eq!((found.updates, found.tokens), (outcome.updates, outcome.tokens), "{what}");
+                if rank == 0 {
+                    assert_eq!(found.kept_update, outcome.kept_update, "{what}");
+                }
+            }
+            // As where every process has all weights.
+            assert_values_near(&format!("{model} by {world_size}"), &weights(&out), &weights(&alone), 1e-2);
+        }
+    }
+}
+
+#[test]
+fn divided_weights_are_kept_and_gone_on_from_by_whoever() {
+    // The best values are kept in one, the last in the other, whose embedding is its head too.
+    for (model, keep) in [("llama-grouped", Keep::Best), ("llama-tied", Keep::Last)] {
+        let job = Job::new(model, Settings { keep, ..divided() });
+        let whole = Job::new(model, Settings { keep, ..everything(Method::Full) });
+        let folder = tempfile::tempdir().unwrap();
+        let once = folder.path().join("once");
+        job.run_together(2, &once, |_| Heard::default())
+            .into_iter()
+            .for_each(|(_, outcome)| drop(outcome.unwrap()));
+        let expected = weights(&once);
+
+        let stopped = folder.path().join("stopped");
+        for (asked, after) in [(1, 2), (0, 3)] {
+            let heard = |rank| Heard { stop_after: (rank == asked).then_some(after), ..Heard::default() };
+            for (_, outcome) in job.run_together(2, &stopped, heard) {
+                assert!(matches!(outcome, Err(Error::Stopped { .. })), "{model}");
+            }
+        }
+        job.run_together(2, &stopped, |_| Heard::default());
+        assert!(expected == weights(&stopped), "{model}: stopped twice");
+
+        // Begun with divided weights, gone on with by three that have them all, then by three that do not, then by one.
+        let moved = folder.path().join("moved");
+        let heard = |_| Heard { stop_after: Some(2), ..Heard::default() };
+        job.run_together(2, &moved, heard);
+        whole.run_together(3, &moved, heard);
+        job.run_together(3, &moved, heard);
+        let mut last = Heard::default();
+        whole.run(&Alone, &moved, &mut last).unwrap();
+        assert_eq!(last.losses.len(), 4, "{model}: the checkpoints were gone on from");
+        assert_values_near(model, &weights(&moved), &expected, 1e-2);
+    }
+}
+
+#[test]
+fn ranks_without_rows_help_the_others_where_weights_are_divided() {
+    for (model, recompute) in [("llama-tied", false), ("gpt-neox-parallel", true)] {
+        // Two rows an update, and three to measure on, for four processes.
+        let settings = Settings { batch: 2, recompute, supervise: Supervise::All, ..divided() };
+        let whole = Settings { shard_weights: false, ..settings.clone() };
+        let [mut job, mut alone] = [settings, whole].map(|settings| Job::new(model, settings));
+        job.validation.rows.truncate(3);
+        alone.validation.rows.truncate(3);
+        let folder = tempfile::tempdir().unwrap();
+        let mut expected = Heard::default();
+        alone.run(&Alone, &folder.path().join("alone"), &mut expected).unwrap();
+        for (heard, outcome) in job.run_together(4, &folder.path().join("out"), |_| Heard::default()) {
+            outcome.unwrap();
+            assert_close(model, &heard.losses, &expected.losses, 1e-4);
+            assert_close(model, &heard.validations, &expected.validations, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn weights_are_divided_by_several_processes_in_full_tuning_alone_and_by_all_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let lora = Job::new("llama-grouped", Settings { shard_weights: true, ..everything(Method::Lora) });
+    for (_, outcome) in lora.run_together(2, &out, |_| Heard::default()) {
+        let told = outcome.unwrap_err().to_string();
+        assert!(told.ends_with("expected full tuning, found LoRA"), "{told}");
+    }
+    let job = Job::new("llama-grouped", divided());
+    let told = job.run(&Alone, &out, &mut Heard::default()).unwrap_err().to_string();
+    assert!(told.ends_with("expected several processes, found one"), "{told}");
+    let other = Job::new("llama-grouped", everything(Method::Full));
+    let found = world(2, |mesh| {
+        let job = if mesh.rank() == 0 { &job } else { &other };
+        job.run(&mesh, &out, &mut Heard::default()).unwrap_err().to_string()
+    });
+    for told in found {
+        assert!(told.starts_with("1 of 2 processes have other rows, settings,"), "{told}");
+    }
+}
+
+#[test]
+fn the_largest_gradient_is_that_of_all_ranks_rows() {
+    for shard_weights in [false, true] {
+        // One row an update: two of three processes have none, and gradients of zero.
+        let settings = Settings {
+            shard_weights,
+            batch: 1,
+            learning_rate: 1e30,
+            warmup: 0.0,
+            clip: None,
+            supervise: Supervise::All,
+            ..everything(Method::Full)
+        };
+        let job = Job::new("llama-grouped", settings.clone());
+        let folder = tempfile::tempdir().unwrap();
+        let gradient = |outcome: Result<Outcome, Error>| {
+            let Err(Error::NotFinite { gradient, .. }) = outcome else { panic!("{outcome:?}") };
+            gradient
+        };
+        let whole = Job::new("llama-grouped", Settings { shard_weights: false, ..settings });
+        let expected = gradient(whole.run(&Alone, &folder.path().join("alone"), &mut Heard::default()));
+        for (_, outcome) in job.run_together(3, &folder.path().join("out"), |_| Heard::default()) {
+            assert_eq!(gradient(outcome), expected, "divided: {shard_weights}");
         }
     }
 }

@@ -395,7 +395,7 @@ impl Kernels for Cuda {
     fn scratch_bytes(
         &self,
         config: &DecoderConfig,
-        precision: &dyn Fn(Slot) -> Precision,
+        precision: &dyn Fn(Slot) -> Option<Precision>,
         tokens: usize,
         rank: Option<usize>,
     ) -> Option<u64> {
@@ -409,17 +409,17 @@ impl Kernels for Cuda {
         let converted = operands()
             .filter(|slot| match precision(*slot) {
                 // Kept with a copy beside it.
-                Precision::F32 => false,
-                Precision::Published => narrow,
-                Precision::Bf16 => !narrow,
-                Precision::F16 | Precision::Bits8 | Precision::Nf4 => true,
+                None | Some(Precision::F32) => false,
+                Some(Precision::Published) => narrow,
+                Some(Precision::Bf16) => !narrow,
+                Some(Precision::F16 | Precision::Bits8 | Precision::Nf4) => true,
             })
             .map(elements)
             .max();
         let weight = converted.unwrap_or(0) * if narrow { 2 } else { 4 };
         // Of what may be trained products read a copy.
         let normalised = (full && config.head == Head::Normalised).then_some(Slot::Head);
-        let copied = || matrices().chain(normalised).filter(|slot| precision(*slot) == Precision::F32);
+        let copied = || matrices().chain(normalised).filter(|slot| precision(*slot) == Some(Precision::F32));
         let copies = if narrow { 2 * copied().map(elements).sum::<usize>() } else { 0 };
         // The left operand is an input or the gradient of an output; beside that gradient an input is the right one.
         let inputs = config.attention_width().max(config.intermediate).max(config.hidden);

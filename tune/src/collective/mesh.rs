@@ -355,37 +355,40 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 }
 
 #[cfg(test)]
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+fn seat(rank: usize, world_size: usize, master: &str) -> Seat {
+    Seat { rank, world_size, master: master.to_owned(), token: "a tuning's".to_owned() }
+}
+
+/// What each rank of a world makes of its mesh, in a thread each: for tests.
+#[cfg(test)]
+pub(crate) fn world<T: Send>(world_size: usize, work: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let master = listener.local_addr().unwrap().to_string();
+    thread::scope(|scope| {
+        let (work, master, listener) = (&work, &master, &listener);
+        let ranks: Vec<_> = (0..world_size)
+            .map(|rank| {
+                scope.spawn(move || {
+                    let seat = seat(rank, world_size, master);
+                    let mesh = match rank {
+                        0 => Mesh::lead(&seat, listener, PATIENCE, &mut |_| Ok(())),
+                        _ => Mesh::meet(&seat, PATIENCE, &mut |_| Ok(())),
+                    };
+                    work(mesh.unwrap())
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::collective::deal;
-
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    fn seat(rank: usize, world_size: usize, master: &str) -> Seat {
-        Seat { rank, world_size, master: master.to_owned(), token: "a tuning's".to_owned() }
-    }
-
-    /// What each rank of a world makes of its mesh, in a thread each.
-    fn world<T: Send>(world_size: usize, work: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let master = listener.local_addr().unwrap().to_string();
-        thread::scope(|scope| {
-            let (work, master, listener) = (&work, &master, &listener);
-            let ranks: Vec<_> = (0..world_size)
-                .map(|rank| {
-                    scope.spawn(move || {
-                        let seat = seat(rank, world_size, master);
-                        let mesh = match rank {
-                            0 => Mesh::lead(&seat, listener, PATIENCE, &mut |_| Ok(())),
-                            _ => Mesh::meet(&seat, PATIENCE, &mut |_| Ok(())),
-                        };
-                        work(mesh.unwrap())
-                    })
-                })
-                .collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
-    }
 
     fn boxed(tensors: &mut [Vec<f32>]) -> Vec<Box<dyn Tensor + '_>> {
         tensors.iter_mut().map(|tensor| Box::new(tensor) as Box<dyn Tensor>).collect()
