@@ -55,12 +55,27 @@ pub(crate) struct ProcessArguments {
     /// Where process 0 listens for the others
     #[arg(long, value_name = "HOST:PORT", requires = "process_rank")]
     master: Option<String>,
+
+    /// With --method full, have each weight, its gradient and its moments in one of the processes alone, and send weights to
+    /// the others when they compute with them: less memory in each, and much is sent
+    #[arg(long)]
+    shard_weights: bool,
 }
 
 impl ProcessArguments {
     /// Processes that share this machine's cores, as far as the flags tell.
     pub(crate) fn here(&self) -> usize {
         if self.process_rank.is_some() { 1 } else { self.processes.get() }
+    }
+
+    /// Whether one process tunes by itself.
+    pub(crate) fn alone(&self) -> bool {
+        self.processes.get() == 1
+    }
+
+    /// Whether the weights are divided among the processes.
+    pub(crate) fn shard_weights(&self) -> bool {
+        self.shard_weights
     }
 
     /// Meets the tuning's other processes, which are started if they are this machine's.

@@ -150,6 +150,32 @@ fn a_killed_process_ends_all_and_the_tuning_goes_on_to_the_same_bytes() {
     assert!(weights(&out) == weights(&whole), "other bytes than an unbroken tuning's");
 }
 
+#[test]
+fn processes_divide_the_weights_and_come_to_the_losses_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let metrics = [at("one.jsonl"), at("divided.jsonl")];
+    let common = ["--method", "full", "--keep", "best", "--recompute", "--metrics"];
+    for (path, more) in metrics.iter().zip([&[][..], &["--shard-weights", "--processes", "2"]]) {
+        let flags = [&common[..], &[path.to_str().unwrap()], more].concat();
+        let output = run(&at(if more.is_empty() { "one" } else { "divided" }), &flags);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).lines().count(),
+            3,
+            "rank 0 alone tells the result"
+        );
+    }
+    let [one, divided] = metrics.map(|path| losses(&path));
+    assert_eq!((one.len(), divided.len()), (12, 12));
+    for (found, expected) in divided.iter().zip(&one) {
+        // Sums in another order, whose rounding twelve updates of Adam carry on.
+        assert!((found - expected).abs() <= 1e-4 * expected, "{found} beside {expected}");
+    }
+    let sizes = |folder: &str| -> Vec<usize> { weights(&at(folder)).values().map(Vec::len).collect() };
+    assert_eq!(sizes("one"), sizes("divided"));
+}
+
 /// Whether a process has ended, even if nobody has asked how.
 fn ended(process: u32) -> bool {
     status(process, "State:").is_none_or(|state| state.starts_with('Z'))
@@ -210,6 +236,14 @@ fn what_cannot_be_tuned_together_is_refused() {
         ),
         (vec!["--process-rank", "1"], "--master"),
         (vec!["--processes", "0"], "--processes"),
+        (
+            vec!["--processes", "2", "--shard-weights"],
+            "--shard-weights: has a meaning with --method full alone",
+        ),
+        (
+            vec!["--method", "full", "--shard-weights"],
+            "--shard-weights: has a meaning with --processes alone",
+        ),
         (vec!["--processes", "2", "--data", "missing.json"], "missing.json"),
     ] {
         let output = run(&out, &flags);

@@ -423,6 +423,8 @@ impl Tune {
             ("--validate-every", unmeasured && self.validate_every.is_some(), "--validation-rows"),
             ("--best-over", unmeasured && self.best_over.is_some(), "--validation-rows"),
             ("--keep best", unmeasured && self.keep == Some(Keep::Best), "--validation-rows"),
+            ("--shard-weights", !full && self.processes.shard_weights(), "--method full"),
+            ("--shard-weights", self.processes.alone() && self.processes.shard_weights(), "--processes"),
         ];
         match idle.into_iter().find(|(_, given, _)| *given) {
             Some((flag, _, needed)) => {
@@ -468,6 +470,7 @@ impl Tune {
             share_prefixes: base.share_prefixes && !self.no_shared_prefixes,
             seed: self.seed,
             checkpoint_every: self.checkpoint_every.unwrap_or(base.checkpoint_every),
+            shard_weights: self.processes.shard_weights(),
         }
     }
 
