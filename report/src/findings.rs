@@ -148,7 +148,7 @@ impl Finder<'_> {
     fn best_two(&self, method: &str, cases: &[&Case]) -> Option<Finding> {
         let cases: Vec<&Case> = cases.iter().copied().filter(|case| case.method == method).collect();
         let leads = |pooled: &Pooled| {
-            let count = |recipe: &str| cases.iter().filter(|case| case.leader == recipe).count();
+            let count = |recipe: &str| cases.iter().filter(|case| case.is_highest(recipe)).count();
             count(&pooled.left) + count(&pooled.right)
         };
         let seen = || self.results.pooled.iter().filter(|pooled| pooled.seen && pooled.method == method);
@@ -294,12 +294,12 @@ impl Finder<'_> {
             // monolingual is no rival in a language that was not tuned on.
             .filter(|recipe| {
                 let is_named = |pair: &Pair| pair.left == recipe.name || pair.right == recipe.name;
-                cases.iter().any(|case| case.leader == recipe.name || case.pairs.iter().any(is_named))
+                cases.iter().any(|case| case.is_highest(&recipe.name) || case.pairs.iter().any(is_named))
             })
             .map(|recipe| {
-                let leads = cases.iter().filter(|case| case.leader == recipe.name);
-                let sole = leads.clone().filter(|case| case.standing() == Standing::Leads).count();
-                (recipe.name.clone(), sole, leads.count())
+                let leads = |case: &&&Case| case.leader == recipe.name && case.standing() == Standing::Leads;
+                let highest = cases.iter().filter(|case| case.is_highest(&recipe.name)).count();
+                (recipe.name.clone(), cases.iter().filter(leads).count(), highest)
             })
             .collect();
         alone.sort_by_key(|(_, sole, leads)| std::cmp::Reverse((*sole, *leads)));
@@ -308,6 +308,8 @@ impl Finder<'_> {
         let only = if only > 0 { format!(" In {only} there is one recipe alone.") } else { String::new() };
         let leading: Vec<String> = alone.iter().map(|(name, sole, _)| format!("{name} in {sole}")).collect();
         let highest: Vec<String> = alone.iter().map(|(name, _, leads)| format!("{name} {leads}")).collect();
+        let is_tied = cases.iter().any(|case| !case.tied.is_empty());
+        let tied = if is_tied { ", equal ones counted for each" } else { "" };
         let twins = cases.iter().filter(|case| !case.same.is_empty()).count();
         let twins = if twins > 0 {
             format!(
@@ -325,7 +327,7 @@ impl Finder<'_> {
             ),
             format!(
                 "Alone: the paired bootstrap's 95 % interval of the difference to every other recipe leaves zero out. By \
-                 the highest total alone, chance included: {}.{twins}",
+                 the highest total alone, chance included{tied}: {}.{twins}",
                 listed(&highest)
             ),
         )

@@ -8,7 +8,9 @@ use serde::Serialize;
 use crate::Options;
 use crate::read::Records;
 use crate::records::{Score, ScoreStatus, SystemKind, SystemStatus};
-use crate::statistics::{Difference, Estimate, Resamples, Table, Total, has_spread, holm, subtract, total};
+use crate::statistics::{
+    Difference, Estimate, Resamples, Table, Total, has_spread, holm, is_same, subtract, total,
+};
 
 /// The name under which an untuned base model stands among the recipes.
 pub const UNTUNED: &str = "untuned";
@@ -150,8 +152,10 @@ pub struct Case {
     pub language: String,
     /// Whether the language was tuned on.
     pub seen: bool,
-    /// The recipe with the highest gated total.
+    /// The recipe with the highest gated total; of equal ones the last.
     pub leader: String,
+    /// Other recipes with the same gated total.
+    pub tied: Vec<String>,
     /// Recipes that cannot be told apart from the leader: the interval of the difference holds zero.
     pub level: Vec<String>,
     /// Recipes that are the same tuning as another named here: `english` is `monolingual` in English.
@@ -172,6 +176,11 @@ pub enum Standing {
 }
 
 impl Case {
+    /// Whether no recipe has a higher gated total.
+    pub fn is_highest(&self, recipe: &str) -> bool {
+        self.leader == recipe || self.tied.iter().any(|tied| tied == recipe)
+    }
+
     /// How the leader stands.
     pub fn standing(&self) -> Standing {
         if !self.level.is_empty() {
@@ -718,6 +727,12 @@ fn case(
             }
         }
     }
+    let is_tied = |cell: &Cell| cell.value().zip(leader_cell.value()).is_some_and(|(a, b)| is_same(a, b));
+    let tied = distinct
+        .iter()
+        .filter(|(line, cell)| line.recipe != leader.recipe && is_tied(cell))
+        .map(|(line, _)| line.recipe.clone())
+        .collect();
     let level = distinct
         .iter()
         .filter(|(line, cell)| {
@@ -733,6 +748,7 @@ fn case(
         language: language.code.clone(),
         seen: language.seen,
         leader: leader.recipe.clone(),
+        tied,
         level,
         same,
         pairs,
@@ -832,6 +848,7 @@ mod tests {
                 language: "fi".to_owned(),
                 seen: true,
                 leader: "monolingual".to_owned(),
+                tied: Vec::new(),
                 level: level.iter().map(|&recipe| recipe.to_owned()).collect(),
                 same: Vec::new(),
                 pairs: rivals.iter().map(|rival| pair(rival)).collect(),

@@ -103,6 +103,11 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
 /// Numbers that differ by less than this share of themselves differ by what sums in another order round.
 const ROUNDING: f64 = 1e-12;
 
+/// Whether two numbers differ by no more than rounding.
+pub fn is_same(left: f64, right: f64) -> bool {
+    (left - right).abs() <= ROUNDING * left.abs()
+}
+
 /// How often each prompt and each seed was drawn, for every resample.
 #[derive(Debug, Clone)]
 pub struct Resamples {
@@ -232,8 +237,7 @@ pub fn subtract(left: &Table, right: &Table, paired: bool) -> Table {
     let minus = |left: &[f64], right: &[f64]| {
         let difference = |(left, right): (&f64, &f64)| {
             // The mean of equal marks may be rounded.
-            let rounded = (left - right).abs() <= ROUNDING * left.abs();
-            if rounded { 0.0 } else { left - right }
+            if is_same(*left, *right) { 0.0 } else { left - right }
         };
         left.iter().zip(right).map(difference).collect()
     };

@@ -306,6 +306,26 @@ fn the_gates_ties_are_told_as_ties() {
     }
 }
 
+/// What is equal is highest together, and not the last of it alone.
+#[test]
+fn a_highest_total_that_several_have_is_counted_for_each() {
+    let folder = tempfile::tempdir().unwrap();
+    synthetic::write(folder.path(), &synthetic::Size { prompts: 6, ..synthetic::Size::paper() });
+    let scores = lines::<Score>(folder.path(), SCORES_FILE).into_iter().map(|mut score| {
+        (score.rating, score.gate, score.status) = (Some(1.0), Some(1), ScoreStatus::Rated);
+        serde_json::to_string(&score).unwrap() + "\n"
+    });
+    fs::write(folder.path().join(SCORES_FILE), scores.collect::<String>()).unwrap();
+    let summary = report::build(folder.path(), folder.path(), &options()).unwrap();
+    let json: Value = serde_json::from_str(&fs::read_to_string(&summary.json).unwrap()).unwrap();
+    let (text, detail) = finding(&json, "language × base model × method cases");
+    assert!(text.contains("monolingual in 0, multilingual in 0"), "{text}");
+    // 15 base models × 2 methods × 6 seen languages; english is monolingual in English, and downsampled failed once.
+    let highest =
+        "equal ones counted for each: monolingual 180, multilingual 180, downsampled 174 and english 150.";
+    assert!(detail.contains(highest), "{detail}");
+}
+
 #[test]
 fn text_of_the_records_is_never_markup() {
     let folder = tempfile::tempdir().unwrap();

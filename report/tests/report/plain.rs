@@ -74,6 +74,7 @@ pub(crate) struct Case {
     pub(crate) method: String,
     pub(crate) language: Language,
     pub(crate) leader: String,
+    pub(crate) tied: Vec<String>,
     pub(crate) level: Vec<String>,
     pub(crate) twins: usize,
     pub(crate) pairs: Vec<Pair>,
@@ -335,6 +336,9 @@ impl Plain {
                 pairs.push((left.recipe.clone(), right.recipe.clone(), difference));
             }
         }
+        let is_tied = |value: f64| (value - leader.1).abs() < 1e-9;
+        let tied = lines.iter().filter(|(line, value)| line.recipe != leader.0.recipe && is_tied(*value));
+        let tied = tied.map(|(line, _)| line.recipe.clone()).collect();
         let others = lines.iter().filter(|(line, _)| line.recipe != leader.0.recipe);
         let level = others
             .filter(|(line, _)| !told_apart(&self.difference(&leader.0, line, &language.code).estimate))
@@ -345,6 +349,7 @@ impl Plain {
             method: method.to_owned(),
             language: language.clone(),
             leader: leader.0.recipe,
+            tied,
             level,
             twins,
             pairs,

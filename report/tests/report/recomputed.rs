@@ -148,6 +148,7 @@ fn every_comparison() {
             (case.leader.as_str(), &case.level.clone().into()),
             "{of}"
         );
+        assert_eq!(found["tied"], Value::from(case.tied.clone()), "{of}");
         assert_eq!(array(&found["same"]).len(), case.twins, "{of}");
         assert_eq!(array(&found["pairs"]).len(), case.pairs.len(), "{of}");
         for (pair, (left, right, difference)) in array(&found["pairs"]).iter().zip(&case.pairs) {
@@ -234,7 +235,8 @@ fn leaders(plain: &Plain, cases: &[&Case]) -> (String, usize) {
             let rivals = |case: &&&Case| case.pairs.iter().any(|pair| pair.1 != "untuned");
             let alone =
                 cases.iter().filter(leads).filter(rivals).filter(|case| case.level.is_empty()).count();
-            counts.push((&recipe.name, alone, cases.iter().filter(leads).count()));
+            let highest = |case: &&&Case| leads(case) || case.tied.contains(&recipe.name);
+            counts.push((&recipe.name, alone, cases.iter().filter(highest).count()));
         }
     }
     counts.sort_by_key(|(_, alone, leads)| std::cmp::Reverse((*alone, *leads)));
