@@ -511,6 +511,10 @@ impl Finder<'_> {
             .filter(|line| line.recipe == UNTUNED)
             .filter_map(|line| line.seen_mean.map(|mean| mean.value))
             .collect();
+        // Without a tuning that is compared there is nothing that could beat it.
+        if pairs == 0 {
+            return None;
+        }
         let lowest = means.iter().copied().reduce(f64::min)?;
         let highest = means.iter().copied().reduce(f64::max)?;
         let range = if means.len() == 1 {

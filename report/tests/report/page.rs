@@ -326,6 +326,22 @@ fn a_highest_total_that_several_have_is_counted_for_each() {
     assert!(detail.contains(highest), "{detail}");
 }
 
+/// Untuned base models alone are beaten by nothing, and not in 0 of 0 cases.
+#[test]
+fn nothing_is_said_of_tunings_that_are_not_there_yet() {
+    let folder = tempfile::tempdir().unwrap();
+    synthetic::write(folder.path(), &synthetic::Size::small());
+    let systems = lines::<System>(folder.path(), SYSTEMS_FILE);
+    let untuned = systems.iter().find(|system| system.recipe.is_none()).unwrap();
+    let text = fs::read_to_string(folder.path().join(SCORES_FILE)).unwrap();
+    let own = format!("{:?}", untuned.id);
+    let kept: Vec<&str> = text.lines().filter(|line| line.contains(&own)).collect();
+    fs::write(folder.path().join(SCORES_FILE), kept.join("\n") + "\n").unwrap();
+    let summary = report::build(folder.path(), folder.path(), &options()).unwrap();
+    let said = |words: &str| summary.findings.iter().any(|finding| finding.contains(words));
+    assert!(said("No recipe has a score in a seen language yet.") && !said("Tuning beats"));
+}
+
 #[test]
 fn text_of_the_records_is_never_markup() {
     let folder = tempfile::tempdir().unwrap();
