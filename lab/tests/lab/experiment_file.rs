@@ -27,7 +27,8 @@ fn unplannable(from: &str, to: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     assert!(EXPERIMENT.contains(from), "{from}");
     let path = write(folder.path(), &EXPERIMENT.replacen(from, to, 1));
-    lab::local::prepare(&path).err().expect("a problem").to_string()
+    let Err(error) = lab::local::prepare(&path) else { panic!("it was planned") };
+    error.to_string()
 }
 
 #[test]
