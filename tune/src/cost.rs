@@ -307,7 +307,8 @@ fn largest(rows: &[RowLength], settings: &Settings, most: usize) -> usize {
     cuts.into_iter().map(|cut| lengths[cut].iter().sum()).max().unwrap_or(0)
 }
 
-fn memory(shape: &Shape, most_tokens: usize, settings: &Settings, threads: usize) -> Memory {
+/// The process at its largest, on `threads` threads, where a micro-batch has so many tokens at most.
+pub(crate) fn memory(shape: &Shape, most_tokens: usize, settings: &Settings, threads: usize) -> Memory {
     let config = &shape.config;
     // What rows add to the gradients of a shared prefix stands apart for a moment: it takes less than what the shared rows
     // leave empty of the workspace.

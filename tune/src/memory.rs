@@ -10,7 +10,7 @@ use engine::kernels::Kernels;
 use model::BaseModel;
 
 use crate::collective::{Collective, deal};
-use crate::cost::{Memory, RowLength, Shape, cost, most_tokens};
+use crate::cost::{self, Memory, RowLength, Shape, most_tokens};
 use crate::error::{Error, Result};
 use crate::settings::{FrozenWeights, Method, Settings};
 use crate::sharded::Held;
@@ -121,7 +121,9 @@ fn predict<K: Kernels>(
     settings: &Settings,
     world_size: usize,
 ) -> Memory {
-    let mut memory = cost(shape, rows, validation, settings, rayon::current_num_threads()).memory;
+    // Activations are those of the rows that are a process's own, as the run itself makes room for them.
+    let tokens = most_tokens(rows, validation, settings, world_size);
+    let mut memory = cost::memory(shape, tokens, settings, rayon::current_num_threads());
     let held = (settings.shard_weights && world_size > 1 && shape.modules.is_none())
         .then(|| most_held(&shape.config, world_size));
     if let Some(held) = &held {
@@ -134,7 +136,6 @@ fn predict<K: Kernels>(
         memory.optimizer -= MOMENTS_BYTES * shape.trained_parameters() as u64;
         memory.optimizer += MOMENTS_BYTES * largest_share(shape, world_size);
     }
-    let tokens = most_tokens(rows, validation, settings, world_size);
     let here = |slot| held.as_ref().is_none_or(|held| held.all().any(|other| *other == slot));
     let precision = |slot| here(slot).then(|| shape.precision(slot));
     let widest = |modules: &Vec<ModuleShape>| modules.iter().map(|module| module.rank).max().unwrap_or(0);
@@ -294,6 +295,7 @@ mod tests {
     use engine::{Cpu, Cuda};
 
     use super::*;
+    use crate::cost::cost;
     use crate::settings::{Length, Preset};
     use crate::{Places, Quiet, Rows, TrainingRow, UpdateMetrics, tune};
 
