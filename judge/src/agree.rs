@@ -413,6 +413,10 @@ fn agreement(pairs: &[Difference], bootstrap: Bootstrap) -> Agreement {
         let value = figure(&judge, &human);
         let interval =
             statistics::bootstrap_interval(pairs.len(), bootstrap.draws, bootstrap.seed, |drawn| {
+                // Two pairs drawn again and again lie on a line as well.
+                if !has_different(drawn, FEWEST) {
+                    return None;
+                }
                 let column = |values: &[f64]| drawn.iter().map(|&row| values[row]).collect::<Vec<f64>>();
                 figure(&column(&judge), &column(&human))
             });
@@ -429,6 +433,17 @@ fn agreement(pairs: &[Difference], bootstrap: Bootstrap) -> Agreement {
         kendall: correlation(statistics::kendall, false),
         largest_differences: largest,
     }
+}
+
+/// Whether `count` different rows are among those drawn.
+fn has_different(drawn: &[usize], count: usize) -> bool {
+    let mut met = Vec::with_capacity(count);
+    drawn.iter().any(|row| {
+        if !met.contains(row) {
+            met.push(*row);
+        }
+        met.len() == count
+    })
 }
 
 fn raters(rows: &[&Row], bootstrap: Bootstrap) -> Option<Raters> {

@@ -128,6 +128,11 @@ fn two_systems_correlate_in_no_way() {
     let three = [two[0].clone(), two[1].clone(), row("c", None, 3.0, 2.0)];
     let found = agree(&three, Bootstrap::default()).remove(0);
     assert!((found.systems.pearson.value.unwrap() - 0.5).abs() < 1e-12);
+    // Most draws of three hold two of them at most: they would make an interval of -1 and 1 alone.
+    assert!(correlations(found.systems).iter().all(|found| found.interval.is_none()));
+    let five = [&three[..], &[row("d", None, 5.0, 4.0), row("e", None, 4.0, 4.5)]].concat();
+    let found = agree(&five, Bootstrap::default()).remove(0);
+    assert!(correlations(found.systems).iter().all(|found| found.interval.is_some()));
 }
 
 fn real() -> Option<PathBuf> {
